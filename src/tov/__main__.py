@@ -1,0 +1,6 @@
+"""`python -m tov`."""
+
+from tov.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""The Python front door: settings in, run folder out. Each function walks the stages in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from tov import output
+from tov.config import (
+    FitConfig,
+    PathSettings,
+    ReselectConfig,
+    ScoreConfig,
+    SelectConfig,
+    SelectionSettings,
+    Settings,
+    build,
+)
+from tov.data.pool import Pool, open_pool
+from tov.data.sources import Input
+from tov.errors import ConfigError, DataError, RunError
+from tov.files import digest, write_text
+from tov.path.store import StoredPath, open_path
+from tov.report import summary_markdown
+from tov.run import Run, open_run, start_run
+from tov.scan.shards import read_scores
+from tov.selection import Choice, choose
+from tov.stages import Rows, fit_stage, open_model, read_pool, read_target, scan_stage, unhex
+from tov.summary import choice_facts, score_facts
+
+Inputs: TypeAlias = Input | Sequence[Input]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: its run folder.
+        manifest: what `manifest.json` says.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @cached_property
+    def scores(self) -> pa.Table:
+        """The score table: one row per pool row (row_id, source, hash, tokens, in_base, excluded, scores in nats a token)."""
+        return read_scores(self._scores_folder())
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the report."""
+        return dict(self.manifest["summary"])
+
+    @property
+    def path(self) -> StoredPath:
+        """The stored path."""
+        return open_path(self._scores_folder().parent / "path")
+
+    def _scores_folder(self) -> Path:
+        origin = self.manifest.get("scores_from")
+        return Path(origin) if origin else self.folder / "scores"
+
+
+@dataclass(frozen=True)
+class Picked(Result):
+    """A finished selection."""
+
+    @cached_property
+    def dataset(self) -> datasets.Dataset:
+        """(n rows) the chosen rows: original columns, then tov_row_id, tov_source, tov_score, tov_reason."""
+        return output.read_selected(self.folder)
+
+
+def select(
+    *, model: str, pool: Inputs, target: Inputs, n: int, out: str | Path | None = None, **settings: Any
+) -> Picked:
+    """Fits the path, scans the pool, chooses n rows and writes the run folder.
+
+    The same call again returns the finished run, or goes on where it was interrupted.
+
+    Args:
+        model: Hub id, local folder, .gguf file or alias.
+        pool: rows to choose from: path(s), glob(s), Hub id(s), `datasets.Dataset`(s) or a list of rows.
+        target: examples of what is wanted, likewise.
+        n: rows to choose.
+        out: run folder; default `tov-runs/<fingerprint>`.
+        **settings: any other setting of `tov select --help`, with underscores.
+
+    Returns:
+        The selection: `.dataset` (goes into TRL's SFTTrainer), `.scores`, `.summary`, `.folder`.
+
+    Raises:
+        TovError: one of its six kinds; the text says what to do.
+    """
+    pools, targets = _inputs(pool), _inputs(target)
+    given = {
+        "model": model,
+        "pool": _names(pools),
+        "target": _names(targets),
+        "n": n,
+        "out": str(out or "auto"),
+        **settings,
+    }
+    return run_select(build(SelectConfig, given), pools, targets)
+
+
+def run_select(
+    config: SelectConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None
+) -> Picked:
+    """`select` from a record of settings; inputs in memory are passed beside it."""
+    pools, targets = pools or config.pool, targets or config.target
+    target = read_target(targets, config)
+    rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
+    output.check_columns(rows.pool)
+    _check_n(config.n, rows)
+    identity = {
+        "settings": _identity_settings(config, "path", "scan", "selection"),
+        "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
+    }  # fmt: skip
+    run = start_run(
+        _folder(config.out, identity), command="select", identity=identity, settings=_shown(config), force=config.force
+    )
+    if run.finished:
+        return Picked(run.folder, run.manifest)
+    run.note(inputs=_remembered(pools, config.columns))
+    opened = open_model(config)
+    stored = fit_stage(run, rows, target, config, opened, quiet=config.quiet)
+    scan_stage(
+        run, rows, stored, opened, batch_tokens=config.batch_tokens, shard_rows=config.shard_rows, quiet=config.quiet
+    )
+    return _choose_and_write(run, rows.pool, read_scores(run.scores), config, config.seed)
+
+
+def reselect(from_run: str | Path, *, n: int, out: str | Path, pool: Inputs | None = None, **settings: Any) -> Picked:
+    """Chooses again from a finished run's scores; nothing is scanned.
+
+    Args:
+        from_run: folder of a `select` or `score` run.
+        n: rows to choose.
+        out: the new run folder.
+        pool: the run's pool, needed only if it was in memory.
+        **settings: `transform`, `rule`, `bins`, `seed`, `force`, `quiet`.
+    """
+    config = build(ReselectConfig, {"from_run": str(from_run), "n": n, "out": str(out), **settings})
+    return run_reselect(config, _inputs(pool) if pool is not None else None)
+
+
+def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -> Picked:
+    """`reselect` from a record of settings."""
+    origin = open_run(config.from_run)
+    scores_folder = Path(origin.manifest.get("scores_from") or origin.scores)
+    if "scan" not in origin.manifest:
+        raise RunError(f"{config.from_run} has no complete scores yet", fix="finish it first: give its command again")
+    scores = read_scores(scores_folder)
+    pool = _pool_again(origin, pools, scores)
+    seed = config.seed if config.seed is not None else origin.manifest["seed"]
+    identity = {
+        "settings": {**_identity_settings(config, "selection"), "seed": seed},
+        "scan": origin.manifest["scan"]["fingerprint"],
+    }
+    run = start_run(
+        Path(config.out), command="select --from", identity=identity, settings=_shown(config), force=config.force
+    )
+    if run.finished:
+        return Picked(run.folder, run.manifest)
+    kept = ("inputs", "path", "scan", "noise_floor", "notes")
+    run.note(
+        scores_from=str(scores_folder.absolute()),
+        **{key: origin.manifest[key] for key in kept if key in origin.manifest},
+    )
+    return _choose_and_write(run, pool, scores, config, seed)
+
+
+def score(path: str | Path | Result, pool: Inputs, *, out: str | Path | None = None, **settings: Any) -> Result:
+    """Scans a new pool with a stored path; nothing is fitted.
+
+    Args:
+        path: folder of a `select`, `score` or `fit` run (or its result).
+        pool: rows to score.
+        out: run folder; default `tov-runs/<fingerprint>`.
+        **settings: `device`, `batch_tokens`, `shard_rows`, `force`, `quiet`.
+
+    Returns:
+        The run; its `.scores` has one row per pool row, and `reselect` chooses from it.
+    """
+    pools = _inputs(pool)
+    folder = path.folder if isinstance(path, Result) else path
+    given = {"from_run": str(folder), "pool": _names(pools), "out": str(out or "auto"), **settings}
+    return run_score(build(ScoreConfig, given), pools)
+
+
+def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Result:
+    """`score` from a record of settings."""
+    pools = pools or config.pool
+    origin = open_run(config.from_run)
+    stored = open_path(_path_folder(origin))
+    fitted = build(PathSettings, {**stored.manifest["settings"], "device": config.device})
+    rows = read_pool(pools, fitted, unhex(stored.manifest["target"]["prompt"]), leak_guard=fitted.leak_guard)
+    output.check_columns(rows.pool)
+    sizes = {
+        key: getattr(config, key) or origin.manifest.get("sizes", {}).get(key) or SelectConfig.model_fields[key].default
+        for key in ("batch_tokens", "shard_rows")
+    }
+    identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": sizes}
+    run = start_run(
+        _folder(config.out, identity), command="score", identity=identity, settings=_shown(config), force=config.force
+    )
+    if run.finished:
+        return Result(run.folder, run.manifest)
+    run.note(
+        inputs=_remembered(pools, fitted.columns),
+        path_from=str(stored.folder.absolute()),
+        seed=fitted.seed,
+        sizes=sizes,
+    )
+    scan_stage(run, rows, stored, open_model(fitted), quiet=config.quiet, **sizes)
+    run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": []})
+    write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+    run.finish()
+    return Result(run.folder, run.manifest)
+
+
+def fit(model: str, target: Inputs, *, base: Inputs, out: str | Path | None = None, **settings: Any) -> Result:
+    """Fits and stores a path without scanning: a few MB of adapters that score any pool later.
+
+    Args:
+        model: Hub id, local folder, .gguf file or alias.
+        target: examples of what is wanted.
+        base: the pool from which the base set U is drawn.
+        out: run folder; default `tov-runs/<fingerprint>`.
+        **settings: any other setting of `tov fit --help`.
+    """
+    pools, targets = _inputs(base), _inputs(target)
+    given = {"model": model, "pool": _names(pools), "target": _names(targets), "out": str(out or "auto"), **settings}
+    return run_fit(build(FitConfig, given), pools, targets)
+
+
+def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Result:
+    """`fit` from a record of settings."""
+    pools, targets = pools or config.pool, targets or config.target
+    target = read_target(targets, config)
+    rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
+    identity = {
+        "settings": _identity_settings(config, "path"),
+        "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
+    }  # fmt: skip
+    run = start_run(
+        _folder(config.out, identity), command="fit", identity=identity, settings=_shown(config), force=config.force
+    )
+    if not run.finished:
+        run.note(inputs=_remembered(pools, config.columns), seed=config.seed)
+        stored = fit_stage(run, rows, target, config, open_model(config), quiet=config.quiet)
+        run.note(
+            summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}
+        )
+        run.finish()
+    return Result(run.folder, run.manifest)
+
+
+def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionSettings, seed: int) -> Picked:
+    with run.stage("select"):
+        column = f"score_{config.transform}"
+        excluded = np.array([not reason for reason in scores["excluded"].to_pylist()])
+        values = scores[column].to_numpy()
+        choice: Choice = choose(
+            scores=values.astype(np.float64), tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
+            usable=excluded, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
+        )  # fmt: skip
+        output.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
+    facts = {
+        "choice": choice_facts(scores, choice.row_ids, choice.reasons, config.transform), "scores": score_facts(scores),
+        "notes": [*run.manifest.get("notes", []), *choice.notes],
+    }  # fmt: skip
+    run.note(
+        summary=facts,
+        seed=seed,
+        sizes={key: getattr(config, key) for key in ("batch_tokens", "shard_rows") if hasattr(config, key)},
+    )
+    write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+    run.finish()
+    return Picked(run.folder, run.manifest)
+
+
+def _path_folder(origin: Run) -> Path:
+    if origin.path.exists():
+        return origin.path
+    if "path_from" in origin.manifest:
+        return Path(origin.manifest["path_from"])
+    if "scores_from" in origin.manifest:
+        return _path_folder(open_run(Path(origin.manifest["scores_from"]).parent))
+    raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
+
+
+def _pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> Pool:
+    """The pool of an earlier run, checked to be the same rows still."""
+    remembered = origin.manifest["inputs"]
+    if pools is None and remembered["pool"] is None:
+        raise ConfigError("the run's pool was in memory", fix="pass it again: tov.reselect(..., pool=...)")
+    pool = open_pool(pools or remembered["pool"], columns=remembered["columns"])
+    if len(pool) != len(scores):
+        raise DataError(
+            f"the pool has {len(pool):,} rows, the scores {len(scores):,}",
+            fix="put the pool's files back, or score the new pool",
+        )
+    return pool
+
+
+def _inputs(given: Inputs) -> list[Input]:
+    if isinstance(given, (str, Path, datasets.Dataset)):
+        return [given]
+    several = list(given)
+    return [several] if several and isinstance(several[0], Mapping) else several
+
+
+def _names(inputs: Sequence[Input]) -> tuple[str, ...]:
+    return tuple(str(one) if isinstance(one, (str, Path)) else "<in memory>" for one in inputs)
+
+
+def _remembered(inputs: Sequence[Input], columns: Mapping[str, str]) -> dict[str, Any]:
+    """What `reselect` needs to read the pool again; None for one that was in memory."""
+    files = all(isinstance(one, (str, Path)) for one in inputs)
+    return {"pool": [_absolute(str(one)) for one in inputs] if files else None, "columns": dict(columns)}
+
+
+def _absolute(location: str) -> str:
+    name, _, rest = location.partition("=")
+    if rest and not Path(location).exists():
+        return f"{name}={_absolute(rest)}"
+    folder = Path(location).parent
+    return os.path.abspath(location) if Path(location).exists() or (folder != Path() and folder.exists()) else location
+
+
+def _check_n(n: int, rows: Rows) -> None:
+    usable = int(rows.usable.sum())
+    if n > usable:
+        raise DataError(
+            f"--n {n:,} rows wanted, but the pool has {usable:,} usable rows of {len(rows.pool):,}",
+            fix="lower --n or add rows",
+        )
+
+
+def _pool_identity(rows: Rows) -> dict[str, Any]:
+    names = {source.name: len(source.table) for source in rows.pool.sources}
+    return {"sources": names, "fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint}
+
+
+def _identity_settings(config: Settings, *stages: Any) -> dict[str, Any]:
+    """The settings that decide the files; where rows were read from does not (their content does)."""
+    kept = config.of_stage(*stages)
+    return {key: value for key, value in kept.items() if key not in ("pool", "target", "from_run")}
+
+
+def _shown(config: Settings) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
+
+
+def _folder(out: str, identity: Mapping[str, Any]) -> Path:
+    return Path("tov-runs") / digest(identity) if out == "auto" else Path(out).expanduser()

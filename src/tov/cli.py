@@ -1,0 +1,307 @@
+"""The command line. Flags are made from the records in `tov.config`, so names, defaults and help are written once.
+
+Imports nothing heavy until a verb runs: `tov --help` must be instant.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tov.errors import DONE, ConfigError, did_you_mean, explain
+
+if TYPE_CHECKING:
+    from tov.api import Result
+    from tov.config import Settings
+
+VERBS = {
+    "demo": "Pick rows from a small real pool with a small real model, offline. Start here.",
+    "select": "Pick the rows of a pool that help a target most; writes a training file.",
+    "score": "Score a new pool with the stored path of an earlier run.",
+    "fit": "Fit and store a path without scanning a pool.",
+}
+_FLAGS = {"json_output": "json", "from_run": "from"}
+_GROUPS = {
+    "path": "What is fitted (a change starts the run anew)", "scan": "How the pool is scanned",
+    "selection": "How rows are chosen (a change rescans nothing, see --from)", "place": "Where and how results go",
+}  # fmt: skip
+
+
+class _Verbs(click.Group):
+    """Knows the verbs' names without importing what they do."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _command(cmd_name) if cmd_name in VERBS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            raise ConfigError(f"no command '{args[0]}'{did_you_mean(args[0], VERBS)}", allowed=", ".join(VERBS))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+class _Verb(click.Command):
+    """A command whose list options take several values (`--pool a b c`) and whose help is grouped by stage."""
+
+    def __init__(self, groups: dict[str, str], lists: set[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.groups, self.lists = groups, lists
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args, self.lists))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for stage, title in _GROUPS.items():
+            rows = [
+                record
+                for option in self.get_params(ctx)
+                if self.groups.get(option.name or "") == stage and (record := option.get_help_record(ctx))
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def spread(args: list[str], lists: set[str]) -> list[str]:
+    """`--pool a b` as `--pool a --pool b`, for the options in `lists`."""
+    out: list[str] = []
+    current = None
+    for arg in args:
+        if arg.startswith("-"):
+            current = arg if arg in lists else None
+            out.append(arg)
+        elif current and out[-1] != current:
+            out += [current, arg]
+        else:
+            out.append(arg)
+    return out
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tov", message="%(package)s %(version)s")
+def tov() -> None:
+    """Pick the training rows that help your target most, and see why.
+
+    tov fine-tunes briefly on a few examples of what you care about, scans a large pool forward-only, and takes the rows whose
+    log-loss moved (Train on Validation, arXiv 2510.00386).
+    """
+
+
+def _command(verb: str) -> click.Command:
+    from tov.config import FitConfig, ReselectConfig, ScoreConfig, SelectConfig
+
+    records: dict[str, tuple[type[Settings], ...]] = {
+        "select": (SelectConfig, ReselectConfig), "score": (ScoreConfig,), "fit": (FitConfig,), "demo": (),
+    }  # fmt: skip
+    runners: dict[str, Callable[..., None]] = {"select": _select, "score": _score, "fit": _fit, "demo": _demo}
+    if verb == "demo":
+        return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
+    groups: dict[str, str] = {}
+    options: list[click.Parameter] = [click.Argument(["config"], required=False, metavar="[CONFIG.yaml]")]
+    lists: set[str] = set()
+    for record in records[verb]:
+        for name in record.model_fields:
+            if name not in groups:
+                option = _option(record, name)
+                options.append(option)
+                groups[name] = _stage(record, name)
+                if option.multiple:
+                    lists.add(option.opts[0])
+    return _Verb(groups, lists, name=verb, params=options, callback=runners[verb], help=VERBS[verb])
+
+
+def _stage(record: type[Settings], name: str) -> str:
+    from tov.config import stage_of
+
+    return stage_of(record, name)
+
+
+def _option(record: type[Settings], name: str) -> click.Option:
+    """A flag for one setting. Its own default is "not given"; the record's default is only shown."""
+    from typing import Literal, get_args, get_origin
+
+    field = record.model_fields[name]
+    kind: Any = field.annotation
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if get_origin(kind) is not Literal and type(None) in get_args(kind):
+        kind = members[0]
+    default = None if field.is_required() else field.default
+    help = f"{field.description}{_shown_default(default)}"
+    flag = f"--{_FLAGS.get(name, name).replace('_', '-')}"
+    if kind is bool:
+        toggled = f"{flag}/--no-{flag[2:]}" if default else flag
+        return click.Option([toggled, name], default=None, is_flag=True, help=help)
+    if get_origin(kind) is Literal:
+        return click.Option([flag, name], type=click.Choice(get_args(kind)), help=help)
+    many = get_origin(kind) in (tuple, dict)
+    return click.Option(
+        [flag, name], type=str if many else kind, multiple=many, metavar="TEXT..." if many else None, help=help
+    )
+
+
+def _shown_default(default: Any) -> str:
+    if default is None or default == {}:
+        return ""
+    if isinstance(default, bool):
+        return f"  [{'on' if default else 'off'}]"
+    return f"  [{' '.join(default) if isinstance(default, tuple) else default}]"
+
+
+def _gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Settings from the YAML file, overridden by the flags that were given."""
+    from tov.config import read_yaml
+
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if isinstance(given.get("columns"), tuple):
+        pairs = [one.partition("=") for one in given["columns"]]
+        if any(not theirs for _, _, theirs in pairs):
+            raise ConfigError(
+                f"--columns got {' '.join(given['columns'])}", allowed="OURS=YOURS ..., e.g. prompt=question"
+            )
+        given["columns"] = {ours: theirs for ours, _, theirs in pairs}
+    settings = read_yaml(Path(config)) if config else {}
+    for short, name in (("from", "from_run"), ("json", "json_output")):
+        if short in settings:
+            settings[name] = settings.pop(short)
+    return {**settings, **given}
+
+
+def _select(config: str | None, **flags: Any) -> None:
+    from tov.config import ReselectConfig, SelectConfig, build
+
+    settings = _gather(config, flags)
+    if "from_run" in settings:
+        extra = [
+            name for name in settings if name not in ReselectConfig.model_fields and name in SelectConfig.model_fields
+        ]
+        if extra:
+            raise ConfigError(
+                f"--{extra[0].replace('_', '-')} cannot take effect with --from: the scores are there already",
+                allowed=", ".join(
+                    f"--{_FLAGS.get(name, name).replace('_', '-')}" for name in ReselectConfig.model_fields
+                ),
+            )
+        record: Any = build(ReselectConfig, settings)
+    else:
+        record = build(SelectConfig, settings)
+    from tov import api
+
+    result = api.run_reselect(record) if "from_run" in settings else api.run_select(record)
+    _tell(result, record)
+
+
+def _score(config: str | None, **flags: Any) -> None:
+    from tov.config import ScoreConfig, build
+
+    record = build(ScoreConfig, _gather(config, flags))
+    from tov import api
+
+    _tell(api.run_score(record), record)
+
+
+def _fit(config: str | None, **flags: Any) -> None:
+    from tov.config import FitConfig, build
+
+    record = build(FitConfig, _gather(config, flags))
+    from tov import api
+
+    _tell(api.run_fit(record), record)
+
+
+def _demo_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--out"], default="runs/demo", show_default=True, help="the run folder"),
+        click.Option(["--force"], is_flag=True, help="run again from the beginning"),
+    ]
+
+
+def _demo(out: str, force: bool) -> None:
+    from tov import demo
+
+    demo.run_demo(out, force=force)
+
+
+def _tell(result: Result, record: Any) -> None:
+    """What a finished command prints: a table and what to do next, or JSON."""
+    from tov.report import composition_table
+
+    summary = result.manifest["summary"]
+    if record.json_output:
+        print(
+            json.dumps(
+                {
+                    "folder": str(result.folder),
+                    "status": result.manifest["status"],
+                    "summary": summary,
+                    "timings": result.manifest["timings"],
+                }
+            )
+        )
+        return
+    if record.quiet:
+        return
+    if "choice" in summary:
+        print(composition_table(summary["choice"]))
+        for note in summary["notes"]:
+            print(f"note: {note}")
+        print(f"\n{summary['choice']['n']:,} rows in {result.folder / 'selected.jsonl'} (and .parquet)")
+        print(f"report: {result.folder / 'summary.md'}")
+        return
+    if "scores" in summary:
+        facts = summary["scores"]
+        print(f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {result.folder / 'summary.md'}")
+        for reason, count in facts["left_out"].items():
+            print(f"  {count:,} rows without a score: {reason}")
+        print(f"choose from them: tov select --from {result.folder} --n 1000 --out OUT")
+        return
+    print(f"path of {summary['epochs']} epochs in {result.folder / 'path'}")
+    print(f"score a pool with it: tov score --from {result.folder} --pool POOL --out OUT")
+
+
+def _settle_libraries() -> None:
+    """Third parties' bars and warnings would drown our own lines; whoever wants them sets TOV_VERBOSE=1."""
+    if os.environ.get("TOV_VERBOSE"):
+        return
+    import warnings
+
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Runs a command and exits: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted."""
+    _settle_libraries()
+    try:
+        tov.main(args=args, prog_name="tov", standalone_mode=False)
+        code = DONE
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = _say(KeyboardInterrupt())
+    except Exception as error:
+        code = _say(error)
+    sys.exit(code)
+
+
+def _say(error: BaseException) -> int:
+    explained = explain(error)
+    if explained is None:
+        raise error
+    print(explained[0], file=sys.stderr)
+    return explained[1]

@@ -1,0 +1,197 @@
+"""Every setting, once: its name, kind, bounds, default, help and what depends on it.
+
+Command-line flags, YAML keys, Python arguments and the reference page are all made from these records, so a
+default is written nowhere else. A setting's *stage* says what changes when it changes: `path` (the fitted path and
+all after it), `scan` (scores and all after them), `selection` (the chosen rows only), `place` (nothing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tov.errors import ConfigError, did_you_mean
+
+Stage = Literal["path", "scan", "selection", "place"]
+TRANSFORMS = ("identity", "abs", "positive")
+Transform = Literal["identity", "abs", "positive"]
+Rule = Literal["score+random", "score-only"]
+Variant = Literal["interleaved", "parallel", "paired"]
+ValOptimizer = Literal["fresh", "carry", "sgd"]
+
+
+def _setting(stage: Stage, help: str, default: Any = ..., **bounds: Any) -> Any:
+    return Field(default, description=help, json_schema_extra={"stage": stage}, **bounds)
+
+
+class Settings(BaseModel):
+    """Base of all records of settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("pool", "target", "lora_targets", mode="before", check_fields=False)
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    def of_stage(self, *stages: Stage) -> dict[str, Any]:
+        """The settings on which the artefacts of these stages depend."""
+        dumped = self.model_dump(mode="json")
+        return {name: dumped[name] for name in dumped if stage_of(type(self), name) in stages}
+
+
+class DataSettings(Settings):
+    """How rows are read and encoded."""
+
+    max_length: int = _setting("path", "tokens a row may have; longer rows are cut at the end", 1024, ge=2)
+    columns: dict[str, str] = _setting("path", "your column names for ours, e.g. prompt=question completion=answer", {})
+    bad_rows: Literal["error", "skip"] = _setting(
+        "path", "a pool row that is no conversation: stop, or skip and count it", "error"
+    )
+
+
+class ScanSettings(DataSettings):
+    """How the pool is scanned."""
+
+    batch_tokens: int = _setting("scan", "tokens in one scan batch, padding included", 4096, ge=1)
+    shard_rows: int = _setting("scan", "pool rows in one score shard; a killed run loses at most one", 2048, ge=1)
+
+
+class PlaceSettings(Settings):
+    """Where results go and how they are told."""
+
+    out: str = _setting("place", "the run folder to make, or to go on with", min_length=1)
+    force: bool = _setting("place", "overwrite what --out holds", False)
+    json_output: bool = _setting("place", "print a machine-readable result", False)
+    quiet: bool = _setting("place", "no progress and no table", False)
+
+
+class PathSettings(DataSettings):
+    """How the path is fitted: model, base set, target, training (methods: Jain, Montanari, Sasoglu 2025, Alg. 1)."""
+
+    model: str = _setting("path", "Hub id, local folder, .gguf file, or the alias smollm2-135m", min_length=1)
+    target: tuple[str, ...] = _setting("path", "examples of what you care about: files, globs or Hub ids", min_length=1)
+    pool: tuple[str, ...] = _setting("path", "rows to choose from: files, globs, folders or Hub ids", min_length=1)
+    revision: str | None = _setting("path", "model revision on the Hub", None)
+    trust_remote_code: bool = _setting("path", "run code that a Hub model brings", False)
+    dtype: Literal["auto", "fp32", "bf16"] = _setting(
+        "path", "dtype of the frozen weights; auto: bf16 where the hardware multiplies it, else fp32", "auto"
+    )
+    device: str = _setting("path", "auto, cpu, cuda, cuda:1, mps", "auto")
+    seed: int = _setting("path", "seed of every random choice", 0, ge=0)
+    leak_guard: bool = _setting(
+        "path", "keep pool rows whose prompt is in the target, and exact repeats, from being chosen", True
+    )
+    base_size: int | None = _setting(
+        "path", "rows in the base set U; auto: 4096, at most a quarter of the pool", None, ge=1
+    )
+    epochs: int | None = _setting(
+        "path", "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4", None, ge=1
+    )
+    variant: Variant = _setting("path", "which state each epoch starts from", "interleaved")
+    learning_rate: float = _setting("path", "rate of the base epochs (AdamW)", 5e-4, gt=0)
+    schedule: Literal["linear", "constant"] = _setting("path", "decay of the base rate over all base steps", "linear")
+    eps: float = _setting("path", "the target epoch's rate over its base epoch's mean rate", 0.1, gt=0)
+    val_optimizer: ValOptimizer = _setting(
+        "path", "optimizer of the target epoch: AdamW from zero moments, with the base's moments, or plain SGD", "fresh"
+    )
+    sgd_learning_rate: float = _setting("path", "rate of the target epoch under val_optimizer sgd", 0.05, gt=0)
+    batch_size: int = _setting("path", "rows in one optimizer step", 16, ge=1)
+    lora_rank: int = _setting("path", "LoRA rank", 16, ge=1)
+    lora_alpha: float = _setting("path", "LoRA alpha (the adapter is scaled by alpha / rank)", 32.0, gt=0)
+    lora_dropout: float = _setting("path", "dropout on LoRA inputs while fitting", 0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = _setting("path", "modules that get an adapter", ("all-linear",), min_length=1)
+
+
+class SelectionSettings(Settings):
+    """How rows are chosen from scores."""
+
+    n: int = _setting("selection", "rows to choose", ge=1)
+    transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
+    rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
+    bins: int = _setting("selection", "equal-capacity bins by scored tokens, each gives the same number", 10, ge=1)
+
+
+class FitConfig(PathSettings, PlaceSettings):
+    """Settings of `tov fit`."""
+
+
+class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings):
+    """Settings of `tov select`."""
+
+
+class ReselectConfig(SelectionSettings, PlaceSettings):
+    """Settings of `tov select --from`."""
+
+    from_run: str = _setting("selection", "a finished run whose scores are used", min_length=1)
+    seed: int | None = _setting("selection", "seed of the random half; default: the run's", None, ge=0)
+
+
+class ScoreConfig(PlaceSettings):
+    """Settings of `tov score`."""
+
+    from_run: str = _setting("path", "a run (or fit) whose stored path is used", min_length=1)
+    pool: tuple[str, ...] = _setting("path", "the new pool", min_length=1)
+    device: str = _setting("scan", "auto, cpu, cuda, cuda:1, mps", "auto")
+    batch_tokens: int | None = _setting("scan", "tokens in one scan batch; default: the run's", None, ge=1)
+    shard_rows: int | None = _setting("scan", "pool rows in one score shard; default: the run's", None, ge=1)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def stage_of(record: type[Settings], name: str) -> Stage:
+    """The stage of one setting."""
+    extra = record.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return extra["stage"]  # type: ignore[return-value]
+
+
+def build(record: type[S], given: Mapping[str, Any]) -> S:
+    """A checked record from keys and values.
+
+    Raises:
+        ConfigError: unknown, missing or unusable settings, each with what is allowed.
+    """
+    for key in given:
+        if key not in record.model_fields:
+            raise ConfigError(
+                f"unknown setting '{key}'{did_you_mean(key, record.model_fields)}",
+                allowed=", ".join(sorted(record.model_fields)),
+            )
+    try:
+        return record(**given)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(_in_words(fault) for fault in error.errors()), fix="correct it and give the command again"
+        ) from None
+
+
+def _in_words(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"][:1])
+    flag = f"--{name.replace('_', '-')}"
+    if fault["type"] == "missing":
+        return f"{flag} is missing"
+    message = fault["msg"].removeprefix("Input should be ")
+    return f"{flag} got {fault['input']!r}, should be {message}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        ConfigError: no such file, broken YAML (with its line), or not a mapping.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no settings file {path}", fix="check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}", fix="correct the line that it names") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds {type(value).__name__}", allowed="a mapping of settings, e.g. 'n: 4096'")
+    return {str(key).replace("-", "_"): entry for key, entry in value.items()}

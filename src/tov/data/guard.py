@@ -1,0 +1,32 @@
+"""Which pool rows may not be chosen, and why: leaks from the target, repeats, unreadable rows. Pure NumPy on hashes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tov.data.pool import Index
+
+USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS = range(5)
+REASONS = ("", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens")
+"""The words for the codes above; they stand in the score table's column `excluded`."""
+
+
+def exclusions(pool: Index, target_prompts: np.ndarray, *, leak_guard: bool) -> np.ndarray:
+    """(N,) uint8 code of every pool row.
+
+    Under the leak guard a row is excluded if its prompt (case and white space ignored) is a prompt of the target, or if
+    an earlier pool row has the same conversation.
+
+    Args:
+        pool: hashes of the pool's rows.
+        target_prompts: (M,) uint64 prompt hashes of the target.
+        leak_guard: whether leaks and repeats are excluded.
+    """
+    codes = np.zeros(len(pool.content), np.uint8)
+    if leak_guard:
+        first = np.zeros(len(codes), bool)
+        first[np.unique(pool.content, return_index=True)[1]] = True
+        codes[~first] = DUPLICATE
+        codes[np.isin(pool.prompt, target_prompts)] = IN_TARGET
+    codes[list(pool.bad)] = UNREADABLE
+    return codes

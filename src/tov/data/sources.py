@@ -1,0 +1,253 @@
+"""Opening what the user names: files, globs, folders, Hub ids, datasets in memory. Loading itself is `datasets`' job.
+
+Each input is one source; a bare glob gives one source a file, and `NAME=INPUT` names a source (then a glob is one).
+Must not know what is in the rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+
+from tov.errors import DataError
+
+Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
+
+BUILDERS = {
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
+    ".arrow": "arrow",
+}  # fmt: skip
+_HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:-]+))?$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input: its name in every table, where it came from, its rows."""
+
+    name: str
+    location: str
+    table: datasets.Dataset
+    files: tuple[Path, ...] = ()
+
+
+def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
+    """Opens every input, in order, as sources with distinct names.
+
+    Raises:
+        DataError: nothing there, unknown format, broken content (with file and line), no rows.
+    """
+    found = [source for one in inputs for source in _open(one)]
+    named: list[Source] = []
+    for source in found:
+        if not len(source.table):
+            raise DataError(f"{source.location} has no rows", fix="name a file with at least one row")
+        taken = {other.name for other in named}
+        name, count = source.name, 2
+        while name in taken:
+            name, count = f"{source.name}-{count}", count + 1
+        named.append(Source(name, source.location, source.table, source.files))
+    return tuple(named)
+
+
+def _open(one: Input) -> list[Source]:
+    if isinstance(one, datasets.Dataset):
+        return [Source("memory", f"<Dataset of {len(one)} rows>", one)]
+    if isinstance(one, (datasets.DatasetDict, datasets.IterableDataset)):
+        raise DataError(
+            f"got a {type(one).__name__}", allowed="a datasets.Dataset", fix="pass one split, e.g. ds['train']"
+        )
+    if not isinstance(one, (str, Path)):
+        rows = list(one)
+        return [Source("memory", f"<list of {len(rows)} rows>", datasets.Dataset.from_list(rows))]
+    text = str(one)
+    name, _, rest = text.partition("=")
+    if rest and not Path(text).exists() and re.fullmatch(r"[\w.-]+", name):
+        return [_one_source(name, rest)]
+    if not Path(text).exists() and glob.has_magic(text):
+        return [_one_source(_stem(path), str(path)) for path in _matches(text)]
+    return [_one_source(None, text)]
+
+
+def _stem(path: Path) -> str:
+    return path.name.split(".")[0] or path.name
+
+
+def _matches(pattern: str) -> list[Path]:
+    paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+    if not paths:
+        raise DataError(
+            f"no file matches '{pattern}'", fix="check the pattern; quote it so that the shell leaves it alone"
+        )
+    return paths
+
+
+def _one_source(name: str | None, location: str) -> Source:
+    path = Path(location).expanduser()
+    if path.is_dir():
+        return _from_folder(name, path)
+    if path.exists():
+        return Source(name or _stem(path), location, _load_files([path]), (path,))
+    if glob.has_magic(location):
+        paths = _matches(location)
+        return Source(name or "glob", location, _load_files(paths), tuple(paths))
+    split_folder, _, split = location.rpartition(":")
+    if split_folder and Path(split_folder).is_dir():
+        return _from_folder(name, Path(split_folder), split)
+    hub = _HUB_ID.match(location)
+    if hub and path.suffix not in BUILDERS:
+        return _from_hub(name, location, hub)
+    raise DataError(f"no file, folder or Hub dataset '{location}'{_near(path)}", fix="check the path")
+
+
+def _near(path: Path) -> str:
+    folder = path.parent
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean '{folder / near[0]}'?)" if near else ""
+
+
+def _from_folder(name: str | None, path: Path, split: str | None = None) -> Source:
+    if (path / "dataset_dict.json").exists():
+        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        if split is None and len(splits) == 1:
+            split = splits[0]
+        if split is None or split not in splits:
+            raise DataError(
+                f"{path} holds splits{f', none called {split!r}' if split else ''}",
+                allowed=", ".join(f"{path}:{one}" for one in splits), fix="name one split",
+            )  # fmt: skip
+        return Source(name or path.name, f"{path}:{split}", datasets.load_from_disk(str(path / split)))
+    if (path / "dataset_info.json").exists() and (path / "state.json").exists():
+        return Source(name or path.name, str(path), datasets.load_from_disk(str(path)))
+    files = sorted(file for file in path.rglob("*") if _suffix(file) in BUILDERS and file.is_file())
+    if not files:
+        raise DataError(
+            f"folder {path} holds no data file", allowed=f"a save_to_disk folder, or files {', '.join(BUILDERS)}"
+        )
+    return Source(name or path.name, str(path), _load_files(files), tuple(files))
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in (".gz", ".zst", ".bz2", ".xz"):
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _load_files(paths: list[Path]) -> datasets.Dataset:
+    kinds = {_suffix(path) for path in paths}
+    builders = {BUILDERS.get(kind) for kind in kinds}
+    if len(builders) != 1 or None in builders:
+        raise DataError(
+            f"{paths[0] if len(paths) == 1 else f'{len(paths)} files'}: format {', '.join(sorted(kinds)) or 'unknown'}",
+            allowed=f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source",
+        )
+    empty = next((path for path in paths if path.stat().st_size == 0), None)
+    if empty:
+        raise DataError(f"{empty} is empty (0 bytes)", fix="name a file with at least one row")
+    options = {"sep": "\t"} if kinds == {".tsv"} else {}
+    builder = builders.pop()
+    assert builder
+    try:
+        return datasets.load_dataset(builder, data_files=[str(path) for path in paths], split="train", **options)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        for path in paths:
+            _explain_json(path) if builder == "json" else _explain_encoding(path)
+        cause = error.__cause__ or error
+        raise DataError(
+            f"{paths[0]} cannot be read: {cause}", fix="check that its content is what its suffix says"
+        ) from error
+
+
+def _explain_encoding(path: Path) -> None:
+    """Raises DataError with the line of the first byte that is not UTF-8, if there is one in a text file."""
+    if _suffix(path) not in (".csv", ".tsv") or path.suffix in (".gz", ".zst"):
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            _decode(line, path, number)
+
+
+def _decode(line: bytes, path: Path, number: int) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8",
+            fix=f"convert it, e.g. iconv -f latin1 -t utf-8 {path.name}",
+        ) from None
+
+
+def _explain_json(path: Path) -> None:
+    """Raises DataError with the file and line of the first broken JSON line, if there is one."""
+    if path.suffix in (".gz", ".zst", ".bz2", ".xz"):
+        return
+    with open(path, "rb") as file:
+        if path.suffix == ".json" and file.read(1) in (b"[", b"{"):
+            try:
+                json.loads(path.read_bytes())
+                return
+            except UnicodeDecodeError:
+                pass
+            except json.JSONDecodeError as error:
+                if "Extra data" not in error.msg:
+                    raise DataError(
+                        f"{path}:{error.lineno}: {error.msg} at column {error.colno}", fix="correct the line"
+                    ) from None
+        file.seek(0)
+        kinds: dict[str, tuple[type, int]] = {}
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                _check_line(_decode(line, path, number), path, number, kinds)
+
+
+def _check_line(line: str, path: Path, number: int, kinds: dict[str, tuple[type, int]]) -> None:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        shown = line.strip()[:60]
+        raise DataError(
+            f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}: {shown!r}",
+            fix="correct or delete the line",
+        ) from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}:{number}: a {type(value).__name__}", allowed="one JSON object a line")
+    for key, entry in value.items():
+        kind, first = kinds.setdefault(key, (type(entry), number))
+        if (
+            entry is not None
+            and kind is not type(None)
+            and kind is not type(entry)
+            and {kind, type(entry)} != {int, float}
+        ):
+            raise DataError(
+                f"{path}:{number}: '{key}' is a {type(entry).__name__}, but a {kind.__name__} in line {first}",
+                fix="give the column one type",
+            )
+        if kind is type(None):
+            kinds[key] = (type(entry), number)
+
+
+def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
+    split = hub["split"] or "train"
+    try:
+        table = datasets.load_dataset(hub["name"], hub["config"], split=split)
+    except ValueError as error:
+        raise DataError(f"{location}: {error}", allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"'{location}' is no file here, and the Hub does not give it: {reason}",
+            fix="check the path; a Hub dataset needs a connection (or HF_HUB_OFFLINE=1 and a filled cache)",
+        ) from None
+    return Source(name or hub["name"].rpartition("/")[2], location, table)

@@ -1,0 +1,84 @@
+"""What can go wrong, in words: six error classes and the one place where an exception becomes a sentence.
+
+Knows nothing of models or data. Every error says what was got, what is allowed and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes of every command."""
+
+
+class TovError(Exception):
+    """Base of all errors that tov raises on purpose.
+
+    Args:
+        problem: what was got, in one sentence.
+        allowed: what would have been right, if there is such a list.
+        fix: what to do next.
+    """
+
+    exit_code = USER_ERROR
+
+    def __init__(self, problem: str, *, allowed: str = "", fix: str = "") -> None:
+        self.problem, self.allowed, self.fix = problem, allowed, fix
+        lines = [problem]
+        if allowed:
+            lines.append(f"  allowed: {allowed}")
+        if fix:
+            lines.append(f"  do: {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(TovError, ValueError):
+    """A setting is unknown, of the wrong kind, or contradicts another."""
+
+
+class DataError(TovError, ValueError):
+    """A pool or target cannot be read, or holds rows that cannot be used."""
+
+
+class ModelError(TovError, ValueError):
+    """A model or tokenizer cannot be loaded or cannot be scored."""
+
+
+class RunError(TovError, FileExistsError):
+    """A run folder holds something else than this command expects."""
+
+
+class StorageError(TovError, OSError):
+    """Writing failed (disk full, no permission); nothing that was finished is lost."""
+
+    exit_code = FAILED
+
+
+class NumericError(TovError, ArithmeticError):
+    """Training or scoring left the range of numbers (NaN, infinity)."""
+
+    exit_code = FAILED
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code for an exception; None for a fault of ours, which keeps its traceback."""
+    if isinstance(error, TovError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: finished shards are kept; give the same command again to go on", INTERRUPTED
+    if isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError)):
+        return f"error: {error.strerror}: {error.filename}\n  do: choose another --out or change its permissions", (
+            USER_ERROR
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            "error: out of memory\n  do: lower --batch-tokens (it bounds the tokens held at once), or --max-length"
+        ), FAILED
+    return None

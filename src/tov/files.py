@@ -1,0 +1,111 @@
+"""Files that are either whole or absent: atomic writes, JSON, digests. Knows nothing of what the files mean."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tov.errors import StorageError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and takes the name `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _full_disk_said(path):
+            yield temporary
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _full_disk_said(path: Path) -> Iterator[None]:
+    """A full disk, however a library words it, as a StorageError that names the file."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:
+            raise
+        raise StorageError(
+            f"the disk is full: {path} could not be written",
+            fix="free some space, then give the same command again: it goes on from the last finished shard",
+        ) from error
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic`, for a folder: `path` appears whole or not at all; an older one is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with _full_disk_said(path):
+            yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Removes what a killed process left half-written below `folder`."""
+    for leftover in folder.rglob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON atomically; key order is kept."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads one JSON document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Appends one JSON line (an event log)."""
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON value."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def file_digest(path: Path, *, block: int = 1 << 20, blocks: int = 16) -> str:
+    """Fingerprint of a large file: its size and evenly spaced blocks of 1 MiB (all of a file up to 16 MiB)."""
+    size = path.stat().st_size
+    sha = hashlib.sha256(str(size).encode())
+    step = max(block, size // blocks)
+    with open(path, "rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            sha.update(file.read(block))
+    return sha.hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""LoRA adapters by peft: attach, read, write, save, load. Adapter parameters are fp32 under any base dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tov.errors import ConfigError, ModelError
+
+State = dict[str, Tensor]
+"""Adapter parameters by peft's names, fp32, on the CPU."""
+
+
+def attach(model: Any, *, rank: int, alpha: float, dropout: float, targets: tuple[str, ...], seed: int) -> Any:
+    """The model with a fresh adapter (B = 0, A seeded), a `PeftModel` whose only trainable parameters are the adapter's.
+
+    Raises:
+        ConfigError: no module of the model matches `targets`.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names: Any = targets[0] if targets == ("all-linear",) else list(targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
+        except ValueError as error:
+            raise ConfigError(
+                f"--lora-targets {' '.join(targets)}: {error}", allowed="all-linear, or names of modules"
+            ) from None
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def read_state(adapted: Any) -> State:
+    """A copy of the adapter's parameters."""
+    from peft import get_peft_model_state_dict
+
+    return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(adapted).items()}
+
+
+def parameters(adapted: Any) -> dict[str, Tensor]:
+    """The adapter's live parameters by the names that `read_state` uses."""
+    return {
+        name.replace(".default", ""): parameter
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def write_state(adapted: Any, state: Mapping[str, Tensor]) -> None:
+    """Puts parameters in place.
+
+    Raises:
+        ModelError: names or shapes are another model's.
+    """
+    live = parameters(adapted)
+    if set(live) != set(state):
+        odd = sorted(set(live) ^ set(state))[0]
+        raise ModelError(
+            f"the stored adapter does not fit the model: {odd}", fix="use the model that the path was fitted on"
+        )
+    for name, parameter in live.items():
+        parameter.copy_(state[name])
+
+
+def save(adapted: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    """Writes a state as a PEFT adapter folder that any PEFT user can load."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = adapted.peft_config["default"]
+    inference, config.inference_mode = config.inference_mode, True
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.inference_mode = inference
+    save_file(dict(state), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def load(folder: Path) -> State:
+    """Reads the parameters in a PEFT adapter folder.
+
+    Raises:
+        ModelError: no adapter there, or a broken file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(folder / "adapter_model.safetensors"))
+    except (FileNotFoundError, SafetensorError) as error:
+        raise ModelError(f"{folder} holds no readable adapter: {error}", fix="fit the path again (--force)") from None

@@ -1,0 +1,159 @@
+"""The adapter's forward pass: never merged, exact to the base model's own rounding, almost free.
+
+peft computes an adapter on a bf16 base in fp32 beside it, which halves the speed of a forward pass. Here each fp32 factor is
+written as a sum of two bf16 numbers (16 bits of mantissa) and their products ride on the hardware's bf16 multiplier with
+fp32 sums: `x (A1 + A2)^T (B1 + B2)^T`, without the product of the two small parts, as one thin product and one
+accumulation into the frozen layer's output. Rounding the factors to bf16 alone would lose the difference of two states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tov.model.adapters import write_state
+
+Refresh = Callable[[Mapping[str, Tensor]], None]
+
+
+def split(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(high, low) in `dtype` with high + low = wide to twice its precision."""
+    high = wide.to(dtype)
+    return high, (wide - high.to(wide.dtype)).to(dtype)
+
+
+Factors = tuple[Tensor, Tensor]
+
+
+def thin_factors(down: Tensor, up: Tensor, scaling: float, dtype: torch.dtype) -> Factors:
+    """(k, in) and (k, out) factors in `dtype` whose product is `scaling * B A`: k = r, or 3r where `dtype` is narrower.
+
+    Args:
+        down: (r, in) A, fp32.
+        up: (out, r) B, fp32.
+        scaling: alpha / r.
+        dtype: of the frozen layer.
+    """
+    up = up.T * scaling
+    if dtype.itemsize >= down.dtype.itemsize:
+        return down.to(dtype), up.to(dtype)
+    (down1, down2), (up1, up2) = split(down, dtype), split(up, dtype)
+    return torch.cat([down1, down2, down1]), torch.cat([up1, up1, up2])
+
+
+def thin_linear(x: Tensor, base: nn.Linear, factors: Factors) -> tuple[Tensor, Tensor]:
+    """(output (..., out), thin product (..., k)) of a frozen linear layer with its adapter."""
+    down, up = factors
+    thin = functional.linear(x, down)
+    out = functional.linear(x, base.weight, base.bias)
+    out.flatten(0, -2).addmm_(thin.flatten(0, -2), up)
+    return out, thin
+
+
+class _TrainedLinear(torch.autograd.Function):
+    """The same forward with gradients for A and B in fp32, in two thin products each and no copy of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: nn.Linear, scaling: float) -> Tensor:
+        out, thin = thin_linear(x, base, thin_factors(down, up, scaling, base.weight.dtype))
+        ctx.base, ctx.scaling = base, scaling
+        ctx.save_for_backward(x, down, up, thin)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, down, up, thin = ctx.saved_tensors
+        weight, rank = ctx.base.weight, len(down)
+        upstream, rows, thin = (one.flatten(0, -2) for one in (upstream, x, thin))
+        if thin.shape[1] > rank:  # the parts of A1 and A2 add up to x A
+            thin = thin[:, :rank] + thin[:, rank : 2 * rank]
+        back = upstream @ (up * ctx.scaling).to(weight.dtype)  # (rows, r)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = upstream @ weight
+            to_x.addmm_(back, down.to(weight.dtype))
+            to_x = to_x.reshape(x.shape)
+        to_down, to_up = back.T @ rows, upstream.T @ thin
+        return to_x, to_down.to(down.dtype), to_up.to(up.dtype) * ctx.scaling, None, None
+
+
+def plain_layers(adapted: Any) -> list[Any]:
+    """The adapted layers that are plain linear ones, the head excepted; others keep peft's own forward."""
+    from peft.tuners.lora.layer import Linear
+
+    head = adapted.get_base_model().get_output_embeddings()
+    return [
+        layer
+        for layer in adapted.modules()
+        if type(layer) is Linear and type(layer.base_layer) is nn.Linear and layer is not head
+    ]
+
+
+def _of(layer: Any) -> tuple[Tensor, Tensor, float]:
+    name = layer.active_adapters[0]
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
+
+@contextlib.contextmanager
+def scanning(adapted: Any) -> Iterator[Refresh]:
+    """Within the block the model is in evaluation mode and runs the thin forward; yields the function that sets a state.
+
+    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers) keep peft's own forward.
+    """
+    layers = plain_layers(adapted)
+    factors: dict[int, Factors] = {}
+
+    def refresh() -> None:
+        for layer in layers:
+            factors[id(layer)] = thin_factors(*_of(layer), layer.base_layer.weight.dtype)
+
+    def set_state(state: Mapping[str, Tensor]) -> None:
+        write_state(adapted, state)
+        refresh()
+
+    was_training = adapted.training
+    adapted.eval()
+    try:
+        with (
+            torch.inference_mode(),
+            _forwards(layers, lambda layer, x: thin_linear(x, layer.base_layer, factors[id(layer)])[0]),
+        ):
+            refresh()
+            yield set_state
+    finally:
+        adapted.train(was_training)
+
+
+@contextlib.contextmanager
+def training(adapted: Any) -> Iterator[None]:
+    """Within the block the model is in training mode; layers without dropout run the thin forward with its gradients."""
+
+    def forward(layer: Any, x: Tensor) -> Any:
+        down, up, scaling = _of(layer)
+        return _TrainedLinear.apply(x, down, up, layer.base_layer, scaling)
+
+    dropped = any(getattr(config, "lora_dropout", 0.0) for config in adapted.peft_config.values())
+    adapted.train()
+    try:
+        with _forwards([] if dropped else plain_layers(adapted), forward):
+            yield
+    finally:
+        adapted.eval()
+
+
+@contextlib.contextmanager
+def _forwards(layers: list[Any], forward: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+    """Within the block each layer's forward is `forward(layer, x)`."""
+    for layer in layers:
+        layer.forward = partial(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

@@ -1,0 +1,96 @@
+"""One epoch of adapter training. The only place where an optimizer is stepped. Speaks rows, steps and nats."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tov.errors import NumericError
+from tov.model.adapters import parameters
+from tov.model.logloss import gather_hidden, head_of, token_logprobs
+from tov.model.lowrank import training
+from tov.progress import Progress, Silent
+from tov.text.batches import collate, plan
+from tov.text.encode import Encoded
+
+Rate = Callable[[int], float]
+"""Learning rate of a step, counted from 0 within the epoch."""
+
+
+def make_optimizer(adapted: Any, kind: str) -> torch.optim.Optimizer:
+    """AdamW (b = .9, .999; eps 1e-8; no weight decay) or plain SGD over the adapter's parameters."""
+    wanted = list(parameters(adapted).values())
+    if kind == "sgd":
+        return torch.optim.SGD(wanted, lr=0.0)
+    return torch.optim.AdamW(wanted, lr=0.0, weight_decay=0.0)
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A copy of the optimizer's state (moments, step counts)."""
+    return copy.deepcopy(optimizer.state_dict())
+
+
+def train_epoch(
+    adapted: Any,
+    rows: Encoded,
+    *,
+    order: Sequence[int] | np.ndarray,
+    optimizer: torch.optim.Optimizer,
+    rate: Rate,
+    batch_size: int,
+    batch_tokens: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> float:
+    """One pass over `rows` in `order`; the loss of a step is the row mean of token-mean log-losses (Eq. 7).
+
+    A step's rows are split by length into parts of at most `batch_tokens` tokens whose gradients add up, which changes
+    memory and speed but not the step.
+
+    Returns:
+        The epoch's mean training log-loss in nats a token.
+
+    Raises:
+        NumericError: the loss is no longer a finite number.
+    """
+    device, trained = next(adapted.parameters()).device, list(parameters(adapted).values())
+    total, progress = 0.0, progress or Silent()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), training(adapted):
+        torch.manual_seed(seed)  # dropout
+        for step in range(math.ceil(len(order) / batch_size)):
+            batch = np.asarray(order[step * batch_size : (step + 1) * batch_size])
+            loss = _accumulate(adapted, rows, batch, batch_tokens, device)
+            if not math.isfinite(loss):
+                raise NumericError(
+                    f"training diverged: the log-loss is {loss} at step {step + 1}",
+                    fix="lower --learning-rate or --lora-alpha",
+                )
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            optimizer.step()
+            for parameter in trained:
+                parameter.grad = None
+            total += loss * len(batch)
+            progress.advance(len(batch), int(rows.lengths[batch].sum()))
+    return total / len(order)
+
+
+def _accumulate(adapted: Any, rows: Encoded, batch: np.ndarray, batch_tokens: int, device: torch.device) -> float:
+    """Adds one step's gradients; returns its loss."""
+    causal, head = adapted.get_base_model(), head_of(adapted.get_base_model())
+    lengths, total = rows.lengths[batch], 0.0
+    for part in plan(lengths, np.ones(len(batch), bool), batch_tokens):
+        one = collate(rows, batch[part])
+        scored = torch.from_numpy(one.scored).to(device)
+        logp = token_logprobs(head, *gather_hidden(causal, torch.from_numpy(one.ids).to(device), scored))
+        counts = scored.sum(1)
+        weights = (1.0 / (len(batch) * counts)).repeat_interleave(counts)
+        loss = -(logp * weights).sum()
+        loss.backward()
+        total += loss.item()
+    return total

@@ -1,0 +1,78 @@
+"""The stored path: `path/epoch-K/base` and `path/epoch-K/target`, PEFT folders, and a manifest that says they are complete."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tov.errors import RunError
+from tov.files import digest, file_digest, read_json, write_json
+from tov.model.adapters import State, load, save
+from tov.path.variants import Step
+
+
+@dataclass(frozen=True)
+class StoredPath:
+    """A fitted path on disk.
+
+    Attributes:
+        folder: the `path/` folder.
+        manifest: model, settings, schedule, base rows, log, fingerprint.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """L."""
+        return int(self.manifest["epochs"])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the adapters' bytes and of how rows must be encoded for them."""
+        return str(self.manifest["fingerprint"])
+
+    def state(self, epoch: int, which: str) -> State:
+        """The adapter of epoch k (from 1), `base` or `target`."""
+        return load(self.folder / f"epoch-{epoch}" / which)
+
+    def pairs(self) -> Iterator[tuple[int, State, State]]:
+        """(k, base state, target state) of each epoch, read when asked for."""
+        for epoch in range(1, self.epochs + 1):
+            yield epoch, self.state(epoch, "base"), self.state(epoch, "target")
+
+
+def save_step(adapted: Any, folder: Path, step: Step, state: State) -> None:
+    """Writes one state of the path; `finish` later says that all are there."""
+    save(adapted, state, folder / f"epoch-{step.epoch}" / step.result.partition("-")[0])
+
+
+def clear(folder: Path) -> None:
+    """Removes what an unfinished fit left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def finish(folder: Path, manifest: dict[str, Any]) -> StoredPath:
+    """Writes the manifest, with which the path becomes a finished one."""
+    adapters = sorted(folder.glob("epoch-*/*/adapter_model.safetensors"))
+    prints = {str(path.relative_to(folder)): file_digest(path) for path in adapters}
+    encoding = {key: manifest[key] for key in ("model", "model_fingerprint", "dtype", "max_length")}
+    write_json(folder / "manifest.json", {**manifest, "adapters": prints, "fingerprint": digest([prints, encoding])})
+    return open_path(folder)
+
+
+def open_path(folder: Path) -> StoredPath:
+    """A finished path.
+
+    Raises:
+        RunError: there is none, or it was not finished.
+    """
+    file = folder / "manifest.json"
+    if not file.exists():
+        raise RunError(f"{folder} holds no finished path", fix="give the command that fits it again")
+    return StoredPath(folder, read_json(file))

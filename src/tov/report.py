@@ -1,0 +1,158 @@
+"""The Markdown summary of a run: reads the manifest and renders it. Computes nothing but widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tov.progress import duration
+from tov.summary import QUANTILES
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def summary_markdown(manifest: dict[str, Any]) -> str:
+    """The text of `summary.md`."""
+    identity, facts = manifest["identity"], manifest["summary"]
+    parts = [f"# tov {identity['command']}", _what(manifest)]
+    if "choice" in facts:
+        parts += [
+            "## Where the rows come from",
+            composition_table(facts["choice"]),
+            "## Lengths",
+            _lengths(facts["choice"]),
+        ]
+    if "scores" in facts:
+        parts += ["## Scores", _scores(facts["scores"], manifest), "## Left out", _left_out(facts["scores"])]
+    if facts.get("notes"):
+        parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
+    parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if not at else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = (
+        "|"
+        + "|".join("-" * (width + 2) if not at else "-" * (width + 1) + ":" for at, width in enumerate(widths))
+        + "|"
+    )
+    return "\n".join([line(cells[0]), rule, *(line(row) for row in cells[1:])])
+
+
+def _what(manifest: dict[str, Any]) -> str:
+    settings = manifest["identity"].get("settings", {})
+    shown = {key: settings[key] for key in ("model", "n", "transform", "rule", "variant", "seed") if key in settings}
+    lines = [f"- {key}: `{value}`" for key, value in shown.items()]
+    path = manifest.get("path", {})
+    if path:
+        lines.append(
+            f"- path: |U| = {path['base_rows']:,} base rows, M = {path['target_rows']:,} target rows, "
+            f"L = {path['epochs']} scoring epochs, {path['dtype']} on {path['device']}"
+        )
+    return "\n".join(lines)
+
+
+def share(part: int, whole: int) -> str:
+    """`25.0 %`, or a dash."""
+    return f"{100 * part / whole:.1f} %" if whole else "-"
+
+
+def composition_table(choice: dict[str, Any]) -> str:
+    """By source: rows and share in the pool, among the rows taken by score, among all chosen rows."""
+    rows = choice["composition"]
+    pool, by_score, chosen = (sum(row[key] for row in rows) for key in ("pool", "by_score", "chosen"))
+    return table(
+        ["source", "pool", "share", "by score", "share", "chosen", "share", "mean score"],
+        [
+            [
+                row["source"],
+                f"{row['pool']:,}",
+                share(row["pool"], pool),
+                f"{row['by_score']:,}",
+                share(row["by_score"], by_score),
+                f"{row['chosen']:,}",
+                share(row["chosen"], chosen),
+                _number(row["mean_score"]),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _lengths(choice: dict[str, Any]) -> str:
+    rows = choice["lengths"]
+    return "Scored tokens a row; the bins are tenths of the pool.\n\n" + table(
+        ["scored tokens", "pool", "by score", "chosen", "chosen share"],
+        [
+            [
+                f"{row['from']}-{row['to']}",
+                row["pool"],
+                row["by_score"],
+                row["chosen"],
+                _bar(row["chosen"], choice["n"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _bar(part: int, whole: int) -> str:
+    return f"{BLOCKS[min(8, round(8 * part / whole * 4))] if whole else ''} {share(part, whole)}"
+
+
+def _scores(facts: dict[str, Any], manifest: dict[str, Any]) -> str:
+    header = ["nats a token", *(f"{100 * level:g} %" for level in QUANTILES)]
+    rows = [
+        [name, *(_number(value) for value in values)]
+        for name, values in [*facts["quantiles"].items(), ("loss_base", facts["loss_base"])]
+        if values
+    ]
+    noise = manifest.get("noise_floor")
+    text = "Quantiles over the pool's rows.\n\n" + table(header, rows)
+    if noise:
+        text += (
+            f"\n\nNoise floor (same weights, two batch layouts): {noise['row_rms']:.2g} nat a token for a row's mean, "
+            f"{noise['token_rms']:.2g} for a single token. Scores of that size mean nothing."
+        )
+    return text
+
+
+def _left_out(facts: dict[str, Any]) -> str:
+    lines = [f"- {count:,} rows: {reason}" for reason, count in facts["left_out"].items()]
+    return f"{facts['usable']:,} of {facts['rows']:,} pool rows could be chosen.\n\n" + (
+        "\n".join(lines) or "- nothing"
+    )
+
+
+def _timings(manifest: dict[str, Any]) -> str:
+    rows = [
+        [name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"]
+        for name, seconds in manifest["timings"].items()
+    ]
+    scan = manifest.get("scan", {})
+    rate = ""
+    if scan.get("tokens_passed"):
+        rate = f"\n\n{scan['tokens_passed']:,} tokens went forward through the model in the scan."
+    return table(["stage", "time"], rows) + rate
+
+
+def _made_with(manifest: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    hardware = manifest["hardware"]
+    gpus = f", {', '.join(hardware['gpus'])}" if hardware["gpus"] else ""
+    return f"{versions}\n\n{hardware['cpu']}, {hardware['cores']} cores{gpus}"

@@ -1,0 +1,190 @@
+"""The run folder: what it was made from, how far it is, and whether a command may go on with it.
+
+`manifest.json` has an `identity` (settings and fingerprints on which its files depend); a command may go on with a folder
+of the same identity, and is refused one of another, with the differences shown.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tov.errors import RunError
+from tov.files import append_json_line, read_json, sweep_temporaries, write_json, write_text
+
+PACKAGES = ("tov", "torch", "transformers", "peft", "datasets", "pyarrow", "numpy")
+
+
+@dataclass
+class Run:
+    """An open run folder.
+
+    Attributes:
+        folder: where it is.
+        manifest: what `manifest.json` says.
+    """
+
+    folder: Path
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its files are there."""
+        return self.manifest.get("status") == "finished"
+
+    @property
+    def scores(self) -> Path:
+        """The folder of score shards."""
+        return self.folder / "scores"
+
+    @property
+    def path(self) -> Path:
+        """The folder of the stored path."""
+        return self.folder / "path"
+
+    def note(self, **facts: Any) -> None:
+        """Puts facts into the manifest and writes it."""
+        self.manifest.update(facts)
+        write_json(self.folder / "manifest.json", self.manifest)
+
+    def event(self, name: str, **facts: Any) -> None:
+        """Appends to `events.jsonl`."""
+        append_json_line(self.folder / "events.jsonl", {"time": _now(), "event": name, **facts})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage; its seconds add up over interruptions in `timings`."""
+        self.event(f"{name} started")
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = round(time.monotonic() - start, 3)
+            timings = self.manifest.setdefault("timings", {})
+            timings[name] = round(timings.get(name, 0.0) + seconds, 3)
+            self.note()
+        self.event(f"{name} finished", seconds=seconds)
+
+    def finish(self) -> None:
+        """Marks the run as complete."""
+        self.note(status="finished", finished=_now())
+        self.event("finished")
+
+
+def start_run(
+    folder: Path, *, command: str, identity: Mapping[str, Any], settings: Mapping[str, Any], force: bool = False
+) -> Run:
+    """A new run, or the one in `folder` if it has the same identity.
+
+    Raises:
+        RunError: the folder holds another run (with the differences) or files that are no run.
+    """
+    identity = {"command": command, **identity}
+    if force and folder.exists():
+        _check_ours(folder)
+        shutil.rmtree(folder)
+    manifest_file = folder / "manifest.json"
+    if manifest_file.exists():
+        run = Run(folder, read_json(manifest_file))
+        changed = differences(run.manifest.get("identity", {}), identity)
+        if changed:
+            raise RunError(
+                f"{folder} holds another run; it differs in\n" + "\n".join(f"    {line}" for line in changed),
+                fix="choose another --out; --force overwrites; to choose anew from its scores, use select --from",
+            )
+        sweep_temporaries(folder)
+        if not run.finished:
+            run.event("resumed")
+        return run
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no run", fix="choose another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder)
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    run.note(
+        format=1,
+        status="running",
+        started=_now(),
+        identity=identity,
+        versions=versions(),
+        hardware=hardware(),
+        timings={},
+    )
+    run.event("started", command=command)
+    return run
+
+
+def open_run(folder: Path | str) -> Run:
+    """A run that is there.
+
+    Raises:
+        RunError: the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / "manifest.json").exists():
+        raise RunError(
+            f"{folder} holds no run (no manifest.json)", fix="name the --out of an earlier select, score or fit"
+        )
+    return Run(folder, read_json(folder / "manifest.json"))
+
+
+def _check_ours(folder: Path) -> None:
+    if any(folder.iterdir()) and not (folder / "manifest.json").exists():
+        raise RunError(
+            f"{folder} is not empty and holds no run, so --force does not delete it", fix="choose another --out"
+        )
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name: then -> now` for every leaf that differs."""
+    lines = []
+    for name in [*was, *(name for name in now if name not in was)]:
+        old, new = was.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            lines.append(f"{prefix}{name}: {old} -> {new}")
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the numbers were made on."""
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "system": platform.platform(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,189 @@
+"""Streaming the pool through both states of every epoch. Forward passes only; keeps nothing but per-row means.
+
+Knows a model with an adapter, a stored path and encoded rows; must not know how rows are chosen. A shard of rows is encoded
+once, its batch plan frozen, and every state of the path walks that plan, so identical states give a score of exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tov.data.guard import NO_TOKENS, REASONS, UNREADABLE, USABLE
+from tov.data.pool import Index, Pool
+from tov.data.rows import Conversation
+from tov.errors import NumericError
+from tov.model.adapters import State
+from tov.model.logloss import gather_hidden, head_of, token_logprobs
+from tov.model.lowrank import Refresh, scanning
+from tov.progress import Progress, Silent
+from tov.scan.shards import MEASURES, is_done, shard_file, write_shard
+from tov.scoring import log_loss, row_scores, uncertainty
+from tov.text.batches import Batch, collate, plan
+from tov.text.encode import Encoded, encode
+
+Pairs = Iterable[tuple[int, State, State]]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan of some rows gives.
+
+    Attributes:
+        tokens: (rows,) scored tokens.
+        epochs: for each epoch, (rows,) a measure of `MEASURES`, NaN for rows without a score.
+        passed: tokens that went through the model, padding not counted, all passes together.
+    """
+
+    tokens: np.ndarray
+    epochs: list[dict[str, np.ndarray]]
+    passed: int
+
+
+def token_losses(causal: Any, batches: list[Batch]) -> np.ndarray:
+    """(sum of scored tokens,) log p of every scored token under the state now in the model, batch by batch, row by row."""
+    head, device, parts = head_of(causal), causal.device, []
+    for batch in batches:
+        ids, scored = (torch.from_numpy(array).to(device, non_blocking=True) for array in (batch.ids, batch.scored))
+        parts.append(token_logprobs(head, *gather_hidden(causal, ids, scored)))
+    return torch.cat(parts).cpu().double().numpy() if parts else np.empty(0)
+
+
+def scan_rows(causal: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int) -> Scanned:
+    """Every measure of every row, for each (k, base state, target state).
+
+    Args:
+        causal: the causal language model under the adapter.
+        set_state: from `tov.model.lowrank.scanning`.
+        rows: encoded rows; those without scored tokens are not passed through the model.
+        pairs: the states to compare.
+        batch_tokens: most tokens in a batch.
+
+    Raises:
+        NumericError: a log-loss is not a finite number.
+    """
+    counts = rows.scored_counts
+    batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
+    order = np.concatenate([batch.rows for batch in batches]) if batches else np.empty(0, np.int64)
+    offsets = np.concatenate([[0], np.cumsum(counts[order])])
+    epochs, passes = [], 0
+    for _, base_state, target_state in pairs:
+        set_state(base_state)
+        base = token_losses(causal, batches)
+        set_state(target_state)
+        target = token_losses(causal, batches)
+        if not (np.isfinite(base).all() and np.isfinite(target).all()):
+            raise NumericError(
+                "a token's log-loss is not a finite number", fix="try --dtype fp32, or a lower --learning-rate"
+            )
+        measures = {f"score_{name}": score for name, score in row_scores(base, target, offsets).items()}
+        measures["loss_base"], measures["loss_target"] = log_loss(base, offsets), log_loss(target, offsets)
+        measures["uncertainty"] = uncertainty(base, offsets)
+        epochs.append({name: _in_place(measures[name], order, len(rows)) for name in MEASURES})
+        passes += 2
+    return Scanned(counts, epochs, passes * int(rows.lengths[order].sum()))
+
+
+def _in_place(values: np.ndarray, order: np.ndarray, rows: int) -> np.ndarray:
+    placed = np.full(rows, np.nan)
+    placed[order] = values
+    return placed
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a scan of a pool depends on.
+
+    Attributes:
+        pool: the rows.
+        index: their hashes.
+        excluded: (N,) codes of `tov.data.guard`; excluded rows are listed but not scanned.
+        in_base: (N,) bool.
+        pairs: called once a shard, gives the states to compare.
+        tokenizer: as prepared by `tov.text.encode`.
+        max_length: tokens a row may have.
+        batch_tokens: most tokens in a batch.
+        shard_rows: rows a shard.
+        fingerprint: of everything above.
+    """
+
+    pool: Pool
+    index: Index
+    excluded: np.ndarray
+    in_base: np.ndarray
+    pairs: Any
+    tokenizer: Any
+    max_length: int
+    batch_tokens: int
+    shard_rows: int
+    fingerprint: str
+
+
+def scan_pool(job: Job, adapted: Any, folder: Path, progress: Progress | None = None) -> int:
+    """Scans every shard that is not there yet; returns the tokens passed through the model.
+
+    Killed at any moment and called again, it goes on with the first missing shard and ends with the same files.
+    """
+    progress, passed = progress or Silent(), 0
+    with scanning(adapted) as set_state:
+        for start in range(0, len(job.pool), job.shard_rows):
+            stop = min(start + job.shard_rows, len(job.pool))
+            file = shard_file(folder, start)
+            done = (
+                0
+                if is_done(file, job.fingerprint)
+                else scan_shard(job, adapted.get_base_model(), set_state, start, stop, file)
+            )
+            passed += done
+            progress.advance(stop - start, done)
+    return passed
+
+
+def scan_shard(job: Job, causal: Any, set_state: Refresh, start: int, stop: int, file: Path) -> int:
+    """Scans the rows from `start` up to `stop` and writes their shard; returns the tokens passed."""
+    codes = job.excluded[start:stop].copy()
+    rows = [
+        row if isinstance(row, Conversation) and code == USABLE else None
+        for row, code in zip(job.pool.conversations(start, stop), codes, strict=True)
+    ]
+    kept = np.array([place for place, row in enumerate(rows) if row is not None], np.int64)
+    encoded = encode(job.tokenizer, [row for row in rows if row is not None], max_length=job.max_length)
+    scanned = scan_rows(causal, set_state, encoded, job.pairs(), batch_tokens=job.batch_tokens)
+    tokens = np.zeros(stop - start, np.int32)
+    tokens[kept] = scanned.tokens
+    codes[kept[scanned.tokens == 0]] = NO_TOKENS
+    row_ids = np.arange(start, stop)
+    reasons = [_reason(job, int(row), int(code)) for row, code in zip(row_ids, codes, strict=True)]
+    write_shard(
+        file, row_ids=row_ids, sources=job.pool.source_names(row_ids), hashes=job.index.content[start:stop], tokens=tokens,
+        in_base=job.in_base[start:stop], excluded=reasons,
+        epochs=[{name: _in_place(epoch[name], kept, stop - start) for name in MEASURES} for epoch in scanned.epochs],
+        fingerprint=job.fingerprint,
+    )  # fmt: skip
+    return scanned.passed
+
+
+def _reason(job: Job, row_id: int, code: int) -> str:
+    return f"{REASONS[code]}: {job.index.bad[row_id]}" if code == UNREADABLE else REASONS[code]
+
+
+def noise_floor(causal: Any, set_state: Refresh, rows: Encoded, state: State, *, batch_tokens: int) -> dict[str, float]:
+    """What rounding alone does to log-loss: the same weights in two batch layouts (planned batches; each row alone).
+
+    Returns:
+        `token_rms`, `row_rms`: root mean square difference of a token's and of a row's log-loss, in nats a token. A score
+        of this size means nothing; both scans of a real run share one layout, so its own noise is smaller.
+    """
+    counts = rows.scored_counts
+    together = plan(rows.lengths, counts > 0, batch_tokens)
+    alone = [np.array([row]) for group in together for row in group]
+    set_state(state)
+    one, two = (token_losses(causal, [collate(rows, group) for group in groups]) for groups in (together, alone))
+    offsets = np.concatenate([[0], np.cumsum(counts[np.concatenate(together)])]) if together else np.zeros(1, int)
+    by_row = log_loss(one - two, offsets)
+    return {"token_rms": float(np.sqrt(np.mean((one - two) ** 2))), "row_rms": float(np.sqrt(np.mean(by_row**2)))}

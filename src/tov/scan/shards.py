@@ -1,0 +1,91 @@
+"""The score table on disk: one Parquet file a shard of pool rows, whole or absent, stamped with what it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tov.errors import RunError
+from tov.files import atomic
+from tov.scoring import TRANSFORM_FUNCTIONS
+
+MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "loss_target", "uncertainty")
+"""Per-row measures, nats a token: means over epochs under these names, one epoch k under `NAME_k`."""
+_STAMP = b"tov_fingerprint"
+
+
+def shard_file(folder: Path, start: int) -> Path:
+    """The file of the shard whose first row is `start`."""
+    return folder / f"rows-{start:012d}.parquet"
+
+
+def is_done(file: Path, fingerprint: str) -> bool:
+    """Whether a shard is there and was made from the same path, pool and settings.
+
+    Raises:
+        RunError: it was made from others.
+    """
+    if not file.exists():
+        return False
+    stamp = (pq.read_schema(file).metadata or {}).get(_STAMP, b"").decode()
+    if stamp != fingerprint:
+        raise RunError(f"{file} belongs to another run", fix="choose another --out, or --force to start over")
+    return True
+
+
+def write_shard(
+    file: Path,
+    *,
+    row_ids: np.ndarray,
+    sources: list[str],
+    hashes: np.ndarray,
+    tokens: np.ndarray,
+    in_base: np.ndarray,
+    excluded: list[str],
+    epochs: list[dict[str, np.ndarray]],
+    fingerprint: str,
+) -> None:
+    """Writes one shard atomically.
+
+    Args:
+        file: from `shard_file`.
+        row_ids: (rows,) positions in the pool.
+        sources: (rows,) source names.
+        hashes: (rows,) uint64 content hashes, written as 16 hex digits.
+        tokens: (rows,) scored tokens.
+        in_base: (rows,) bool.
+        excluded: (rows,) why the row may not be chosen, or "".
+        epochs: for each epoch, (rows,) float64 a measure, NaN where a row has no score.
+        fingerprint: of path, pool and scan settings.
+    """
+    columns: dict[str, pa.Array] = {
+        "row_id": pa.array(row_ids, pa.int64()),
+        "source": pa.array(sources, pa.string()),
+        "hash": pa.array([f"{int(value):016x}" for value in hashes], pa.string()),
+        "tokens": pa.array(tokens, pa.int32()),
+        "in_base": pa.array(in_base, pa.bool_()),
+        "excluded": pa.array(excluded, pa.string()),
+    }
+    for name in MEASURES:
+        columns[name] = pa.array(np.mean([epoch[name] for epoch in epochs], axis=0), pa.float32())
+    for number, epoch in enumerate(epochs, 1):
+        for name in MEASURES:
+            columns[f"{name}_{number}"] = pa.array(epoch[name], pa.float32())
+    table = pa.table(columns).replace_schema_metadata({_STAMP: fingerprint.encode()})
+    with atomic(file) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_scores(folder: Path) -> pa.Table:
+    """The whole score table, in row order.
+
+    Raises:
+        RunError: the folder holds none.
+    """
+    files = sorted(folder.glob("rows-*.parquet"))
+    if not files:
+        raise RunError(f"{folder} holds no scores", fix="give the command that scores it again")
+    return pa.concat_tables([pq.read_table(file) for file in files])

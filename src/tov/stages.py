@@ -1,0 +1,238 @@
+"""The stages of a run, each from records to records: read, fit, scan. Each is skipped where its files are there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tov.config import DataSettings, PathSettings
+from tov.data.guard import USABLE, exclusions
+from tov.data.pool import Index, Pool, index_rows, open_pool
+from tov.data.rows import Conversation
+from tov.data.sources import Input
+from tov.errors import DataError, ModelError
+from tov.files import digest
+from tov.model.adapters import attach
+from tov.model.load import Loaded, load_model
+from tov.model.logloss import check_head, head_of
+from tov.model.lowrank import scanning
+from tov.path.fit import Schedule, base_size_for, fit, schedule_for
+from tov.path.store import StoredPath, clear, finish, open_path, save_step
+from tov.path.variants import VARIANTS
+from tov.progress import track
+from tov.run import Run
+from tov.scan.scan import Job, noise_floor, scan_pool
+from tov.seeds import derive, generator
+from tov.text.encode import Encoded, encode
+
+NOISE_ROWS = 32
+"""Rows on which the noise floor is measured."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A pool as read: its rows, their hashes, and which may be chosen.
+
+    Attributes:
+        pool: the rows.
+        index: their hashes.
+        excluded: (N,) codes of `tov.data.guard`.
+    """
+
+    pool: Pool
+    index: Index
+    excluded: np.ndarray
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(N,) bool, as far as text alone tells (a row may yet turn out to have no scored token)."""
+        return self.excluded == USABLE
+
+    @property
+    def excluded_fingerprint(self) -> str:
+        """16 hex digits of which rows may not be chosen."""
+        return hashlib.sha256(self.excluded.tobytes()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with an adapter on it."""
+
+    loaded: Loaded
+    adapted: Any
+
+
+def read_target(inputs: Sequence[Input], settings: DataSettings) -> tuple[Pool, Index]:
+    """The target; every row must be a conversation."""
+    target = open_pool(inputs, columns=settings.columns)
+    return target, index_rows(target)
+
+
+def read_pool(inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, leak_guard: bool) -> Rows:
+    """The pool, with leaks, repeats and unreadable rows marked."""
+    pool = open_pool(inputs, columns=settings.columns)
+    index = index_rows(pool, bad_rows=settings.bad_rows)
+    return Rows(pool, index, exclusions(index, target_prompts, leak_guard=leak_guard))
+
+
+def open_model(settings: PathSettings) -> Opened:
+    """Loads the model, attaches the seeded adapter and checks that its log-loss can be had exactly."""
+    loaded = load_model(
+        settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )  # fmt: skip
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and settings.max_length > limit:
+        raise ModelError(
+            f"--max-length {settings.max_length} is more than {settings.model} takes", allowed=f"at most {limit}"
+        )
+    adapted = attach(
+        loaded.model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
+        targets=settings.lora_targets, seed=derive(settings.seed, "adapter"),
+    )  # fmt: skip
+    causal = adapted.get_base_model()
+    vocabulary = min(1000, head_of(causal).weight.shape[0])
+    probe = torch.arange(2 * 16, device=loaded.device).reshape(2, 16) % vocabulary
+    with torch.inference_mode():
+        check_head(causal, head_of(causal), probe)
+    return Opened(loaded, adapted)
+
+
+def fit_stage(
+    run: Run, rows: Rows, target: tuple[Pool, Index], settings: PathSettings, opened: Opened, *, quiet: bool
+) -> StoredPath:
+    """The fitted path of a run, from its folder or anew."""
+    if (run.path / "manifest.json").exists():
+        return open_path(run.path)
+    with run.stage("fit"):
+        encoded, lost = _encode_target(target[0], settings, opened)
+        schedule = schedule_for(settings, base_size_for(settings, int(rows.usable.sum())))
+        base_ids, base = draw_base(rows, schedule.base_size, settings, opened)
+        if len(base_ids) < schedule.base_size:
+            schedule = schedule_for(settings, len(base_ids))
+        clear(run.path)
+        stored = _fit(run, rows, target[1], settings, opened, schedule, base_ids, base, encoded, quiet=quiet)
+    notes = [
+        *schedule.notes,
+        *([f"{lost:,} target rows have no scored token within --max-length and were left out"] if lost else []),
+    ]
+    run.note(notes=notes)
+    return stored
+
+
+def _fit(
+    run: Run, rows: Rows, target: Index, settings: PathSettings, opened: Opened, schedule: Schedule, base_ids: np.ndarray,
+    base: Encoded, encoded: Encoded, *, quiet: bool,
+) -> StoredPath:  # fmt: skip
+    steps = VARIANTS[settings.variant](schedule.epochs)
+    total = sum(len(base) if step.data == "base" else len(encoded) for step in steps)
+    with track("fit", total, quiet=quiet) as progress:
+        log = fit(
+            opened.adapted, base=base, target=encoded, settings=settings, schedule=schedule, progress=progress,
+            keep=lambda step, state: save_step(opened.adapted, run.path, step, state),
+        )  # fmt: skip
+    return finish(run.path, {
+        "format": 1,
+        "model": settings.model, "model_fingerprint": opened.loaded.fingerprint, "dtype": opened.loaded.dtype,
+        "max_length": settings.max_length, "epochs": schedule.epochs, "base_size": schedule.base_size,
+        "rates": schedule.rates, "settings": settings.of_stage("path"), "log": log,
+        "base": {"rows": [int(row) for row in base_ids], "content": hexes(rows.index.content[base_ids])},
+        "target": {"rows": len(encoded), "prompt": hexes(target.prompt)},
+    })  # fmt: skip
+
+
+def _encode_target(target: Pool, settings: PathSettings, opened: Opened) -> tuple[Encoded, int]:
+    conversations = [row for row in target.conversations(0, len(target)) if isinstance(row, Conversation)]
+    encoded = encode(opened.loaded.tokenizer, conversations, max_length=settings.max_length)
+    kept = np.flatnonzero(encoded.scored_counts > 0)
+    if not len(kept):
+        raise DataError(
+            f"none of the {len(target):,} target rows has a scored token within {settings.max_length} tokens",
+            fix="raise --max-length, or check that the target's answers are not empty",
+        )
+    return encoded.take(kept), len(target) - len(kept)
+
+
+def draw_base(rows: Rows, size: int, settings: PathSettings, opened: Opened) -> tuple[np.ndarray, Encoded]:
+    """U: rows drawn uniformly without repeats from the usable rows that have a scored token.
+
+    Returns:
+        (|U|,) row ids in the order drawn, and the rows encoded; fewer than `size` only if the pool has no more.
+    """
+    candidates = generator(settings.seed, "base set").permutation(np.flatnonzero(rows.usable))
+    ids: list[int] = []
+    parts: list[Encoded] = []
+    for start in range(0, len(candidates), max(size, 1)):
+        block = candidates[start : start + size]
+        conversations = [row for row in rows.pool.at(block) if isinstance(row, Conversation)]
+        encoded = encode(opened.loaded.tokenizer, conversations, max_length=settings.max_length)
+        good = np.flatnonzero(encoded.scored_counts > 0)[: size - len(ids)]
+        ids += block[good].tolist()
+        parts.append(encoded.take(good))
+        if len(ids) >= size:
+            break
+    if not ids:
+        raise DataError(
+            f"no usable pool row has a scored token within {settings.max_length} tokens",
+            fix="raise --max-length, or check that the pool's answers are not empty",
+        )
+    return np.array(ids, np.int64), Encoded.concatenate(parts)
+
+
+def scan_stage(
+    run: Run, rows: Rows, stored: StoredPath, opened: Opened, *, batch_tokens: int, shard_rows: int, quiet: bool
+) -> None:
+    """Fills the run's `scores/`."""
+    if stored.manifest["model_fingerprint"] != opened.loaded.fingerprint:
+        raise ModelError(
+            f"the model '{stored.manifest['model']}' is no longer the one that the path was fitted on",
+            fix="put the old weights back, or fit again (--force)",
+        )
+    loaded, base = opened.loaded, unhex(stored.manifest["base"]["content"])
+    job = Job(
+        pool=rows.pool, index=rows.index, excluded=rows.excluded, in_base=np.isin(rows.index.content, base),
+        pairs=stored.pairs, tokenizer=loaded.tokenizer, max_length=int(stored.manifest["max_length"]),
+        batch_tokens=batch_tokens, shard_rows=shard_rows,
+        fingerprint=digest([stored.fingerprint, rows.index.fingerprint, rows.excluded_fingerprint, batch_tokens, shard_rows]),
+    )  # fmt: skip
+    with run.stage("scan"), track("scan", len(rows.pool), quiet=quiet) as progress:
+        if "noise_floor" not in run.manifest:
+            run.note(noise_floor=_noise(job, opened))
+        passed = scan_pool(job, opened.adapted, run.scores, progress)
+    before = run.manifest.get("scan", {}).get("tokens_passed", 0)
+    run.note(
+        scan={"fingerprint": job.fingerprint, "tokens_passed": before + passed},
+        path={
+            "fingerprint": stored.fingerprint, "epochs": stored.epochs, "base_rows": stored.manifest["base_size"],
+            "target_rows": stored.manifest["target"]["rows"], "dtype": loaded.dtype, "device": str(loaded.device),
+            "model_fingerprint": loaded.fingerprint,
+        },
+    )  # fmt: skip
+
+
+def _noise(job: Job, opened: Opened) -> dict[str, float]:
+    picked = np.flatnonzero(job.excluded == USABLE)
+    picked = np.sort(generator(0, "noise floor").choice(picked, min(NOISE_ROWS, len(picked)), replace=False))
+    rows = [row for row in job.pool.at(picked) if isinstance(row, Conversation)]
+    encoded = encode(opened.loaded.tokenizer, rows, max_length=job.max_length)
+    encoded = encoded.take(np.flatnonzero(encoded.scored_counts > 0))
+    if not len(encoded):
+        return {}
+    with scanning(opened.adapted) as set_state:
+        causal, state = opened.adapted.get_base_model(), next(iter(job.pairs()))[1]
+        return noise_floor(causal, set_state, encoded, state, batch_tokens=job.batch_tokens)
+
+
+def hexes(hashes: np.ndarray) -> list[str]:
+    """Hashes as the score table writes them."""
+    return [f"{int(value):016x}" for value in hashes]
+
+
+def unhex(values: Sequence[str]) -> np.ndarray:
+    """The inverse of `hexes`."""
+    return np.array([int(value, 16) for value in values], np.uint64)

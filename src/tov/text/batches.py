@@ -1,0 +1,58 @@
+"""The frozen batch plan: which rows share a batch, decided from lengths alone. Must not know models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tov.text.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows.
+
+    Attributes:
+        rows: (B,) positions of the rows in the encoded shard.
+        ids: (B, T) int64 token ids, 0 where padded.
+        scored: (B, T) bool.
+        lengths: (B,) tokens in each row.
+    """
+
+    rows: np.ndarray
+    ids: np.ndarray
+    scored: np.ndarray
+    lengths: np.ndarray
+
+
+def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Groups rows of like length, longest first, so that rows times the longest of them stay within `batch_tokens`.
+
+    A row longer than the budget has a batch of its own. The plan depends on nothing but its arguments; both states of an
+    epoch walk the same one, so that identical weights give identical numbers.
+
+    Args:
+        lengths: (rows,) tokens.
+        wanted: (rows,) bool, rows to scan.
+        batch_tokens: most tokens in a batch, padding included.
+    """
+    rows = np.flatnonzero(wanted)
+    rows = rows[np.lexsort((rows, -lengths[rows]))]
+    groups, start = [], 0
+    while start < len(rows):
+        count = max(1, batch_tokens // int(lengths[rows[start]]))
+        groups.append(rows[start : start + count])
+        start += count
+    return groups
+
+
+def collate(encoded: Encoded, rows: np.ndarray) -> Batch:
+    """One padded batch of these rows; the row order in the shard's scored tokens is that of `rows`."""
+    lengths = encoded.lengths[rows]
+    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
+    scored = np.zeros(ids.shape, bool)
+    for place, row in enumerate(rows):
+        one, mask = encoded.row(int(row))
+        ids[place, : len(one)], scored[place, : len(one)] = one, mask
+    return Batch(rows, ids, scored, lengths)
