@@ -2,7 +2,7 @@
 
     python experiments/real_pool.py DATA OUT.jsonl [--arms NAME ...] [--per-source 150] [--seeds 0]
 
-DATA holds instruct/{gsm8k,alpaca_gpt35,dolly,flan_cot}.parquet. The target is 96 gsm8k rows; the pool has as many rows of each
+DATA holds instruct/{gsm8k,alpaca_gpt35,dolly,flan_cot}.parquet. The target is 64 gsm8k rows; the pool has as many rows of each
 source as asked for, none with a prompt of the target, all up to 192 tokens. For each arm and transform F it writes one
 JSON line: the AUC of the score for gsm8k rows against the rest (rows outside U), the share of gsm8k among the n/2 best rows
 under ten length bins, and the largest share that the bins allow.
@@ -27,9 +27,10 @@ from tov.selection import length_bins, top_by_bin
 from tov.text.encode import encode
 
 SOURCES = ("gsm8k", "alpaca_gpt35", "dolly", "flan_cot")
-TARGET_ROWS, MAX_LENGTH = 96, 192
+TARGET_ROWS, MAX_LENGTH = 64, 192
 COMMON = {"model": "smollm2-135m", "epochs": 2, "max_length": MAX_LENGTH, "quiet": True}
 VARIANTS, OPTIMIZERS = ("interleaved", "parallel", "paired"), ("fresh", "carry", "sgd")
+MEASURES = ("score_identity", "score_abs", "score_positive", "uncertainty")
 ARMS: dict[str, dict[str, object]] = {
     "default": {},
     **{f"{v}/{o}": {"variant": v, "val_optimizer": o} for v in VARIANTS for o in OPTIMIZERS},
@@ -114,9 +115,10 @@ def main() -> None:
                                     out=Path(name) / "run", force=True, **{**COMMON, **ARMS[arm]})  # fmt: skip
                 table = picked.scores
                 scores = {column: np.array(table[column].to_pylist()) for column in table.column_names}
-                scores["normalized identity"] = scores["score_identity"] / scores["loss_base"]
+                for name in ("identity", "abs", "positive"):
+                    scores[f"{name} / loss"] = scores[f"score_{name}"] / scores["loss_base"]
                 n = int(picked.summary["choice"]["by_score"])
-                for measure in ("score_identity", "score_abs", "score_positive", "normalized identity", "uncertainty"):
+                for measure in [name for name in scores if name in MEASURES or name.endswith("/ loss")]:
                     record = {
                         "arm": arm,
                         "seed": seed,

@@ -25,6 +25,7 @@ from tov.config import (
     build,
 )
 from tov.data.pool import Pool, open_pool
+from tov.data.rows import Conversation, content_hash
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, RunError
 from tov.files import digest, write_text
@@ -276,6 +277,7 @@ def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionS
             scores=values.astype(np.float64), tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
             usable=excluded, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
         )  # fmt: skip
+        _check_unchanged(pool, choice.row_ids, scores)
         output.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     facts = {
         "choice": choice_facts(scores, choice.row_ids, choice.reasons, config.transform), "scores": score_facts(scores),
@@ -313,6 +315,17 @@ def _pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) ->
             fix="put the pool's files back, or score the new pool",
         )
     return pool
+
+
+def _check_unchanged(pool: Pool, row_ids: np.ndarray, scores: pa.Table) -> None:
+    """The chosen rows must still be the ones that were scored."""
+    hashes = [scores["hash"][int(row_id)].as_py() for row_id in row_ids]
+    for row_id, row, scored in zip(row_ids, pool.at(row_ids), hashes, strict=True):
+        if not isinstance(row, Conversation) or hexes(np.array([content_hash(row)], np.uint64)) != [scored]:
+            raise DataError(
+                f"{pool.where(int(row_id))} is no longer the row that was scored",
+                fix="put the pool's files back, or score the new pool: tov score --from RUN --pool POOL",
+            )
 
 
 def _inputs(given: Inputs) -> list[Input]:

@@ -57,18 +57,28 @@ class Pool:
     def conversations(self, start: int, stop: int) -> Iterator[Conversation | BadRow]:
         """The rows from `start` up to `stop` in order; a row that is no conversation comes as its `BadRow`."""
         starts = self.starts
-        for index, source in enumerate(self.sources):
+        for index in range(len(self.sources)):
             first, last = max(start, int(starts[index])), min(stop, int(starts[index + 1]))
             for at in range(first, last, READ_ROWS):
                 offset = int(starts[index])
-                block = source.table[at - offset : min(at + READ_ROWS, last) - offset]
-                names = list(block)
-                for values in zip(*block.values(), strict=True):
-                    yield self._convert(self.layouts[index], dict(zip(names, values, strict=True)))
+                yield from self._read(index, range(at - offset, min(at + READ_ROWS, last) - offset))
 
     def at(self, row_ids: Sequence[int] | np.ndarray) -> list[Conversation | BadRow]:
         """The rows with these ids, in this order."""
-        return [next(self.conversations(int(row_id), int(row_id) + 1)) for row_id in row_ids]
+        row_ids = np.asarray(row_ids)
+        indices, starts = self.source_index(row_ids), self.starts
+        found: dict[int, Conversation | BadRow] = {}
+        for index in np.unique(indices):
+            wanted = row_ids[indices == index]
+            found.update(zip(wanted.tolist(), self._read(int(index), (wanted - starts[index]).tolist()), strict=True))
+        return [found[row_id] for row_id in row_ids.tolist()]
+
+    def _read(self, index: int, places: Sequence[int]) -> Iterator[Conversation | BadRow]:
+        """Rows of one source by their places in it."""
+        block = self.sources[index].table[places]
+        names = list(block)
+        for values in zip(*block.values(), strict=True):
+            yield self._convert(self.layouts[index], dict(zip(names, values, strict=True)))
 
     def _convert(self, layout: Layout, row: dict[str, Any]) -> Conversation | BadRow:
         for ours, theirs in self.columns.items():
