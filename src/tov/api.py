@@ -34,7 +34,7 @@ from tov.report import summary_markdown
 from tov.run import Run, open_run, start_run
 from tov.scan.shards import read_scores
 from tov.selection import Choice, choose
-from tov.stages import Rows, fit_stage, open_model, read_pool, read_target, scan_stage, unhex
+from tov.stages import Rows, fit_stage, hexes, open_model, read_pool, read_target, scan_stage, unhex
 from tov.summary import choice_facts, score_facts
 
 Inputs: TypeAlias = Input | Sequence[Input]
