@@ -87,7 +87,7 @@ class PathSettings(DataSettings):
         "path", "keep pool rows whose prompt is in the target, and exact repeats, from being chosen", True
     )
     base_size: int | None = _setting(
-        "path", "rows in the base set U; auto: 4096, at most an eighth of the pool", None, ge=1
+        "path", "rows in the base set U; auto: 4096, at most a quarter of the pool", None, ge=1
     )
     epochs: int | None = _setting(
         "path", "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4", None, ge=1

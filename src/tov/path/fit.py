@@ -47,8 +47,8 @@ class Schedule:
 
 
 def base_size_for(settings: PathSettings, usable: int) -> int:
-    """|U|: as given (at most the pool), else 4096 but at most an eighth of the usable pool rows."""
-    return min(settings.base_size or max(1, min(LARGEST_BASE, usable // 8)), usable)
+    """|U|: as given (at most the pool), else 4096 but at most a quarter of the usable pool rows."""
+    return min(settings.base_size or max(1, min(LARGEST_BASE, usable // 4)), usable)
 
 
 def schedule_for(settings: PathSettings, base_size: int) -> Schedule:
