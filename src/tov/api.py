@@ -33,6 +33,7 @@ from tov.path.store import StoredPath, open_path
 from tov.report import summary_markdown
 from tov.run import Run, open_run, start_run
 from tov.scan.shards import read_scores
+from tov.scoring import normalized
 from tov.selection import Choice, choose
 from tov.stages import Rows, fit_stage, hexes, open_model, read_pool, read_target, scan_stage, unhex
 from tov.summary import choice_facts, score_facts
@@ -270,17 +271,16 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
 
 def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionSettings, seed: int) -> Picked:
     with run.stage("select"):
-        column = f"score_{config.transform}"
         excluded = np.array([not reason for reason in scores["excluded"].to_pylist()])
-        values = scores[column].to_numpy()
+        values = ranking(scores, config)
         choice: Choice = choose(
-            scores=values.astype(np.float64), tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
+            scores=values, tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
             usable=excluded, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
         )  # fmt: skip
         _check_unchanged(pool, choice.row_ids, scores)
         output.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     facts = {
-        "choice": choice_facts(scores, choice.row_ids, choice.reasons, config.transform), "scores": score_facts(scores),
+        "choice": choice_facts(scores, choice.row_ids, choice.reasons, values), "scores": score_facts(scores),
         "notes": [*run.manifest.get("notes", []), *choice.notes],
     }  # fmt: skip
     run.note(
@@ -291,6 +291,12 @@ def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionS
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()
     return Picked(run.folder, run.manifest)
+
+
+def ranking(scores: pa.Table, config: SelectionSettings) -> np.ndarray:
+    """(N,) float64, the number that rows are ranked by; NaN for rows without a score."""
+    values = scores[f"score_{config.transform}"].to_numpy().astype(np.float64)
+    return normalized(values, scores["loss_base"].to_numpy()) if config.normalize == "initial-loss" else values
 
 
 def _path_folder(origin: Run) -> Path:

@@ -19,6 +19,7 @@ from tov.errors import ConfigError, did_you_mean
 Stage = Literal["path", "scan", "selection", "place"]
 TRANSFORMS = ("identity", "abs", "positive")
 Transform = Literal["identity", "abs", "positive"]
+Normalize = Literal["none", "initial-loss"]
 Rule = Literal["score+random", "score-only"]
 Variant = Literal["interleaved", "parallel", "paired"]
 ValOptimizer = Literal["fresh", "carry", "sgd"]
@@ -112,6 +113,9 @@ class SelectionSettings(Settings):
 
     n: int = _setting("selection", "rows to choose", ge=1)
     transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
+    normalize: Normalize = _setting(
+        "selection", "divide a row's score by its log-loss under the base state (relative improvement)", "none"
+    )
     rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
     bins: int = _setting("selection", "equal-capacity bins by scored tokens, each gives the same number", 10, ge=1)
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tov.api import Picked, select
+from tov.api import Picked, ranking, select
+from tov.config import SelectionSettings
 from tov.data.pool import open_pool
 from tov.errors import ModelError
 from tov.files import write_text
@@ -126,13 +127,13 @@ def describe(picked: Picked, pool: list[str], target: str) -> str:
 def _extremes(picked: Picked) -> list[str]:
     """Three best and three worst rows outside the base set."""
     scores = picked.scores
-    values = scores["score_positive"].to_numpy().astype(float)
+    values = ranking(scores, SelectionSettings(n=N))
     values[scores["in_base"].to_numpy()] = np.nan
     order = [int(row) for row in np.argsort(values) if np.isfinite(values[row])]
     pool = open_pool(picked.manifest["inputs"]["pool"])
     lines = []
     for title, row_ids in (("Best three rows", order[::-1][:3]), ("Worst three rows", order[:3])):
-        lines.append(f"{title} (mean positive gain, nats a token):")
+        lines.append(f"{title} (by score, outside the base set):")
         for row_id in row_ids:
             row = pool.original(row_id)
             shown = f"{row['prompt']} -> {row['completion']}".replace("\n", " ")

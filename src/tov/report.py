@@ -52,7 +52,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _what(manifest: dict[str, Any]) -> str:
     settings = manifest["identity"].get("settings", {})
-    shown = {key: settings[key] for key in ("model", "n", "transform", "rule", "variant", "seed") if key in settings}
+    shown = {
+        key: settings[key]
+        for key in ("model", "n", "transform", "normalize", "rule", "variant", "seed")
+        if key in settings
+    }
     lines = [f"- {key}: `{value}`" for key, value in shown.items()]
     path = manifest.get("path", {})
     if path:

@@ -57,3 +57,21 @@ def uncertainty(logp: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     logp = logp.astype(np.float64)
     gap = np.maximum(-np.expm1(np.minimum(logp, 0.0)), 2.0**-24)
     return row_means(logp + np.log(gap), offsets)
+
+
+LOSS_FLOOR = 0.1
+"""Smallest log-loss, in nats a token, that a score is divided by: below it a row is known already and rounding decides."""
+
+
+def normalized(scores: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """(rows,) scores over the log-loss before the target epoch: the relative drop, as the target path ranks rows by.
+
+    Raw gains are larger where there is more to gain; a target of low log-loss (worked sums, say) is then outranked by any
+    row of high log-loss that moves a little. Source: arXiv 2605.09404, (l_1 - l_T) / l_1. Differs: the divisor is the mean
+    over epochs of the loss under the base state, at least `LOSS_FLOOR`.
+
+    Args:
+        scores: (rows,) nats a token.
+        loss: (rows,) nats a token.
+    """
+    return scores / np.maximum(loss, LOSS_FLOOR)

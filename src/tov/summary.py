@@ -35,11 +35,18 @@ def quantiles(values: np.ndarray) -> list[float] | None:
     return [float(value) for value in np.quantile(finite, QUANTILES)] if len(finite) else None
 
 
-def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, transform: str) -> dict[str, Any]:
-    """Facts of a selection: by source and by length, before and after; scores of the chosen rows."""
+def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Facts of a selection: by source and by length, before and after; scores of the chosen rows.
+
+    Args:
+        scores: the score table.
+        row_ids: (n,) the chosen rows.
+        reasons: (n,) "score" or "random".
+        values: (N,) the number that rows were ranked by.
+    """
     sources = np.array(scores["source"].to_pylist(), dtype=object)
     usable = np.array([not reason for reason in scores["excluded"].to_pylist()])
-    tokens, values = scores["tokens"].to_numpy(), scores[f"score_{transform}"].to_numpy()
+    tokens = scores["tokens"].to_numpy()
     by_score = row_ids[reasons == "score"]
     chosen = row_ids
     composition = [
