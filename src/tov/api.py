@@ -38,6 +38,8 @@ from tov.selection import Choice, choose
 from tov.stages import Rows, fit_stage, hexes, open_model, read_pool, read_target, scan_stage, unhex
 from tov.summary import choice_facts, score_facts
 
+SCAN = ("batch_tokens", "shard_rows", "amplify")
+"""Settings of a scan, which a new pool's scan takes over from the run."""
 Inputs: TypeAlias = Input | Sequence[Input]
 
 
@@ -134,12 +136,11 @@ def run_select(
     )
     if run.finished:
         return Picked(run.folder, run.manifest)
-    run.note(inputs=_remembered(pools, config.columns))
+    scan = {key: getattr(config, key) for key in SCAN}
+    run.note(inputs=_remembered(pools, config.columns), scan_settings=scan)
     opened = open_model(config)
     stored = fit_stage(run, rows, target, config, opened, quiet=config.quiet)
-    scan_stage(
-        run, rows, stored, opened, batch_tokens=config.batch_tokens, shard_rows=config.shard_rows, quiet=config.quiet
-    )
+    scan_stage(run, rows, stored, opened, quiet=config.quiet, **scan)
     return _choose_and_write(run, rows.pool, read_scores(run.scores), config, config.seed)
 
 
@@ -190,7 +191,7 @@ def score(path: str | Path | Result, pool: Inputs, *, out: str | Path | None = N
         path: folder of a `select`, `score` or `fit` run (or its result).
         pool: rows to score.
         out: run folder; default `tov-runs/<fingerprint>`.
-        **settings: `device`, `batch_tokens`, `shard_rows`, `force`, `quiet`.
+        **settings: `device`, `batch_tokens`, `shard_rows`, `amplify`, `force`, `quiet`.
 
     Returns:
         The run; its `.scores` has one row per pool row, and `reselect` chooses from it.
@@ -209,11 +210,13 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     fitted = build(PathSettings, {**stored.manifest["settings"], "device": config.device})
     rows = read_pool(pools, fitted, unhex(stored.manifest["target"]["prompt"]), leak_guard=fitted.leak_guard)
     output.check_columns(rows.pool)
-    sizes = {
-        key: getattr(config, key) or origin.manifest.get("sizes", {}).get(key) or SelectConfig.model_fields[key].default
-        for key in ("batch_tokens", "shard_rows")
+    scan = {
+        key: getattr(config, key)
+        or origin.manifest.get("scan_settings", {}).get(key)
+        or SelectConfig.model_fields[key].default
+        for key in SCAN
     }
-    identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": sizes}
+    identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": scan}
     run = start_run(
         _folder(config.out, identity), command="score", identity=identity, settings=_shown(config), force=config.force
     )
@@ -223,9 +226,9 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         inputs=_remembered(pools, fitted.columns),
         path_from=str(stored.folder.absolute()),
         seed=fitted.seed,
-        sizes=sizes,
+        scan_settings=scan,
     )
-    scan_stage(run, rows, stored, open_model(fitted), quiet=config.quiet, **sizes)
+    scan_stage(run, rows, stored, open_model(fitted), quiet=config.quiet, **scan)
     run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": []})
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()
@@ -286,7 +289,6 @@ def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionS
     run.note(
         summary=facts,
         seed=seed,
-        sizes={key: getattr(config, key) for key in ("batch_tokens", "shard_rows") if hasattr(config, key)},
     )
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()

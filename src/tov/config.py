@@ -59,6 +59,12 @@ class ScanSettings(DataSettings):
     """How the pool is scanned."""
 
     batch_tokens: int = _setting("scan", "tokens in one scan batch, padding included", 4096, ge=1)
+    amplify: float = _setting(
+        "scan",
+        "compare theta_bas with theta_bas + c (theta_val - theta_bas): lifts the gain over bf16 rounding",
+        4.0,
+        gt=0,
+    )
     shard_rows: int = _setting("scan", "pool rows in one score shard; a killed run loses at most one", 2048, ge=1)
 
 
@@ -143,6 +149,7 @@ class ScoreConfig(PlaceSettings):
     device: str = _setting("scan", "auto, cpu, cuda, cuda:1, mps", "auto")
     batch_tokens: int | None = _setting("scan", "tokens in one scan batch; default: the run's", None, ge=1)
     shard_rows: int | None = _setting("scan", "pool rows in one score shard; default: the run's", None, ge=1)
+    amplify: float | None = _setting("scan", "factor on the target's step; default: the run's", None, gt=0)
 
 
 S = TypeVar("S", bound=Settings)

@@ -62,7 +62,8 @@ def _what(manifest: dict[str, Any]) -> str:
     if path:
         lines.append(
             f"- path: |U| = {path['base_rows']:,} base rows, M = {path['target_rows']:,} target rows, "
-            f"L = {path['epochs']} scoring epochs, {path['dtype']} on {path['device']}"
+            f"L = {path['epochs']} scoring epochs, {path['dtype']} on {path['device']}, "
+            f"the target's step amplified {path['amplify']:g} times"
         )
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,15 @@ def draw_base(rows: Rows, size: int, settings: PathSettings, opened: Opened) -> 
 
 
 def scan_stage(
-    run: Run, rows: Rows, stored: StoredPath, opened: Opened, *, batch_tokens: int, shard_rows: int, quiet: bool
+    run: Run,
+    rows: Rows,
+    stored: StoredPath,
+    opened: Opened,
+    *,
+    batch_tokens: int,
+    shard_rows: int,
+    amplify: float,
+    quiet: bool,
 ) -> None:
     """Fills the run's `scores/`."""
     if stored.manifest["model_fingerprint"] != opened.loaded.fingerprint:
@@ -196,9 +205,11 @@ def scan_stage(
     loaded, base = opened.loaded, unhex(stored.manifest["base"]["content"])
     job = Job(
         pool=rows.pool, index=rows.index, excluded=rows.excluded, in_base=np.isin(rows.index.content, base),
-        pairs=stored.pairs, tokenizer=loaded.tokenizer, max_length=int(stored.manifest["max_length"]),
+        pairs=partial(stored.pairs, amplify), tokenizer=loaded.tokenizer, max_length=int(stored.manifest["max_length"]),
         batch_tokens=batch_tokens, shard_rows=shard_rows,
-        fingerprint=digest([stored.fingerprint, rows.index.fingerprint, rows.excluded_fingerprint, batch_tokens, shard_rows]),
+        fingerprint=digest(
+            [stored.fingerprint, rows.index.fingerprint, rows.excluded_fingerprint, batch_tokens, shard_rows, amplify]
+        ),
     )  # fmt: skip
     with run.stage("scan"), track("scan", len(rows.pool), quiet=quiet) as progress:
         if "noise_floor" not in run.manifest:
@@ -209,7 +220,7 @@ def scan_stage(
         scan={"fingerprint": job.fingerprint, "tokens_passed": before + passed},
         path={
             "fingerprint": stored.fingerprint, "epochs": stored.epochs, "base_rows": stored.manifest["base_size"],
-            "target_rows": stored.manifest["target"]["rows"], "dtype": loaded.dtype, "device": str(loaded.device),
+            "target_rows": stored.manifest["target"]["rows"], "dtype": loaded.dtype, "device": str(loaded.device), "amplify": amplify,
             "model_fingerprint": loaded.fingerprint,
         },
     )  # fmt: skip

@@ -30,6 +30,12 @@ class Conversation:
         return self.messages[:-1]
 
     @property
+    def has_answer(self) -> bool:
+        """Whether any assistant turn says or calls anything."""
+        turns = (message for message in self.messages if message["role"] == "assistant")
+        return any(turn["content"].strip() or turn.get("tool_calls") for turn in turns)
+
+    @property
     def answer(self) -> str:
         """The last assistant turn."""
         return str(self.messages[-1].get("content") or "")

@@ -40,10 +40,17 @@ class StoredPath:
         """The adapter of epoch k (from 1), `base` or `target`."""
         return load(self.folder / f"epoch-{epoch}" / which)
 
-    def pairs(self) -> Iterator[tuple[int, State, State]]:
-        """(k, base state, target state) of each epoch, read when asked for."""
+    def pairs(self, amplify: float = 1.0) -> Iterator[tuple[int, State, State]]:
+        """(k, base state, amplified target state) of each epoch, read when asked for.
+
+        The amplified state is theta_bas + c (theta_val - theta_bas). States are linear in the adapter's parameters, so to first
+        order every gain is c times as large, at no cost; rounding is not. c = 1 is theta_val itself (the paper's).
+        """
         for epoch in range(1, self.epochs + 1):
-            yield epoch, self.state(epoch, "base"), self.state(epoch, "target")
+            base, target = self.state(epoch, "base"), self.state(epoch, "target")
+            if amplify != 1.0:
+                target = {name: base[name] + amplify * (target[name] - base[name]) for name in base}
+            yield epoch, base, target
 
 
 def save_step(adapted: Any, folder: Path, step: Step, state: State) -> None:

@@ -2,13 +2,15 @@
 
 Three ways, in this order, and never a substring search nor a silent all-ones mask:
 1. the template's own generation mask, where it marks `{% generation %}` (done in `tov.text.encode`);
-2. incremental prefix rendering: what the template adds when an assistant turn is added is that turn's span;
-3. where a template rewrites earlier turns (drops their reasoning, say), the turn is compared at its exact place.
+2. incremental rendering: a turn's span starts where the generation prompt ends, if the template has one, and is otherwise what
+   changes in the whole rendering when only that turn's content changes; it ends with the end-of-turn token.
 Anything else is an error that shows the rendered text.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +62,8 @@ def render(tokenizer: Any, row: Conversation) -> Rendered:
     for position, message in enumerate(row.messages):
         if message["role"] == "assistant" and (message["content"].strip() or message.get("tool_calls")):
             spans.append(_span(tokenizer, row.messages, position, full))
+    if any(before[1] > after[0] for before, after in itertools.pairwise(spans)):
+        raise _cannot_tell(full, 0)
     return Rendered(full, tuple(spans))
 
 
@@ -78,38 +82,56 @@ def apply(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: boo
 
 
 def _span(tokenizer: Any, messages: Sequence[Message], position: int, full: str) -> tuple[int, int]:
-    before = apply(tokenizer, messages[:position], generation_prompt=True) if position else ""
-    if not full.startswith(before):
-        # Some templates open the answer (an empty reasoning block, say) only when they prompt for one.
-        before = _opening(tokenizer, messages, position, before, full)
-    if position == len(messages) - 1:
-        return len(before), len(full)
-    through = apply(tokenizer, messages[: position + 1])
-    if full.startswith(through) and len(through) > len(before):
-        return len(before), len(through)
-    content, closing = str(messages[position]["content"]), _closing(tokenizer, messages, position)
-    for shown in (content, content.strip()):
-        if full.startswith(shown + closing, len(before)):
-            return len(before), len(before) + len(shown + closing)
-    raise _cannot_tell(full, position)
-
-
-def _opening(tokenizer: Any, messages: Sequence[Message], position: int, prompted: str, full: str) -> str:
-    """The text up to the assistant's turn, when the generation prompt is not how the template opens a past turn."""
-    bare = apply(tokenizer, messages[:position])
-    header = prompted[len(bare) :] if prompted.startswith(bare) else ""
-    common = _common_prefix(header, full[len(bare) :]) if full.startswith(bare) else ""
-    if not common.strip():
+    """What changes in the whole rendering when only this turn's content changes, with its end-of-turn token."""
+    if messages[position].get("tool_calls"):
+        return _added(tokenizer, messages, position, full)
+    head, tail = _around(tokenizer, messages, position, full)
+    bare = apply(tokenizer, messages[:position]) if position else ""
+    prompted = apply(tokenizer, messages[:position], generation_prompt=True) if position else ""
+    stop = len(full) - len(tail)
+    if prompted != bare and full.startswith(prompted):
+        start = len(
+            prompted
+        )  # what stands between the prompt and the content (a reasoning block) the model writes itself
+    elif full.startswith(head):
+        between = full[len(bare) : len(head)] if position and full.startswith(bare) else head
+        start = (
+            len(head) if between.strip() else len(head) - len(between)
+        )  # white space alone is part of the first word
+    else:
         raise _cannot_tell(full, position)
-    return bare + common
+    if start > stop or not full.endswith(tail):
+        raise _cannot_tell(full, position)
+    closing = _end_of_turn(tokenizer).match(full, stop)
+    return start, closing.end() if closing else stop
 
 
-def _closing(tokenizer: Any, messages: Sequence[Message], position: int) -> str:
-    """What the template writes after an assistant's content: the common end of two renderings that differ in it."""
+def _around(tokenizer: Any, messages: Sequence[Message], position: int, full: str) -> tuple[str, str]:
+    """What the template writes before and after a turn's content: what two renderings that differ in it have in common."""
     one, two = (
-        apply(tokenizer, [*messages[:position], {**messages[position], "content": content}]) for content in ("x", "y")
+        apply(tokenizer, [*messages[:position], {**messages[position], "content": mark}, *messages[position + 1 :]])
+        for mark in "xy"
     )
-    return _common_prefix(one[::-1], two[::-1])[::-1]
+    if one == two:
+        raise _cannot_tell(full, position)
+    head = _common_prefix(one, two)
+    tail = _common_prefix(one[len(head) :][::-1], two[len(head) :][::-1])[::-1]
+    return head, tail
+
+
+def _end_of_turn(tokenizer: Any) -> re.Pattern[str]:
+    """The first special token after the content: that the model must write too, what follows it no model generates."""
+    special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile(rf"\s*(?:{'|'.join(sorted(special, key=len, reverse=True))})" if special else r"(?!)")
+
+
+def _added(tokenizer: Any, messages: Sequence[Message], position: int, full: str) -> tuple[int, int]:
+    """All that the template adds with a turn: for tool calls, which stand elsewhere than in the content."""
+    before = apply(tokenizer, messages[:position], generation_prompt=True) if position else ""
+    through = apply(tokenizer, messages[: position + 1])
+    if full.startswith(before) and full.startswith(through) and len(through) > len(before):
+        return len(before), len(through)
+    raise _cannot_tell(full, position)
 
 
 def _common_prefix(one: str, two: str) -> str:

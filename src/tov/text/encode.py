@@ -10,7 +10,7 @@ import numpy as np
 
 from tov.data.rows import Conversation
 from tov.errors import DataError, ModelError
-from tov.text.chat import PLAIN_TEMPLATE, Rendered, has_generation_mask, render
+from tov.text.chat import PLAIN_TEMPLATE, Rendered, apply, has_generation_mask, render
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ def prepare(tokenizer: Any) -> Any:
     """Gives a tokenizer without a chat template the plain format (see `tov.text.chat`); returns the tokenizer."""
     if tokenizer.chat_template is None:
         tokenizer.chat_template = PLAIN_TEMPLATE
+    elif isinstance(tokenizer.chat_template, dict) and "default" in tokenizer.chat_template:
+        tokenizer.chat_template = tokenizer.chat_template["default"]
     elif not isinstance(tokenizer.chat_template, str):
         raise ModelError(
             "the tokenizer has several chat templates and no default one",
@@ -86,7 +88,7 @@ def encode(tokenizer: Any, rows: Sequence[Conversation], *, max_length: int) -> 
     """
     if not rows:
         return _pack([], [], 0)
-    marked = has_generation_mask(tokenizer) and not any(row.plain for row in rows)
+    marked = has_generation_mask(tokenizer) and tokenizer.is_fast and not any(row.plain for row in rows)
     pairs = [_by_generation_mask(tokenizer, row) for row in rows] if marked else _by_spans(tokenizer, rows)
     ids = [one[:max_length] for one, _ in pairs]
     scored = [mask[:max_length].copy() for _, mask in pairs]
@@ -103,9 +105,16 @@ def _pack(ids: list[np.ndarray], scored: list[np.ndarray], truncated: int) -> En
 
 
 def _by_generation_mask(tokenizer: Any, row: Conversation) -> tuple[np.ndarray, np.ndarray]:
-    encoded = tokenizer.apply_chat_template(
-        list(row.messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
+    text = apply(tokenizer, row.messages)
+    try:
+        encoded = tokenizer.apply_chat_template(
+            list(row.messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+    except Exception as error:
+        raise DataError(
+            f"the chat template's {{% generation %}} marks no assistant token ({error}) in:\n{text[:2000]}",
+            fix="correct {% generation %} in the tokenizer's chat template",
+        ) from error
     mask = np.array(encoded["assistant_masks"], bool)
     if not mask.any() and row.answer.strip():
         raise DataError(
@@ -113,6 +122,8 @@ def _by_generation_mask(tokenizer: Any, row: Conversation) -> tuple[np.ndarray, 
             + tokenizer.decode(encoded["input_ids"]),
             fix="correct {% generation %} in the tokenizer's chat template",
         )
+    if not row.has_answer:
+        mask[:] = False
     return np.array(encoded["input_ids"]), mask
 
 
@@ -126,30 +137,14 @@ def _by_spans(tokenizer: Any, rows: Sequence[Conversation]) -> list[tuple[np.nda
         return_offsets_mapping=True,
         return_attention_mask=False,
     )
-    special = np.array(sorted(tokenizer.all_special_ids))
     pairs = []
     for one, ids, places in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids, places = np.array(ids, np.int64), np.array(places, np.int64).reshape(-1, 2)
         mask = np.zeros(len(ids), bool)
         for start, stop in one.spans:
-            inside = (places[:, 1] > start) & (places[:, 1] <= stop) & (places[:, 1] > places[:, 0])
-            mask |= _without_tail(inside, ids, places, one.text, special)
+            mask |= (places[:, 1] > start) & (places[:, 1] <= stop) & (places[:, 1] > places[:, 0])
         pairs.append((ids, mask))
     return pairs
-
-
-def _without_tail(
-    inside: np.ndarray, ids: np.ndarray, places: np.ndarray, text: str, special: np.ndarray
-) -> np.ndarray:
-    """Leaves out white space that the template writes after the end-of-turn token: no model generates it."""
-    tail = np.flatnonzero(inside)
-    while len(tail) > 1 and text[places[tail[-1], 0] : places[tail[-1], 1]].isspace():
-        tail = tail[:-1]
-    if len(tail) and ids[tail[-1]] in special:
-        kept = np.zeros_like(inside)
-        kept[tail] = True
-        return kept
-    return inside
 
 
 def _by_token_prefix(tokenizer: Any, one: Rendered) -> tuple[np.ndarray, np.ndarray]:
