@@ -1,6 +1,6 @@
 """Target-source rows found in a real mixed pool: which path variant, optimizer and rates make a good default.
 
-    python experiments/real_pool.py DATA OUT.jsonl [--arms NAME ...] [--per-source 150] [--seeds 0]
+    python experiments/real_pool.py DATA OUT.jsonl [--arms NAME ...] [--amplify 1 16] [--per-source 150] [--seeds 0]
 
 DATA holds instruct/{gsm8k,alpaca_gpt35,dolly,flan_cot}.parquet. The target is 64 gsm8k rows; the pool has as many rows of each
 source as asked for, none with a prompt of the target, all up to 192 tokens. For each arm and transform F it writes one
@@ -14,8 +14,9 @@ import argparse
 import json
 import subprocess
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,15 +24,16 @@ import pyarrow.parquet as pq
 import tov
 from tov.data.rows import Conversation
 from tov.model.load import load_tokenizer
+from tov.scoring import normalized
 from tov.selection import length_bins, top_by_bin
 from tov.text.encode import encode
 
 SOURCES = ("gsm8k", "alpaca_gpt35", "dolly", "flan_cot")
 TARGET_ROWS, MAX_LENGTH = 64, 192
-COMMON = {"model": "smollm2-135m", "epochs": 2, "max_length": MAX_LENGTH, "quiet": True}
+COMMON: dict[str, Any] = {"model": "smollm2-135m", "epochs": 2, "max_length": MAX_LENGTH, "quiet": True}
 VARIANTS, OPTIMIZERS = ("interleaved", "parallel", "paired"), ("fresh", "carry", "sgd")
 MEASURES = ("score_identity", "score_abs", "score_positive", "uncertainty")
-ARMS: dict[str, dict[str, object]] = {
+ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"{v}/{o}": {"variant": v, "val_optimizer": o} for v in VARIANTS for o in OPTIMIZERS},
     "default fp32": {"dtype": "fp32"},
@@ -97,47 +99,59 @@ def judge(scores: dict[str, np.ndarray], name: str, source: str, n: int) -> dict
     }
 
 
+def measures(result: tov.Result, n: int) -> dict[str, dict[str, float]]:
+    """`judge` for every F, each also over the base state's log-loss, and for max-uncertainty."""
+    scores = {column: np.array(result.scores[column].to_pylist()) for column in result.scores.column_names}
+    for transform in ("identity", "abs", "positive"):
+        scores[f"{transform} / loss"] = normalized(scores[f"score_{transform}"], scores["loss_base"])
+    wanted = [name for name in scores if name in MEASURES or name.endswith("/ loss")]
+    return {name.removeprefix("score_"): judge(scores, name, SOURCES[0], n) for name in wanted}
+
+
+def run_arm(
+    folder: Path, pool: list[str], target: str, arm: str, seed: int, amplify: list[float]
+) -> Iterator[dict[str, Any]]:
+    """Fits and scans one arm; rescans its path with each factor in `amplify`; yields one record a measure."""
+    settings = {**COMMON, **ARMS[arm]}
+    rows = sum(Path(file).read_text().count("\n") for file in pool)
+    picked = tov.select(pool=pool, target=target, n=rows // 8, seed=seed, out=folder / "run", force=True, **settings)
+    n = int(picked.summary["choice"]["by_score"])
+    scans = [
+        picked,
+        *(tov.score(picked, pool, out=folder / "scan", force=True, amplify=c, quiet=True) for c in amplify),
+    ]
+    for scan in scans:
+        about = {
+            "arm": arm,
+            "seed": seed,
+            "amplify": scan.manifest["path"]["amplify"],
+            "dtype": scan.manifest["path"]["dtype"],
+        }
+        about |= {"timings": scan.manifest["timings"], "noise": scan.manifest["noise_floor"]["row_rms"]}
+        for transform, facts in measures(scan, n).items():
+            yield {**about, "F": transform, **facts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--amplify", nargs="*", type=float, default=[])
     parser.add_argument("--per-source", type=int, default=150)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     args = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as name:
-            pool, target = make_data(args.data, Path(name), args.per_source, seed)
+            folder = Path(name)
+            pool, target = make_data(args.data, folder, args.per_source, seed)
             for arm in args.arms:
-                start = time.monotonic()
-                picked = tov.select(pool=pool, target=target, n=len(pool) * args.per_source // 8, seed=seed,
-                                    out=Path(name) / "run", force=True, **{**COMMON, **ARMS[arm]})  # fmt: skip
-                table = picked.scores
-                scores = {column: np.array(table[column].to_pylist()) for column in table.column_names}
-                for name in ("identity", "abs", "positive"):
-                    scores[f"{name} / loss"] = scores[f"score_{name}"] / scores["loss_base"]
-                n = int(picked.summary["choice"]["by_score"])
-                for measure in [name for name in scores if name in MEASURES or name.endswith("/ loss")]:
-                    record = {
-                        "arm": arm,
-                        "seed": seed,
-                        "F": measure.removeprefix("score_"),
-                        **judge(scores, measure, SOURCES[0], n),
-                    }
-                    record |= {
-                        "gain": float(np.nanmean(scores["score_identity"])),
-                        "noise": picked.manifest["noise_floor"]["row_rms"],
-                    }
-                    record |= {
-                        "seconds": round(time.monotonic() - start),
-                        "timings": picked.manifest["timings"],
-                        "commit": commit,
-                    }
+                for record in run_arm(folder, pool, target, arm, seed, args.amplify):
                     with open(args.out, "a") as file:
-                        file.write(json.dumps(record) + "\n")
+                        file.write(json.dumps({**record, "commit": commit}) + "\n")
                     print(
-                        {k: round(v, 3) if isinstance(v, float) else v for k, v in record.items() if k != "timings"},
+                        f"{arm} c={record['amplify']:g} {record['F']}: AUC {record['auc']:.3f}, {record['of_most']:.2f} of most",
                         flush=True,
                     )
 

@@ -220,8 +220,8 @@ def scan_stage(
         scan={"fingerprint": job.fingerprint, "tokens_passed": before + passed},
         path={
             "fingerprint": stored.fingerprint, "epochs": stored.epochs, "base_rows": stored.manifest["base_size"],
-            "target_rows": stored.manifest["target"]["rows"], "dtype": loaded.dtype, "device": str(loaded.device), "amplify": amplify,
-            "model_fingerprint": loaded.fingerprint,
+            "target_rows": stored.manifest["target"]["rows"], "dtype": loaded.dtype, "device": str(loaded.device),
+            "amplify": amplify, "model_fingerprint": loaded.fingerprint,
         },
     )  # fmt: skip
 
