@@ -1,12 +1,13 @@
 """Speed and memory of a scan, side by side in one run.
 
-    python benchmarks/scan.py [--dtype bf16] [--rows 160] [--repeats 5]     # speed
+    python benchmarks/scan.py [--dtype bf16] [--rows 160] [--repeats 5] [--data DATA]     # speed
     python benchmarks/scan.py --memory                                      # peak memory for 2,000 and 20,000 rows
 
 Speed: tokens/s of a whole scan (padding, setting both states, backbone, exact head, scores) over those of a bare backbone
-forward (no head, no adapter) on as many tokens in ideal batches without padding, same dtype, same tokens a batch; and over
-those of the usual loop (peft's forward, batches of 16 rows in pool order, the model's own logits, log_softmax in fp32).
-Repeats are interleaved and medians taken. Rows: the question and answer pairs of chatterbot-corpus.
+forward (transformers alone in its own process, no head, no adapter) on as many tokens in ideal batches without padding, same
+dtype, same tokens a batch; over the same in this process, whose allocator keeps freed memory; and over the usual loop (peft's
+forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32). Repeats are interleaved, medians taken.
+Rows: the question and answer pairs of chatterbot-corpus, or --data.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from tov.data.rows import Conversation
 from tov.demo import read_topics
 from tov.model.adapters import attach, read_state
-from tov.model.load import load_model
+from tov.model.load import DTYPES, load_model, resolve
 from tov.model.lowrank import scanning
 from tov.run import hardware
 from tov.scan.scan import scan_rows
@@ -46,6 +48,18 @@ def corpus_rows(count: int) -> list[Conversation]:
     return [Conversation(turn) for turn in turns]
 
 
+def data_rows(folder: Path, count: int) -> list[Conversation]:
+    """As many rows of each of four instruction sources, each of at most 700 characters."""
+    rows = []
+    for source in ("gsm8k", "alpaca_gpt35", "dolly", "flan_cot"):
+        table = pq.read_table(folder / "instruct" / f"{source}.parquet", columns=["messages"]).slice(0, 4 * count)
+        short = [
+            row["messages"] for row in table.to_pylist() if sum(len(turn["content"]) for turn in row["messages"]) < 700
+        ]
+        rows += [Conversation(tuple(turns)) for turns in short[: count // 4]]
+    return rows
+
+
 def ideal_batches(rows: Encoded, batch_tokens: int) -> list[torch.Tensor]:
     """All tokens of the rows in rectangles of the rows' mean length: the same tokens, nothing padded."""
     length = int(rows.lengths.mean())
@@ -54,16 +68,52 @@ def ideal_batches(rows: Encoded, batch_tokens: int) -> list[torch.Tensor]:
 
 
 def bare(causal: Any, batches: list[torch.Tensor]) -> float:
+    """Tokens/s of one pass through the backbone and nothing else."""
     start = time.perf_counter()
     with torch.inference_mode():
         for ids in batches:
             causal.base_model(input_ids=ids.to(causal.device), use_cache=False)
     _settle(causal)
-    return time.perf_counter() - start
+    return sum(ids.numel() for ids in batches) / (time.perf_counter() - start)
+
+
+class PlainProcess:
+    """The bare pass as anyone would run it: transformers alone in a process of its own, nothing of tov's set up."""
+
+    def __init__(self, dtype: str, device: str, batches: list[torch.Tensor], folder: Path) -> None:
+        torch.save(batches, folder / "batches.pt")
+        words = [
+            sys.executable,
+            __file__,
+            "--serve",
+            resolve("smollm2-135m"),
+            dtype,
+            device,
+            str(folder / "batches.pt"),
+        ]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self) -> float:
+        assert self.process.stdin and self.process.stdout
+        print("go", file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def serve(source: str, dtype: str, device: str, file: str) -> None:
+    """The other end of `PlainProcess`."""
+    from transformers import AutoModelForCausalLM
+
+    causal = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype]).to(device).eval()
+    batches = torch.load(file)
+    for _ in sys.stdin:
+        print(bare(causal, batches), flush=True)
 
 
 def usual(adapted: Any, rows: Encoded) -> float:
-    """One pass as it is usually written."""
+    """Tokens/s of one pass as it is usually written."""
     start = time.perf_counter()
     with torch.inference_mode():
         for at in range(0, len(rows), 16):
@@ -77,7 +127,15 @@ def usual(adapted: Any, rows: Encoded) -> float:
             losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
             (losses.view(len(ids), -1) * scored[:, 1:]).sum(1)
     _settle(adapted)
-    return time.perf_counter() - start
+    return len(rows.ids) / (time.perf_counter() - start)
+
+
+def scan(adapted: Any, rows: Encoded, states: tuple[Any, Any], batch_tokens: int) -> float:
+    """Tokens/s of a whole scan of one epoch (two passes)."""
+    with scanning(adapted) as set_state:
+        start = time.perf_counter()
+        done = scan_rows(adapted.get_base_model(), set_state, rows, [(1, *states)], batch_tokens=batch_tokens)
+        return done.passed / (time.perf_counter() - start)
 
 
 def _settle(model: Any) -> None:
@@ -88,36 +146,37 @@ def _settle(model: Any) -> None:
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over interleaved repeats."""
     loaded = load_model("smollm2-135m", dtype=args.dtype)
-    rows = encode(loaded.tokenizer, corpus_rows(args.rows), max_length=192)
-    plain = load_model("smollm2-135m", dtype=args.dtype).model  # without an adapter's modules in the way
+    rows = encode(loaded.tokenizer, args.conversations, max_length=192)
+    batches = ideal_batches(rows, args.batch_tokens)
     adapted = attach(loaded.model, rank=args.rank, alpha=32, dropout=0.0, targets=("all-linear",), seed=0)
     state = read_state(adapted)
     changed = {name: value + 1e-3 * torch.randn_like(value) for name, value in state.items()}
-    batches = ideal_batches(rows, args.batch_tokens)
-    times: dict[str, list[float]] = {"bare": [], "scan": [], "usual": []}
-    for repeat in range(args.repeats + 1):
-        bare_seconds = bare(plain, batches)
-        with scanning(adapted) as set_state:
-            start = time.perf_counter()
-            passed = scan_rows(
-                adapted.get_base_model(), set_state, rows, [(1, changed, state)], batch_tokens=args.batch_tokens
-            ).passed
-            scan_seconds = time.perf_counter() - start
-        usual_seconds = usual(adapted, rows)
-        if repeat:  # the first is a warm-up
-            times["bare"].append(sum(ids.numel() for ids in batches) / bare_seconds)
-            times["scan"].append(passed / scan_seconds)
-            times["usual"].append(len(rows.ids) / usual_seconds)
+    same = load_model("smollm2-135m", dtype=args.dtype).model  # without an adapter's modules in the way
+    times: dict[str, list[float]] = {"bare": [], "bare, our allocator settings": [], "scan": [], "usual loop": []}
+    with tempfile.TemporaryDirectory() as name:
+        plain = PlainProcess(loaded.dtype, str(loaded.device), batches, Path(name))
+        for repeat in range(args.repeats + 1):
+            rates = (
+                plain.run(),
+                bare(same, batches),
+                scan(adapted, rows, (changed, state), args.batch_tokens),
+                usual(adapted, rows),
+            )
+            if repeat:  # the first is a warm-up
+                for values, rate in zip(times.values(), rates, strict=True):
+                    values.append(rate)
+        plain.close()
     ratios = {
-        name: statistics.median(s / o for s, o in zip(times["scan"], times[name], strict=True))
-        for name in ("bare", "usual")
+        name: round(statistics.median(s / o for s, o in zip(times["scan"], values, strict=True)), 3)
+        for name, values in times.items()
+        if name != "scan"
     }
     return {
         "what": "speed", "dtype": loaded.dtype, "rank": args.rank, "rows": len(rows), "tokens": len(rows.ids),
-        "scored_share": float(rows.scored.mean()), "batch_tokens": args.batch_tokens,
+        "scored_share": round(float(rows.scored.mean()), 3), "batch_tokens": args.batch_tokens, "repeats": args.repeats,
         "tokens_per_second": {name: round(statistics.median(values)) for name, values in times.items()},
         "spread": {name: [round(min(values)), round(max(values))] for name, values in times.items()},
-        "scan_over_bare": round(ratios["bare"], 3), "scan_over_usual": round(ratios["usual"], 2),
+        "scan_over": ratios,
     }  # fmt: skip
 
 
@@ -179,7 +238,13 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--data", type=Path, help="a folder with instruct/*.parquet instead of chatterbot-corpus")
+    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.serve:
+        serve(*args.serve)
+        return
+    args.conversations = data_rows(args.data, args.rows) if args.data else corpus_rows(args.rows)
     result = memory() if args.memory else speed(args)
     result["commit"] = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True

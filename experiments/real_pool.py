@@ -150,10 +150,8 @@ def main() -> None:
                 for record in run_arm(folder, pool, target, arm, seed, args.amplify):
                     with open(args.out, "a") as file:
                         file.write(json.dumps({**record, "commit": commit}) + "\n")
-                    print(
-                        f"{arm} c={record['amplify']:g} {record['F']}: AUC {record['auc']:.3f}, {record['of_most']:.2f} of most",
-                        flush=True,
-                    )
+                    facts = f"AUC {record['auc']:.3f}, {record['of_most']:.2f} of most"
+                    print(f"{arm} c={record['amplify']:g} {record['F']}: {facts}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tov.config import (
     Settings,
     build,
 )
-from tov.data.pool import Pool, open_pool
+from tov.data.pool import Pool, check_mapping, files_of, open_pool
 from tov.data.rows import Conversation, content_hash
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, RunError
@@ -35,7 +35,7 @@ from tov.run import Run, open_run, start_run
 from tov.scan.shards import read_scores
 from tov.scoring import normalized
 from tov.selection import Choice, choose
-from tov.stages import Rows, fit_stage, hexes, open_model, read_pool, read_target, scan_stage, unhex
+from tov.stages import Rows, check_n, fit_stage, hexes, open_model, read_pool, read_target, scan_stage, unhex
 from tov.summary import choice_facts, score_facts
 
 SCAN = ("batch_tokens", "shard_rows", "amplify")
@@ -125,15 +125,17 @@ def run_select(
     pools, targets = pools or config.pool, targets or config.target
     target = read_target(targets, config)
     rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
+    check_mapping(config.columns, rows.pool, target[0])
     output.check_columns(rows.pool)
-    _check_n(config.n, rows)
+    check_n(config.n, rows)
     identity = {
         "settings": _identity_settings(config, "path", "scan", "selection"),
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
     }  # fmt: skip
     run = start_run(
-        _folder(config.out, identity), command="select", identity=identity, settings=_shown(config), force=config.force
-    )
+        _folder(config.out, identity), command="select", identity=identity, settings=_shown(config), force=config.force,
+        reads=[*files_of(rows.pool), *files_of(target[0])],
+    )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
     scan = {key: getattr(config, key) for key in SCAN}
@@ -164,7 +166,8 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     scores_folder = Path(origin.manifest.get("scores_from") or origin.scores)
     if "scan" not in origin.manifest:
         raise RunError(f"{config.from_run} has no complete scores yet", fix="finish it first: give its command again")
-    scores = read_scores(scores_folder)
+    scored = origin.manifest.get("identity", {}).get("pool", {}).get("sources", {})
+    scores = read_scores(scores_folder, sum(scored.values()))
     pool = _pool_again(origin, pools, scores)
     seed = config.seed if config.seed is not None else origin.manifest["seed"]
     identity = {
@@ -172,8 +175,9 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         "scan": origin.manifest["scan"]["fingerprint"],
     }
     run = start_run(
-        Path(config.out), command="select --from", identity=identity, settings=_shown(config), force=config.force
-    )
+        Path(config.out), command="select --from", identity=identity, settings=_shown(config), force=config.force,
+        reads=[*_read_by(origin), *files_of(pool)],
+    )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
     kept = ("inputs", "path", "scan", "noise_floor", "notes")
@@ -218,8 +222,9 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     }
     identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": scan}
     run = start_run(
-        _folder(config.out, identity), command="score", identity=identity, settings=_shown(config), force=config.force
-    )
+        _folder(config.out, identity), command="score", identity=identity, settings=_shown(config), force=config.force,
+        reads=[*_read_by(origin), *files_of(rows.pool)],
+    )  # fmt: skip
     if run.finished:
         return Result(run.folder, run.manifest)
     run.note(
@@ -255,13 +260,15 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
     pools, targets = pools or config.pool, targets or config.target
     target = read_target(targets, config)
     rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
+    check_mapping(config.columns, rows.pool, target[0])
     identity = {
         "settings": _identity_settings(config, "path"),
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
     }  # fmt: skip
     run = start_run(
-        _folder(config.out, identity), command="fit", identity=identity, settings=_shown(config), force=config.force
-    )
+        _folder(config.out, identity), command="fit", identity=identity, settings=_shown(config), force=config.force,
+        reads=[*files_of(rows.pool), *files_of(target[0])],
+    )  # fmt: skip
     if not run.finished:
         run.note(inputs=_remembered(pools, config.columns), seed=config.seed)
         stored = fit_stage(run, rows, target, config, open_model(config), quiet=config.quiet)
@@ -309,6 +316,14 @@ def _path_folder(origin: Run) -> Path:
     if "scores_from" in origin.manifest:
         return _path_folder(open_run(Path(origin.manifest["scores_from"]).parent))
     raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
+
+
+def _read_by(origin: Run) -> list[Path]:
+    """The folders that a command reads when it goes out from a run."""
+    return [
+        origin.folder,
+        *(Path(origin.manifest[key]) for key in ("scores_from", "path_from") if key in origin.manifest),
+    ]
 
 
 def _pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> Pool:
@@ -359,15 +374,6 @@ def _absolute(location: str) -> str:
         return f"{name}={_absolute(rest)}"
     folder = Path(location).parent
     return os.path.abspath(location) if Path(location).exists() or (folder != Path() and folder.exists()) else location
-
-
-def _check_n(n: int, rows: Rows) -> None:
-    usable = int(rows.usable.sum())
-    if n > usable:
-        raise DataError(
-            f"--n {n:,} rows wanted, but the pool has {usable:,} usable rows of {len(rows.pool):,}",
-            fix="lower --n or add rows",
-        )
 
 
 def _pool_identity(rows: Rows) -> dict[str, Any]:

@@ -44,7 +44,9 @@ class _Verbs(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
-            raise ConfigError(f"no command '{args[0]}'{did_you_mean(args[0], VERBS)}", allowed=", ".join(VERBS))
+            raise ConfigError(
+                f"no command '{args[0]}'{did_you_mean(args[0], VERBS)}", allowed=", ".join(VERBS), fix="tov --help"
+            )
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -274,8 +276,12 @@ def _settle_libraries() -> None:
     """Third parties' bars and warnings would drown our own lines; whoever wants them sets TOV_VERBOSE=1."""
     if os.environ.get("TOV_VERBOSE"):
         return
+    import logging
     import warnings
 
+    # `datasets` logs what it also raises; the level for when it is imported, and for when it has been.
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -290,7 +296,8 @@ def main(args: list[str] | None = None) -> None:
         tov.main(args=args, prog_name="tov", standalone_mode=False)
         code = DONE
     except click.ClickException as error:
-        error.show()
+        ctx = getattr(error, "ctx", None)
+        print(f"error: {error.format_message()}\n  do: {ctx.command_path if ctx else 'tov'} --help", file=sys.stderr)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = _say(KeyboardInterrupt())

@@ -7,6 +7,7 @@ all after it), `scan` (scores and all after them), `selection` (the chosen rows 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tov.errors import ConfigError, did_you_mean
+from tov.errors import ConfigError, did_you_mean, kind_of
 
 Stage = Literal["path", "scan", "selection", "place"]
 TRANSFORMS = ("identity", "abs", "positive")
@@ -202,7 +203,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"no settings file {path}", fix="check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}", fix="correct the line that it names") from None
+        said = re.sub(r"<(unicode|byte) string>", path.name, str(error))
+        raise ConfigError(f"{path} is not YAML: {said}", fix="correct the line that it names") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds {type(value).__name__}", allowed="a mapping of settings, e.g. 'n: 4096'")
+        raise ConfigError(
+            f"{path} holds {kind_of(value)}",
+            allowed="a mapping of settings, e.g. 'n: 4096'",
+            fix="write it as KEY: VALUE lines",
+        )
     return {str(key).replace("-", "_"): entry for key, entry in value.items()}

@@ -6,10 +6,16 @@ Knows nothing of models or data. Every error says what was got, what is allowed 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+from typing import Any
 
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of every command."""
+
+
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+"""What the operating system says of a place where the user may not or cannot write."""
 
 
 class TovError(Exception):
@@ -67,16 +73,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def kind_of(value: Any) -> str:
+    """`a str`, `an int`, `null`: the type of a value (or a type), with its article."""
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    return {"int": "an int", "NoneType": "null"}.get(name, f"a {name}")
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an exception; None for a fault of ours, which keeps its traceback."""
     if isinstance(error, TovError):
         return f"error: {error}", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: finished shards are kept; give the same command again to go on", INTERRUPTED
-    if isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError)):
-        return f"error: {error.strerror}: {error.filename}\n  do: choose another --out or change its permissions", (
-            USER_ERROR
-        )
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"error: {error.strerror or error}: {error.filename}"
+        if error.errno in _NOT_ALLOWED:
+            return f"{said}\n  do: choose another --out or change its permissions", USER_ERROR
+        return f"{said}\n  do: check the disk that holds it, then give the same command again", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
             "error: out of memory\n  do: lower --batch-tokens (it bounds the tokens held at once), or --max-length"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tov.errors import StorageError
+from tov.errors import RunError, StorageError
 
 
 @contextmanager
@@ -83,13 +83,23 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads one JSON document."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads one JSON document that tov wrote.
+
+    Raises:
+        RunError: it is broken.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # broken JSON, or bytes that are no text
+        raise RunError(
+            f"{path} is broken: {error}",
+            fix="put it back from a copy, or make the run anew: its own command with --force",
+        ) from None
 
 
 def append_json_line(path: Path, value: Any) -> None:
     """Appends one JSON line (an event log)."""
-    with open(path, "a", encoding="utf-8") as log:
+    with _full_disk_said(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
 
 

@@ -11,8 +11,8 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,19 @@ class Run:
         start = time.monotonic()
         try:
             yield
-        finally:
-            seconds = round(time.monotonic() - start, 3)
-            timings = self.manifest.setdefault("timings", {})
-            timings[name] = round(timings.get(name, 0.0) + seconds, 3)
-            self.note()
-        self.event(f"{name} finished", seconds=seconds)
+        except BaseException:
+            # What went wrong matters more than that its time could not be noted (on a full disk both fail).
+            with suppress(OSError):
+                self._add_time(name, start)
+            raise
+        self.event(f"{name} finished", seconds=self._add_time(name, start))
+
+    def _add_time(self, name: str, start: float) -> float:
+        seconds = round(time.monotonic() - start, 3)
+        timings = self.manifest.setdefault("timings", {})
+        timings[name] = round(timings.get(name, 0.0) + seconds, 3)
+        self.note()
+        return seconds
 
     def finish(self) -> None:
         """Marks the run as complete."""
@@ -82,16 +89,19 @@ class Run:
 
 
 def start_run(
-    folder: Path, *, command: str, identity: Mapping[str, Any], settings: Mapping[str, Any], force: bool = False
-) -> Run:
-    """A new run, or the one in `folder` if it has the same identity.
+    folder: Path, *, command: str, identity: Mapping[str, Any], settings: Mapping[str, Any], force: bool = False,
+    reads: Sequence[Path] = (),
+) -> Run:  # fmt: skip
+    """A new run, or the one in `folder` if it has the same identity; `reads` is what the command reads.
 
     Raises:
-        RunError: the folder holds another run (with the differences) or files that are no run.
+        RunError: the folder holds another run (with the differences) or files that are no run, or `force` would delete
+            what is read.
     """
     identity = {"command": command, **identity}
     if force and folder.exists():
         _check_ours(folder)
+        _check_apart(folder, reads)
         shutil.rmtree(folder)
     manifest_file = folder / "manifest.json"
     if manifest_file.exists():
@@ -136,6 +146,16 @@ def open_run(folder: Path | str) -> Run:
             f"{folder} holds no run (no manifest.json)", fix="name the --out of an earlier select, score or fit"
         )
     return Run(folder, read_json(folder / "manifest.json"))
+
+
+def _check_apart(folder: Path, reads: Sequence[Path]) -> None:
+    place = folder.resolve()
+    for path in reads:
+        if place == path.resolve() or place in path.resolve().parents:
+            raise RunError(
+                f"--force would delete {path}, which this command reads: it is in --out {folder}",
+                fix="choose another --out",
+            )
 
 
 def _check_ours(folder: Path) -> None:

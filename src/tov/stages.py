@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tov.config import DataSettings, PathSettings
-from tov.data.guard import USABLE, exclusions
+from tov.data.guard import DUPLICATE, IN_TARGET, USABLE, exclusions, left_out
 from tov.data.pool import Index, Pool, index_rows, open_pool
 from tov.data.rows import Conversation
 from tov.data.sources import Input
@@ -71,7 +71,7 @@ class Opened:
 def read_target(inputs: Sequence[Input], settings: DataSettings) -> tuple[Pool, Index]:
     """The target; every row must be a conversation."""
     target = open_pool(inputs, columns=settings.columns)
-    return target, index_rows(target)
+    return target, index_rows(target, role="target")
 
 
 def read_pool(inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, leak_guard: bool) -> Rows:
@@ -79,6 +79,20 @@ def read_pool(inputs: Sequence[Input], settings: DataSettings, target_prompts: n
     pool = open_pool(inputs, columns=settings.columns)
     index = index_rows(pool, bad_rows=settings.bad_rows)
     return Rows(pool, index, exclusions(index, target_prompts, leak_guard=leak_guard))
+
+
+def check_n(n: int, rows: Rows) -> None:
+    """Raises DataError, with what was left out and why, if fewer than n rows may be chosen."""
+    usable = int(rows.usable.sum())
+    if n > usable:
+        guarded = np.isin(rows.excluded, (IN_TARGET, DUPLICATE)).any()
+        reasons = left_out(rows.excluded, rows.index)
+        raise DataError(
+            f"--n {n:,} rows wanted, but the pool has {usable:,} usable rows of {len(rows.pool):,}"
+            + (f"; left out: {reasons}" if reasons else ""),
+            fix="lower --n or add rows"
+            + ("; --no-leak-guard allows rows of the target, and repeats" if guarded else ""),
+        )
 
 
 def open_model(settings: PathSettings) -> Opened:
@@ -90,7 +104,9 @@ def open_model(settings: PathSettings) -> Opened:
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if limit and settings.max_length > limit:
         raise ModelError(
-            f"--max-length {settings.max_length} is more than {settings.model} takes", allowed=f"at most {limit}"
+            f"--max-length {settings.max_length} is more than {settings.model} takes",
+            allowed=f"at most {limit}",
+            fix=f"give --max-length {limit} or less",
         )
     adapted = attach(
         loaded.model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout,

@@ -11,6 +11,17 @@ REASONS = ("", "prompt in target", "repeat of an earlier row", "unreadable", "no
 """The words for the codes above; they stand in the score table's column `excluded`."""
 
 
+def left_out(codes: np.ndarray, pool: Index) -> str:
+    """`3 prompt in target, 1 unreadable (no assistant turn)`: how many rows may not be chosen, and why."""
+    said = []
+    for code, reason in enumerate(REASONS):
+        count = int((codes == code).sum())
+        if code != USABLE and count:
+            first = f" (the first: row_id {min(pool.bad)}, {pool.bad[min(pool.bad)]})" if code == UNREADABLE else ""
+            said.append(f"{count:,} {reason}{first}")
+    return ", ".join(said)
+
+
 def exclusions(pool: Index, target_prompts: np.ndarray, *, leak_guard: bool) -> np.ndarray:
     """(N,) uint8 code of every pool row.
 

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from tov.data.diagnose import explain_file
 from tov.data.rows import LAYOUTS as ALL_LAYOUTS
 from tov.data.rows import BadRow, Conversation, Layout, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
@@ -75,7 +76,16 @@ class Pool:
 
     def _read(self, index: int, places: Sequence[int]) -> Iterator[Conversation | BadRow]:
         """Rows of one source by their places in it."""
-        block = self.sources[index].table[places]
+        source = self.sources[index]
+        try:
+            block = source.table[places]
+        except UnicodeDecodeError as error:  # Arrow's JSON reader lets any bytes pass
+            for path in source.files:
+                explain_file(path)
+            raise DataError(
+                f"{source.location}, rows {places[0] + 1} to {places[-1] + 1}: a text is not UTF-8 ({error.reason})",
+                fix="convert the file to UTF-8",
+            ) from None
         names = list(block)
         for values in zip(*block.values(), strict=True):
             yield self._convert(self.layouts[index], dict(zip(names, values, strict=True)))
@@ -139,16 +149,27 @@ def open_pool(inputs: Sequence[Input], *, columns: Mapping[str, str] | None = No
     sources = open_sources(inputs)
     if not sources:
         raise DataError("no input was named", fix="name at least one file")
-    all_names = {name for source in sources for name in source.table.column_names}
-    for ours, theirs in columns.items():
-        if theirs not in all_names:
-            raise DataError(
-                f"--columns {ours}={theirs}: no column '{theirs}'{did_you_mean(theirs, all_names)}",
-                allowed=", ".join(sorted(all_names)),
-            )
     layouts = tuple(_layout(source, columns) for source in sources)
     _one_schema(sources)
     return Pool(sources, layouts, dict(columns))
+
+
+def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
+    """A mapping is for the inputs that have its column, in pool or target; none may be without any.
+
+    Raises:
+        DataError: no input has the column.
+    """
+    sources = [source for pool in pools for source in pool.sources]
+    names = {name for source in sources for name in source.table.column_names}
+    for ours, theirs in columns.items():
+        if theirs not in names:
+            raise DataError(
+                f"--columns {ours}={theirs}: no column '{theirs}'{did_you_mean(theirs, names)} in "
+                + ", ".join(dict.fromkeys(source.location for source in sources)),
+                allowed=", ".join(sorted(names)),
+                fix="correct the name after '='",
+            )
 
 
 def _layout(source: Source, columns: Mapping[str, str]) -> Layout:
@@ -157,6 +178,15 @@ def _layout(source: Source, columns: Mapping[str, str]) -> Layout:
     layout = layout_of([*names, *renamed])
     if layout is None:
         wanted = sorted({column for layout in ALL_LAYOUTS for column in layout.columns})
+        unmatched = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in names]
+        if unmatched:
+            theirs = unmatched[0].partition("=")[2]
+            raise DataError(
+                f"--columns {unmatched[0]}: no column '{theirs}'{did_you_mean(theirs, names)} in {source.location}, "
+                "whose columns are no layout without it",
+                allowed=", ".join(names),
+                fix="correct the name after '='",
+            )
         near = next((f" ('{name}'{did_you_mean(name, wanted)})" for name in names if did_you_mean(name, wanted)), "")
         raise DataError(
             f"{source.location}: columns {', '.join(names)} are no layout that tov knows{near}",
@@ -168,20 +198,29 @@ def _layout(source: Source, columns: Mapping[str, str]) -> Layout:
 
 def _one_schema(sources: tuple[Source, ...]) -> None:
     """Checks before any work that the chosen rows of all sources will fit one output table."""
-    for other in sources[1:]:
+    schema = sources[0].table.features.arrow_schema
+    for position, other in enumerate(sources[1:], 1):
         try:
-            pa.unify_schemas(
-                [sources[0].table.features.arrow_schema, other.table.features.arrow_schema],
-                promote_options="permissive",
-            )
+            schema = pa.unify_schemas([schema, other.table.features.arrow_schema], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            clash = next((one for one in sources[:position] if not _fit(one, other)), sources[0])
             raise DataError(
-                f"{sources[0].location} and {other.location} have a column of different types: {error}",
+                f"{clash.location} and {other.location} have a column of different types: {error}",
                 fix="give the column one type, rename it in one of them, or leave it out",
             ) from None
 
 
-def index_rows(pool: Pool, *, bad_rows: str = "error") -> Index:
+def _fit(one: Source, other: Source) -> bool:
+    try:
+        pa.unify_schemas(
+            [one.table.features.arrow_schema, other.table.features.arrow_schema], promote_options="permissive"
+        )
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return False
+    return True
+
+
+def index_rows(pool: Pool, *, bad_rows: str = "error", role: str = "pool") -> Index:
     """One pass over all rows: hashes, and rows that are no conversation.
 
     Raises:
@@ -195,7 +234,9 @@ def index_rows(pool: Pool, *, bad_rows: str = "error") -> Index:
         elif bad_rows == "error":
             raise DataError(
                 f"{pool.where(row_id)}: {row}",
-                fix="correct the row, or give --bad-rows skip to count and skip such rows",
+                fix="correct the row, or give --bad-rows skip to count and skip such rows"
+                if role == "pool"
+                else f"correct or delete the row: every row of the {role} must be a conversation",
             )
         else:
             bad[row_id] = str(row)

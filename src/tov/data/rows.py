@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tov.errors import kind_of
+
 Message = dict[str, Any]
 
 
@@ -75,7 +77,7 @@ def _is_text_part(part: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return "missing" if value is None else f"a {type(value).__name__}"
+    return "missing" if value is None else kind_of(value)
 
 
 def _message(message: Any, position: int) -> Message:
@@ -168,8 +170,19 @@ def _hash(value: Any) -> int:
 
 
 def content_hash(row: Conversation) -> int:
-    """64-bit hash of the roles and contents: equal for equal conversations, whatever file format they came in."""
-    return _hash([[message["role"], message["content"]] for message in row.messages])
+    """64-bit hash of the roles, contents and tool calls: equal for equal conversations, whatever file format they came in."""
+    return _hash([[message["role"], message["content"], *_calls(message)] for message in row.messages])
+
+
+def _calls(message: Message) -> list[Any]:
+    return [_settled(message["tool_calls"])] if message.get("tool_calls") else []
+
+
+def _settled(value: Any) -> Any:
+    """Without the nulls that Arrow adds and in one order of keys, which differ between file formats."""
+    if isinstance(value, Mapping):
+        return {key: _settled(value[key]) for key in sorted(value) if value[key] is not None}
+    return [_settled(entry) for entry in value] if isinstance(value, list) else value
 
 
 def prompt_hash(row: Conversation) -> int:

@@ -6,8 +6,10 @@ Must not know what is in the rows.
 
 from __future__ import annotations
 
+import csv
 import difflib
 import glob
+import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import pyarrow as pa
 
+from tov.data.diagnose import COMPRESSED, explain_file
+from tov.data.exact import load_exact, needs_exact, open_bytes
 from tov.errors import DataError
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
@@ -121,12 +126,12 @@ def _from_folder(name: str | None, path: Path, split: str | None = None) -> Sour
             split = splits[0]
         if split is None or split not in splits:
             raise DataError(
-                f"{path} holds splits{f', none called {split!r}' if split else ''}",
-                allowed=", ".join(f"{path}:{one}" for one in splits), fix="name one split",
+                f"{path} is a DatasetDict{f' without a split {split!r}' if split else ''}; name one split",
+                allowed=", ".join(f"{path}:{one}" for one in splits), fix=f"write {path}:{splits[0]}" if splits else "",
             )  # fmt: skip
-        return Source(name or path.name, f"{path}:{split}", datasets.load_from_disk(str(path / split)))
+        return Source(name or path.name, f"{path}:{split}", _from_disk(path / split))
     if (path / "dataset_info.json").exists() and (path / "state.json").exists():
-        return Source(name or path.name, str(path), datasets.load_from_disk(str(path)))
+        return Source(name or path.name, str(path), _from_disk(path))
     files = sorted(file for file in path.rglob("*") if _suffix(file) in BUILDERS and file.is_file())
     if not files:
         raise DataError(
@@ -135,9 +140,21 @@ def _from_folder(name: str | None, path: Path, split: str | None = None) -> Sour
     return Source(name or path.name, str(path), _load_files(files), tuple(files))
 
 
+def _from_disk(folder: Path) -> datasets.Dataset:
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise DataError(
+            f"the save_to_disk folder {folder} cannot be read: {error}",
+            fix="a file of it is missing or cut: copy the whole folder again, or save it anew",
+        ) from error
+
+
 def _suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in (".gz", ".zst", ".bz2", ".xz"):
+    if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
 
@@ -149,93 +166,68 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
         raise DataError(
             f"{paths[0] if len(paths) == 1 else f'{len(paths)} files'}: format {', '.join(sorted(kinds)) or 'unknown'}",
             allowed=f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source",
+            fix="convert it, or name the files of one format with a glob",
         )
     empty = next((path for path in paths if path.stat().st_size == 0), None)
     if empty:
         raise DataError(f"{empty} is empty (0 bytes)", fix="name a file with at least one row")
-    options = {"sep": "\t"} if kinds == {".tsv"} else {}
     builder = builders.pop()
     assert builder
     try:
-        return datasets.load_dataset(builder, data_files=[str(path) for path in paths], split="train", **options)
+        return _load(builder, paths, kinds)
+    except DataError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
         for path in paths:
-            _explain_json(path) if builder == "json" else _explain_encoding(path)
+            explain_file(path)
+        if "corresponds to no data" in str(error) or not any(_has_content(path) for path in paths):
+            raise DataError(f"{paths[0]} has no rows", fix="name a file with at least one row") from None
         cause = error.__cause__ or error
         raise DataError(
             f"{paths[0]} cannot be read: {cause}", fix="check that its content is what its suffix says"
         ) from error
 
 
-def _explain_encoding(path: Path) -> None:
-    """Raises DataError with the line of the first byte that is not UTF-8, if there is one in a text file."""
-    if _suffix(path) not in (".csv", ".tsv") or path.suffix in (".gz", ".zst"):
-        return
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            _decode(line, path, number)
+def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
+    if builder == "json" and needs_exact(paths):
+        return load_exact(paths)
+    options: dict[str, Any] = {}
+    if builder == "csv":
+        # A guessed type would make 7 of "007" and nothing of "NA": every cell is the text that it is.
+        sep = "\t" if kinds == {".tsv"} else ","
+        options = {"features": _text_columns(paths, sep), "sep": sep, "keep_default_na": False}
+    return datasets.load_dataset(builder, data_files=[str(path) for path in paths], split="train", **options)
 
 
-def _decode(line: bytes, path: Path, number: int) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8",
-            fix=f"convert it, e.g. iconv -f latin1 -t utf-8 {path.name}",
-        ) from None
-
-
-def _explain_json(path: Path) -> None:
-    """Raises DataError with the file and line of the first broken JSON line, if there is one."""
-    if path.suffix in (".gz", ".zst", ".bz2", ".xz"):
-        return
-    with open(path, "rb") as file:
-        if path.suffix == ".json" and file.read(1) in (b"[", b"{"):
-            try:
-                json.loads(path.read_bytes())
-                return
-            except UnicodeDecodeError:
-                pass
-            except json.JSONDecodeError as error:
-                if "Extra data" not in error.msg:
-                    raise DataError(
-                        f"{path}:{error.lineno}: {error.msg} at column {error.colno}", fix="correct the line"
-                    ) from None
-        file.seek(0)
-        kinds: dict[str, tuple[type, int]] = {}
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                _check_line(_decode(line, path, number), path, number, kinds)
-
-
-def _check_line(line: str, path: Path, number: int, kinds: dict[str, tuple[type, int]]) -> None:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        shown = line.strip()[:60]
-        raise DataError(
-            f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}: {shown!r}",
-            fix="correct or delete the line",
-        ) from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}:{number}: a {type(value).__name__}", allowed="one JSON object a line")
-    for key, entry in value.items():
-        kind, first = kinds.setdefault(key, (type(entry), number))
-        if (
-            entry is not None
-            and kind is not type(None)
-            and kind is not type(entry)
-            and {kind, type(entry)} != {int, float}
-        ):
+def _text_columns(paths: list[Path], sep: str) -> datasets.Features:
+    first, *others = (_header(path, sep) for path in paths)
+    for path, names in zip(paths[1:], others, strict=True):
+        if set(names) != set(first):
             raise DataError(
-                f"{path}:{number}: '{key}' is a {type(entry).__name__}, but a {kind.__name__} in line {first}",
-                fix="give the column one type",
+                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(first)}",
+                fix="name them as two inputs",
             )
-        if kind is type(None):
-            kinds[key] = (type(entry), number)
+    return datasets.Features({name: datasets.Value("string") for name in first})
+
+
+def _header(path: Path, sep: str) -> list[str]:
+    with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        found = next((row for row in csv.reader(text, delimiter=sep) if row), [])
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(found)]  # as pandas, which reads the rows, has it
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise DataError(f"{path} has two columns '{twice}'", fix="rename one of them")
+    return names
+
+
+def _has_content(path: Path) -> bool:
+    """Whether a text file holds more than white space (any other file: yes)."""
+    if path.suffix in COMPRESSED or _suffix(path) not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv"):
+        return True
+    with open(path, "rb") as file:
+        return any(line.strip() for line in file)
 
 
 def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tov.errors import ConfigError, ModelError
+from tov.files import atomic_folder
 
 State = dict[str, Tensor]
 """Adapter parameters by peft's names, fp32, on the CPU."""
@@ -82,14 +83,14 @@ def save(adapted: Any, state: Mapping[str, Tensor], folder: Path) -> None:
     """Writes a state as a PEFT adapter folder that any PEFT user can load."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     config = adapted.peft_config["default"]
-    inference, config.inference_mode = config.inference_mode, True
-    try:
-        config.save_pretrained(str(folder))
-    finally:
-        config.inference_mode = inference
-    save_file(dict(state), str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    with atomic_folder(folder) as temporary:
+        inference, config.inference_mode = config.inference_mode, True
+        try:
+            config.save_pretrained(str(temporary))
+        finally:
+            config.inference_mode = inference
+        save_file(dict(state), str(temporary / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
 def load(folder: Path) -> State:

@@ -12,6 +12,7 @@ import torch
 from tov.errors import ConfigError, ModelError, did_you_mean
 from tov.files import digest, file_digest
 from tov.model.builtin import ALIASES, from_gguf, packaged_file
+from tov.model.memory import keep_freed_memory
 from tov.text.encode import prepare
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,12 +50,15 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device {name!r}", allowed="auto, cpu, cuda, cuda:0, mps") from None
+        raise ConfigError(f"device {name!r}", allowed="auto, cpu, cuda, cuda:0, mps", fix="name one of these") from None
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}.get(
         device.type, 0
     )
     if count <= (device.index or 0):
-        raise ConfigError(f"device {name!r} is not here", allowed="cpu" + f", {count} {device.type}" * bool(count))
+        raise ConfigError(
+            f"device {name!r} is not here", allowed="cpu" + f", {count} {device.type}" * bool(count),
+            fix="use --device auto, which takes what is here",
+        )  # fmt: skip
     return device
 
 
@@ -79,7 +83,12 @@ def resolve(name: str) -> str:
             raise ModelError(f"no file {path}", fix="check the path")
         return str(from_gguf(path))
     if path.is_dir() and not (path / "config.json").exists():
-        raise ModelError(f"folder {path} holds no config.json", allowed="a folder made by save_pretrained")
+        raise ModelError(
+            f"folder {path} holds no config.json", allowed="a folder made by save_pretrained",
+            fix="name the folder that holds config.json and the weights",
+        )  # fmt: skip
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ModelError(f"no folder {path}", fix="check the name: a model is a folder, a .gguf file or a Hub id")
     return str(path) if path.is_dir() else name
 
 
@@ -109,6 +118,8 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     place = pick_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
     kind = pick_dtype(dtype, place)
     tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve(name)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from tov.errors import ModelError
+from tov.errors import ModelError, NumericError
 
 CHUNK_TOKENS = 1024
 """Scored tokens that meet the head at once."""
@@ -105,7 +105,7 @@ class _FrozenHead(torch.autograd.Function):
         label = _label_logits(head, wide, labels)
         gradient = head.weight[labels].to(wide.dtype) * _slope(head, label)[:, None]
         log_total = (label - logp)[:, None]
-        with _exact_products(head.weight, hidden):
+        with _exact_products(head, hidden):
             for words in _blocks(head):
                 logits = _logits(head, wide, words)
                 share = (logits - log_total).exp_().mul_(_slope(head, logits))
@@ -137,7 +137,7 @@ def _chunk(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
     wide = hidden.to(dtype)
     label = _label_logits(head, wide, labels)
     total = torch.zeros_like(label)
-    with _exact_products(head.weight, hidden):
+    with _exact_products(head, hidden):
         for words in _blocks(head):
             total += _logits(head, wide, words).sub_(label[:, None]).exp_().sum(1)
     logp = -total.log()
@@ -188,13 +188,17 @@ def _slope(head: Head, logits: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _exact_products(weight: Tensor, hidden: Tensor) -> Iterator[None]:
+def _exact_products(head: Head, hidden: Tensor) -> Iterator[None]:
     """Lets the CPU multiply in bf16 where that loses nothing: both factors are bf16 numbers, sums stay fp32.
 
-    A bf16 x bf16 product is exact in fp32, so this is the fp32 head at three times its speed on hardware that has it.
+    A bf16 x bf16 product is exact in fp32, so this is the fp32 head at three times its speed on hardware that has it. An
+    adapter on the head is fp32, so such a head does without. In training the softmax is rounded too, which only its gradient
+    sees, in the precision of the hidden state's own.
     """
     products: Any = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
-    exact = weight.dtype == hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu"
+    exact = (
+        head.weight.dtype == hidden.dtype == torch.bfloat16 and head.low_rank is None and hidden.device.type == "cpu"
+    )
     if not exact or products is None:
         yield
         return
@@ -212,9 +216,15 @@ def check_head(causal: Any, head: Head, ids: Tensor) -> None:
 
     Raises:
         ModelError: the two disagree by more than the rounding of the model's dtype.
+        NumericError: the model's weights or activations are not finite numbers.
     """
     scored = torch.ones_like(ids, dtype=torch.bool)
     ours = token_logprobs(head, *gather_hidden(causal, ids, scored))
+    if not torch.isfinite(ours).all():
+        raise NumericError(
+            "the model's log-loss is not a finite number",
+            fix="try --dtype fp32; if that does not help, the weights are broken: fetch the model again",
+        )
     logits = causal(input_ids=ids, use_cache=False).logits[:, :-1].float()
     theirs = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).flatten()
     gap = float((ours.float() - theirs).abs().max())

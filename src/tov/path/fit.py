@@ -5,6 +5,7 @@ Knows rows as tokens and a model with an adapter; must not know files or the poo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def fit(
         kind = settings.val_optimizer if step.data == "target" else "carry"
         optimizer = make_optimizer(adapted, kind)
         if kind == "carry" and moments is not None:
-            optimizer.load_state_dict(moments)
+            optimizer.load_state_dict(copy.deepcopy(moments))  # torch would train on the stored tensors
         rows = base if step.data == "base" else target
         loss = train_epoch(
             adapted, rows, order=_order(settings.seed, step, len(rows)), optimizer=optimizer,

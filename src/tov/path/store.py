@@ -77,9 +77,17 @@ def open_path(folder: Path) -> StoredPath:
     """A finished path.
 
     Raises:
-        RunError: there is none, or it was not finished.
+        RunError: there is none, it was not finished, or an adapter is not the one that was fitted.
     """
     file = folder / "manifest.json"
     if not file.exists():
         raise RunError(f"{folder} holds no finished path", fix="give the command that fits it again")
-    return StoredPath(folder, read_json(file))
+    stored = StoredPath(folder, read_json(file))
+    for name, fingerprint in stored.manifest.get("adapters", {}).items():
+        adapter = folder / name
+        if not adapter.exists() or file_digest(adapter) != fingerprint:
+            raise RunError(
+                f"{adapter} is {'not there' if not adapter.exists() else 'not the adapter that was fitted (changed or cut)'}",
+                fix="put the file back from a copy, or fit the path again (--force)",
+            )
+    return stored

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from tov.scoring import TRANSFORM_FUNCTIONS
 MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "loss_target", "uncertainty")
 """Per-row measures, nats a token: means over epochs under these names, one epoch k under `NAME_k`."""
 _STAMP = b"tov_fingerprint"
+_ANEW = "put the file back from a copy, or make the run anew: its own command with --force"
 
 
 def shard_file(folder: Path, start: int) -> Path:
@@ -26,11 +29,12 @@ def is_done(file: Path, fingerprint: str) -> bool:
     """Whether a shard is there and was made from the same path, pool and settings.
 
     Raises:
-        RunError: it was made from others.
+        RunError: it was made from others, or is broken.
     """
     if not file.exists():
         return False
-    stamp = (pq.read_schema(file).metadata or {}).get(_STAMP, b"").decode()
+    with _broken_said(file, fix="delete it, then give the same command again: it makes what is missing"):
+        stamp = (pq.read_schema(file).metadata or {}).get(_STAMP, b"").decode()
     if stamp != fingerprint:
         raise RunError(f"{file} belongs to another run", fix="choose another --out, or --force to start over")
     return True
@@ -79,13 +83,34 @@ def write_shard(
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_scores(folder: Path) -> pa.Table:
-    """The whole score table, in row order.
+def read_scores(folder: Path, rows: int = 0) -> pa.Table:
+    """The whole score table, in row order; of so many rows, where that is known.
 
     Raises:
-        RunError: the folder holds none.
+        RunError: the folder holds none, a shard is broken, or one is missing.
     """
     files = sorted(folder.glob("rows-*.parquet"))
     if not files:
         raise RunError(f"{folder} holds no scores", fix="give the command that scores it again")
-    return pa.concat_tables([pq.read_table(file) for file in files])
+    tables, done = [], 0
+    for file in files:
+        with _broken_said(file, fix=_ANEW):
+            table = pq.read_table(file)
+        _check_gap(folder, done, int(file.stem.partition("-")[2]))
+        done += len(table)
+        tables.append(table)
+    _check_gap(folder, done, rows or done)
+    return pa.concat_tables(tables)
+
+
+@contextmanager
+def _broken_said(file: Path, *, fix: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise RunError(f"{file} is broken: {error}", fix=fix) from None
+
+
+def _check_gap(folder: Path, start: int, found: int) -> None:
+    if found > start:
+        raise RunError(f"{folder} lacks the scores of row_id {start} to {found - 1}", fix=_ANEW)

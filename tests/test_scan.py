@@ -1,0 +1,316 @@
+"""Scanning: what must not matter does not, the signs are right, and a killed run ends with the same files."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import tov
+from oracle import scores as oracle
+from oracle.logloss import token_logprobs as one_at_a_time
+from tiny import make_rows, tiny_llama, tiny_tokenizer, write_jsonl
+from tov.data.rows import Conversation
+from tov.errors import NumericError
+from tov.model.adapters import attach, parameters, read_state, write_state
+from tov.model.lowrank import scanning
+from tov.scan.scan import noise_floor, scan_rows
+from tov.scan.shards import MEASURES
+from tov.text.encode import Encoded, encode
+
+ROWS = 10
+ROUNDING = 1e-5
+"""Nats a token: what fp32 may lose when rows share other batches."""
+
+
+def encoded_rows() -> Encoded:
+    """Rows of many lengths; one has no scored token."""
+    rows = [
+        Conversation(({"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}))
+        for row in make_rows(ROWS - 1, seed=4, longest=12)
+    ]
+    empty = Conversation(({"role": "user", "content": "no answer"}, {"role": "assistant", "content": " "}))
+    return encode(tiny_tokenizer(), [*rows[:4], empty, *rows[4:]], max_length=128)
+
+
+@functools.cache
+def subject():
+    """(adapted model, rows, base state, target state); the states differ by about as much as a target epoch makes."""
+    adapted = attach(tiny_llama(), rank=2, alpha=4.0, dropout=0.1, targets=("all-linear",), seed=0).eval()
+    torch.manual_seed(0)
+    for parameter in parameters(adapted).values():
+        nn.init.normal_(parameter, std=0.1)
+    base = read_state(adapted)
+    return adapted, encoded_rows(), base, {name: value + 0.02 * torch.randn_like(value) for name, value in base.items()}
+
+
+@functools.cache
+def twin() -> dict[str, np.ndarray]:
+    """Every measure of every row, one row and one token at a time, with peft's own forward pass."""
+    adapted, rows, base, target = subject()
+    states = []
+    for state in (base, target):
+        write_state(adapted, state)
+        states.append([one_at_a_time(adapted, *(part.tolist() for part in rows.row(row))) for row in range(ROWS)])
+    measures = {name: np.full(ROWS, np.nan) for name in MEASURES}
+    for row, (before, after) in enumerate(zip(*states, strict=True)):
+        if before:
+            for name, value in oracle.row_scores(before, after).items():
+                measures[f"score_{name}"][row] = value
+            measures["loss_base"][row], measures["loss_target"][row] = (-sum(one) / len(one) for one in (before, after))
+            measures["uncertainty"][row] = oracle.uncertainty(before)
+    return measures
+
+
+def scan(rows: Encoded, *, batch_tokens: int = 256, pairs=None):
+    adapted, _, base, target = subject()
+    with scanning(adapted) as set_state:
+        chosen = pairs or [(1, base, target)]
+        return scan_rows(adapted.get_base_model(), set_state, rows, chosen, batch_tokens=batch_tokens)
+
+
+def assert_is_twin(measures: dict[str, np.ndarray], order, cause: str) -> None:
+    for name in MEASURES:
+        gap = np.abs(measures[name] - twin()[name][list(order)])
+        assert np.array_equal(np.isnan(measures[name]), np.isnan(twin()[name][list(order)])), (
+            f"{name}: rows without a score"
+        )
+        assert np.nanmax(gap, initial=0.0) < ROUNDING, f"{name} is {np.nanmax(gap):.2g} off: {cause}"
+
+
+@settings(max_examples=25)
+@given(st.permutations(range(ROWS)), st.integers(1, ROWS), st.sampled_from([1, 50, 100, 1000, 100_000]))
+def test_row_order_company_and_batch_size_change_nothing(order, count, batch_tokens):
+    """Any rows, in any order, in batches of any size, give what each row gives alone, token by token."""
+    chosen = order[:count]
+    scanned = scan(subject()[1].take(chosen), batch_tokens=batch_tokens)
+    assert_is_twin(scanned.epochs[0], chosen, "a row is put in another's place, or padding or a neighbour leaks in")
+
+
+@settings(max_examples=10)
+@given(st.integers(1, ROWS + 1))
+def test_shard_size_changes_nothing(shard_rows):
+    parts = [
+        scan(subject()[1].take(range(start, min(start + shard_rows, ROWS)))) for start in range(0, ROWS, shard_rows)
+    ]
+    together = {name: np.concatenate([part.epochs[0][name] for part in parts]) for name in MEASURES}
+    assert_is_twin(together, range(ROWS), f"shards of {shard_rows} rows")
+
+
+def test_the_signs():
+    measures = scan(subject()[1]).epochs[0]
+    fall = measures["loss_base"] - measures["loss_target"]
+    assert np.nanmax(np.abs(fall)) > 1e-3, "the two states hardly differ, so the comparison is empty"
+    assert np.allclose(measures["score_identity"], fall, atol=1e-12, equal_nan=True), "Eq. 6: loss(base) - loss(target)"
+    gap = measures["score_abs"] - (2 * measures["score_positive"] - measures["score_identity"])
+    assert np.nanmax(np.abs(gap)) < 1e-12, "abs = 2 positive - identity: F must be taken of each token"
+
+
+def test_every_epoch_has_its_own_measures():
+    _, rows, base, target = subject()
+    scanned = scan(rows, pairs=[(1, base, target), (2, target, base), (3, base, base)])
+    one, two, three = (epoch["score_identity"] for epoch in scanned.epochs)
+    assert np.allclose(one, -two, atol=1e-12, equal_nan=True), "exchanging the states must turn the sign"
+    assert not np.nansum(np.abs(three)), "identical states must score exactly 0"
+    assert scanned.passed == 6 * int(rows.lengths[rows.scored_counts > 0].sum()), "tokens passed: six scans of the rows"
+
+
+def test_a_row_without_scored_tokens_has_no_score_and_is_counted():
+    scanned = scan(subject()[1])
+    assert scanned.tokens[4] == 0, "the empty answer has scored tokens"
+    assert all(np.isnan(scanned.epochs[0][name][4]) for name in MEASURES), (
+        "a row without scored tokens must be NaN, not 0"
+    )
+    assert (scanned.tokens > 0).sum() == ROWS - 1, f"scored tokens a row: {scanned.tokens}"
+
+
+def test_rows_of_nothing_at_all_are_scanned_in_peace():
+    _, rows, _, _ = subject()
+    scanned = scan(rows.take([4]))
+    assert np.isnan(scanned.epochs[0]["score_abs"]).all(), "a shard without scored tokens"
+    assert scanned.passed == 0, "a row without scored tokens must not go through the model"
+    assert len(scan(rows.take([])).tokens) == 0, "an empty shard"
+
+
+def test_a_state_that_is_no_number_is_an_error():
+    _, rows, base, _ = subject()
+    broken = {name: torch.full_like(value, float("nan")) for name, value in base.items()}
+    with pytest.raises(NumericError, match="not a finite number"):
+        scan(rows, pairs=[(1, base, broken)])
+
+
+def test_the_noise_floor_is_the_rounding_between_two_layouts():
+    adapted, rows, base, _ = subject()
+    with scanning(adapted) as set_state:
+        floor = noise_floor(adapted.get_base_model(), set_state, rows, base, batch_tokens=1000)
+    for name, value in floor.items():
+        assert 0 < value < 2e-6, f"{name} is {value:.2g} nat; two layouts of a tiny fp32 model differ by about 1e-7"
+
+
+# A whole run, by its files.
+
+SETTINGS = {"n": 20, "dtype": "fp32", "base_size": 8, "epochs": 2, "lora_rank": 2, "seed": 3}
+
+
+def run(out: Path, model: Path, pool: Path, target: Path, **given):
+    return tov.select(
+        model=str(model), pool=str(pool), target=str(target), out=out, quiet=True, **{**SETTINGS, **given}
+    )
+
+
+def column(picked, name: str) -> np.ndarray:
+    return np.array(picked.scores[name].to_pylist(), float)
+
+
+@pytest.mark.parametrize("given", [{"shard_rows": 7}, {"batch_tokens": 40}, {"batch_tokens": 10_000, "shard_rows": 1}])
+def test_a_runs_scores_do_not_depend_on_shards_or_batches(given, tmp_path, tiny_folder, tiny_pool, tiny_target):
+    one, two = (
+        run(tmp_path / name, tiny_folder, tiny_pool, tiny_target, **extra) for name, extra in (("a", {}), ("b", given))
+    )
+    for name in MEASURES:
+        gap = np.abs(column(one, name) - column(two, name)).max()
+        assert gap < ROUNDING, f"{name} moved by {gap:.2g} under {given}"
+    assert one.dataset["tov_row_id"] == two.dataset["tov_row_id"], f"other rows are chosen under {given}"
+
+
+def test_the_order_of_the_pool_changes_no_rows_score(tmp_path, tiny_folder, tiny_target):
+    """The stored path of one run scores the same rows in another order."""
+    rows = make_rows(24, seed=1)
+    order = np.random.default_rng(0).permutation(24)
+    first = run(tmp_path / "a", tiny_folder, write_jsonl(tmp_path / "pool.jsonl", rows), tiny_target, n=10)
+    second = tov.score(first, str(write_jsonl(tmp_path / "other.jsonl", [rows[place] for place in order])), quiet=True,
+                       out=tmp_path / "b", shard_rows=5)  # fmt: skip
+    for name in MEASURES:
+        gap = np.abs(column(second, name) - column(first, name)[order]).max()
+        assert gap < ROUNDING, f"{name} moved by {gap:.2g} in another order"
+    for name in ("tokens", "hash", "in_base"):
+        assert second.scores[name].to_pylist() == first.scores[name].take(order).to_pylist(), (
+            f"{name} depends on the order"
+        )
+
+
+def test_the_score_table_tells_all(tmp_path, tiny_folder, tiny_target):
+    rows = [*make_rows(20, seed=1), {"prompt": "no answer", "completion": ""}]
+    picked = run(
+        tmp_path / "run", tiny_folder, write_jsonl(tmp_path / "p.jsonl", rows), tiny_target, n=10, shard_rows=8
+    )
+    table = picked.scores
+    assert len(list((tmp_path / "run" / "scores").glob("*.parquet"))) == 3, "21 rows are three shards of 8"
+    assert table["row_id"].to_pylist() == list(range(21)), "row_id is the position in the pool"
+    assert sum(table["in_base"].to_pylist()) == 8, "the base set is marked"
+    assert table["excluded"][20].as_py() == "no scored tokens", "the reader must learn why a row has no score"
+    assert np.isnan(table["score_positive"][20].as_py()), "a row without an answer has no score"
+    assert picked.summary["scores"]["left_out"] == {"no scored tokens": 1}, "rows without a score are counted"
+    for name in MEASURES:
+        epochs = (column(picked, f"{name}_1") + column(picked, f"{name}_2")) / 2
+        assert np.allclose(column(picked, name), epochs, atol=1e-5, equal_nan=True), (
+            f"{name} is not the mean of its epochs"
+        )
+
+
+# A run killed at any moment and started again.
+
+PATH_BEGUN = "path/epoch-1/base/adapter_model.safetensors"
+
+
+def command(model: Path, pool: Path, target: Path, out: Path) -> list[str]:
+    flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [
+        sys.executable, "-m", "tov", "select", "--model", str(model), "--pool", str(pool), "--target", str(target),
+        "--out", str(out), "--shard-rows", "2", "--quiet", *flags,
+    ]  # fmt: skip
+
+
+def kill_when(reached, arguments: list[str], *, seconds: float = 120.0) -> bool:
+    """Starts the command and sends SIGKILL as soon as `reached()`; whether it was killed before it ended by itself."""
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    stop = time.monotonic() + seconds
+    try:
+        while process.poll() is None and not reached():
+            assert time.monotonic() < stop, "the run never came to the moment at which it should be killed"
+            time.sleep(0.001)
+    finally:
+        process.kill()
+        output, _ = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), f"the run failed by itself:\n{output}"
+    return process.returncode == -signal.SIGKILL
+
+
+def shards(out: Path) -> int:
+    return len(list((out / "scores").glob("rows-*.parquet")))
+
+
+def result_files(out: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(out)): file.read_bytes()
+        for file in (
+            *sorted((out / "scores").iterdir()),
+            *sorted(out.glob("path/**/*.safetensors")),
+            out / "selected.jsonl",
+        )
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path, tiny_folder, tiny_target):
+    """Killed while fitting, after the first shard, in the middle, and near the end."""
+    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(240, seed=5))
+    run(tmp_path / "whole", tiny_folder, pool, tiny_target, shard_rows=2)
+    expected, out = result_files(tmp_path / "whole"), tmp_path / "killed"
+    moments = [
+        lambda: (out / PATH_BEGUN).exists(),
+        lambda: shards(out) >= 1,
+        lambda: shards(out) >= 40,
+        lambda: shards(out) >= 100,
+    ]
+    killed = []
+    for reached in moments:
+        kill_when(reached, command(tiny_folder, pool, tiny_target, out))
+        killed.append(shards(out))
+    assert any(0 < count < 120 for count in killed), f"no kill fell into the scan (shards after each: {killed} of 120)"
+    assert killed == sorted(killed), f"finished shards were lost: {killed}"
+    last = subprocess.run(command(tiny_folder, pool, tiny_target, out), capture_output=True, text=True, timeout=120)
+    assert last.returncode == 0, f"the run did not go on:\n{last.stdout}{last.stderr}"
+    found = result_files(out)
+    assert set(found) == set(expected), f"other files: {set(found) ^ set(expected)}"
+    assert found == expected, f"differ after being killed: {[name for name in found if found[name] != expected[name]]}"
+    assert not list(out.rglob("*.tmp")), "half-written files were left behind"
+
+
+def test_a_missing_shard_is_scanned_again_and_no_other(tmp_path, tiny_folder, tiny_pool, tiny_target):
+    """What is there is not touched: only the row blocks without a file go through the model."""
+    whole = run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=10)
+    files = sorted((whole.folder / "scores").iterdir())
+    before = [file.read_bytes() for file in files]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    files[2].unlink()
+    (whole.folder / "manifest.json").write_text(
+        (whole.folder / "manifest.json").read_text().replace('"status": "finished"', '"status": "running"')
+    )
+    run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=10)
+    assert [file.read_bytes() for file in files] == before, "a shard scanned again has other bytes"
+    touched = [file.stat().st_mtime_ns != stamp for file, stamp in zip(files, stamps, strict=True)]
+    assert touched == [False, False, True, False], f"shards written again: {touched}"
+
+
+def test_a_shard_of_another_run_is_refused(tmp_path, tiny_folder, tiny_pool, tiny_target):
+    whole = run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=20)
+    file = sorted((whole.folder / "scores").iterdir())[1]
+    pq.write_table(pq.read_table(file).replace_schema_metadata({b"tov_fingerprint": b"another"}), file)
+    manifest = whole.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"status": "finished"', '"status": "running"'))
+    with pytest.raises(tov.RunError, match="another run"):
+        run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=20)

@@ -1,0 +1,196 @@
+"""Which rows are taken: what must hold for any scores, lengths and sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from oracle import selection as oracle
+from tov.errors import ConfigError, DataError
+from tov.selection import choose, length_bins, top_by_bin
+
+RULES = ("score+random", "score-only")
+
+
+@st.composite
+def tables(draw):
+    """A score table: few different scores and lengths, so that ties are common; NaN among the scores."""
+    size = draw(st.integers(1, 60))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    scores = random.choice([-1.0, 0.0, 0.5, 2.0, np.nan], size)
+    return {
+        "scores": np.where(random.random(size) < 0.5, scores, random.normal(size=size)),
+        "tokens": random.integers(1, 8, size), "in_base": random.random(size) < draw(st.sampled_from([0.0, 0.2, 0.6])),
+        "usable": random.random(size) < draw(st.sampled_from([0.7, 1.0])),
+    }  # fmt: skip
+
+
+def a_table(size: int = 100, *, base: int = 30, seed: int = 0):
+    random = np.random.default_rng(seed)
+    return {
+        "scores": random.normal(size=size), "tokens": random.integers(1, 50, size), "usable": np.ones(size, bool),
+        "in_base": np.isin(np.arange(size), random.permutation(size)[:base]),
+    }  # fmt: skip
+
+
+def pick(table, n: int, *, rule: str = "score+random", bins: int = 10, seed: int = 0):
+    return choose(**table, n=n, rule=rule, bins=bins, seed=seed)
+
+
+def eligible(table) -> np.ndarray:
+    return table["usable"] & ~table["in_base"] & np.isfinite(table["scores"])
+
+
+@given(tables(), st.data(), st.sampled_from(RULES), st.integers(1, 12))
+def test_exactly_n_distinct_rows_that_may_be_taken(table, data, rule, bins):
+    most = int((table["usable"] if rule == "score+random" else eligible(table)).sum())
+    assume(most)
+    n = data.draw(st.integers(1, most))
+    choice = pick(table, n, rule=rule, bins=bins)
+    assert len(choice.row_ids) == len(choice.reasons) == n, f"{len(choice.row_ids)} rows for n = {n}"
+    assert len(set(choice.row_ids.tolist())) == n, "a row was taken twice"
+    assert table["usable"][choice.row_ids].all(), "an excluded row was taken"
+    by_score = choice.row_ids[choice.reasons == "score"]
+    assert eligible(table)[by_score].all(), "by score: a base row, or a row without a score"
+    wanted = n if rule == "score-only" else min(n - n // 2, int(eligible(table).sum()))
+    assert len(by_score) == wanted, f"{len(by_score)} rows by score, should be {wanted} of {n}"
+
+
+@given(tables(), st.data(), st.integers(1, 12))
+def test_rows_by_score_are_the_best_of_each_length_bin(table, data, bins):
+    """Against sorted lists; bins' shares differ by at most one, and ties go to the smaller row_id."""
+    rows = [
+        (place, int(table["tokens"][place]), float(table["scores"][place])) for place in np.flatnonzero(eligible(table))
+    ]
+    assume(rows)
+    n = data.draw(st.integers(1, len(rows)))
+    taken = set(pick(table, n, rule="score-only", bins=bins).row_ids.tolist())
+    assert taken == oracle.top_by_bin(rows, n, bins), "a bin's edge, a bin's share or the order of ties"
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=80), st.integers(1, 12), st.data())
+def test_bins_and_their_shares_differ_by_at_most_one(lengths, bins, data):
+    tokens, row_ids = np.array(lengths), np.arange(len(lengths))
+    n = data.draw(st.integers(1, len(lengths)))
+    parts = length_bins(tokens, row_ids, min(bins, n))
+    sizes = [len(part) for part in parts]
+    assert sum(sizes) == len(lengths), "a row is in no bin or in two"
+    assert max(sizes) - min(sizes) <= 1, f"bins of {sizes} rows"
+    assert all(tokens[one].max() <= tokens[two].min() for one, two in itertools.pairwise(parts)), "bins overlap"
+    taken = top_by_bin(np.zeros(len(lengths)), tokens, row_ids, n, bins)
+    shares = [int(np.isin(part, taken).sum()) for part in parts]
+    assert sum(shares) == n, f"{sum(shares)} rows for n = {n}"
+    assert max(shares) - min(shares) <= 1, f"bins gave {shares} rows"
+
+
+@given(tables(), st.randoms(use_true_random=False))
+def test_the_order_of_rows_changes_nothing(table, random):
+    """Row ids travel with the rows, so the same rows are taken from a shuffled table."""
+    places = np.flatnonzero(eligible(table))
+    assume(len(places) > 1)
+    shuffled = places.copy()
+    random.shuffle(shuffled)
+    n = (len(places) + 1) // 2
+    one, two = (
+        order[top_by_bin(table["scores"][order], table["tokens"][order], order, n, 4)] for order in (places, shuffled)
+    )
+    assert one.tolist() == two.tolist(), "ties are broken by place and not by row_id"
+
+
+def test_ties_go_to_the_smaller_row_id():
+    table = a_table(20, base=0) | {"scores": np.zeros(20), "tokens": np.full(20, 7)}
+    taken = pick(table, 4, rule="score-only", bins=1).row_ids.tolist()
+    assert taken == [0, 1, 2, 3], f"among equal rows {taken} were taken"
+
+
+def test_best_rows_come_first():
+    choice = pick(a_table(), 40)
+    scores = a_table()["scores"][choice.row_ids]
+    by_score = scores[choice.reasons == "score"]
+    assert (np.diff(by_score) <= 0).all(), "the rows by score are not sorted best first"
+    assert (choice.reasons == ["score"] * 20 + ["random"] * 20).all(), "rows by score must stand before those by chance"
+
+
+def test_larger_scores_are_better():
+    table = a_table(100, base=0)
+    mean = table["scores"][pick(table, 20, rule="score-only", bins=1).row_ids].mean()
+    assert mean == pytest.approx(np.sort(table["scores"])[-20:].mean()), "the worst rows were taken: the sign"
+
+
+def test_the_random_half_is_uniform_over_the_base_set():
+    table, counts = a_table(60, base=20), np.zeros(60)
+    for seed in range(400):
+        choice = pick(table, 10, seed=seed)
+        counts[choice.row_ids[choice.reasons == "random"]] += 1
+    assert counts[~table["in_base"]].sum() == 0, "the random half left the base set, which is large enough"
+    frequency = counts[table["in_base"]] / 400  # expected 5 / 20, standard deviation 0.022
+    assert abs(frequency - 0.25).max() < 0.09, f"rows of the base set are not drawn alike: {frequency}"
+
+
+def test_the_random_half_depends_on_the_seed_and_on_nothing_else():
+    table = a_table()
+    one, same, other = (pick(table, 20, seed=seed) for seed in (1, 1, 2))
+    assert one.row_ids.tolist() == same.row_ids.tolist(), "the same seed gave another selection"
+    assert one.row_ids.tolist() != other.row_ids.tolist(), "the seed does not reach the random half"
+    assert one.row_ids[:10].tolist() == other.row_ids[:10].tolist(), "the seed changes the rows by score"
+
+
+@pytest.mark.parametrize(("n", "by_score"), [(1, 1), (2, 1), (7, 4), (100, 50)])
+def test_the_odd_row_goes_to_the_score(n, by_score):
+    reasons = pick(a_table(200, base=60), n).reasons.tolist()
+    assert reasons.count("score") == by_score, f"of {n} rows {reasons.count('score')} by score"
+
+
+def test_fewer_rows_than_bins_use_fewer_bins_and_say_so():
+    choice = pick(a_table(), 3, rule="score-only")
+    assert len(choice.bin_edges) == 3, f"{len(choice.bin_edges)} bins for 3 rows"
+    assert any("3 bins are used" in note for note in choice.notes), f"the reader is not told: {choice.notes}"
+
+
+def test_bin_edges_are_the_lengths_in_each_bin():
+    table = a_table(40, base=0) | {"tokens": np.arange(40)}
+    edges = pick(table, 8, rule="score-only", bins=4).bin_edges
+    assert edges == ((0, 9), (10, 19), (20, 29), (30, 39)), f"bins {edges}"
+
+
+def test_a_small_base_set_is_filled_up_from_the_pool_and_said():
+    table = a_table(100, base=3)
+    choice = pick(table, 20)
+    lucky = choice.row_ids[choice.reasons == "random"]
+    assert table["in_base"][lucky].sum() == 3, "the rows of the base set come first"
+    assert any("the base set gave 3" in note for note in choice.notes), f"the reader is not told: {choice.notes}"
+
+
+def test_too_few_scores_make_the_random_part_larger_and_say_so():
+    table = a_table(20, base=5)
+    table["scores"][:] = np.nan
+    table["scores"][np.flatnonzero(~table["in_base"])[:2]] = 1.0
+    choice = pick(table, 20)
+    assert (choice.reasons == "score").sum() == 2, "rows without a score were taken by score"
+    assert any("only 2 rows" in note for note in choice.notes), f"the reader is not told: {choice.notes}"
+
+
+def test_all_usable_rows_may_be_taken():
+    assert sorted(pick(a_table(), 100).row_ids.tolist()) == list(range(100)), "n equal to the pool is allowed"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_more_rows_than_there_are_is_an_error(rule):
+    table = a_table(10, base=2)
+    table["usable"][0] = False
+    with pytest.raises(DataError, match="9 usable rows of 10"):
+        pick(table, 10, rule=rule)
+
+
+def test_score_only_refuses_what_has_no_score():
+    with pytest.raises(DataError, match="70 usable rows outside the base set"):
+        pick(a_table(), 71, rule="score-only")
+
+
+def test_an_unknown_rule_is_an_error_that_names_the_rules():
+    with pytest.raises(ConfigError, match="score-only"):
+        pick(a_table(), 5, rule="best")
