@@ -3,10 +3,10 @@
     python benchmarks/scan.py [--dtype bf16] [--rows 160] [--repeats 5] [--data DATA]     # speed
     python benchmarks/scan.py --memory                                      # peak memory for 2,000 and 20,000 rows
 
-Speed: tokens/s of a whole scan (padding, setting both states, backbone, exact head, scores) over those of a bare backbone
-forward (transformers alone in its own process, no head, no adapter) on as many tokens in ideal batches without padding, same
+Speed: tokens/s of a whole scan (padding, both states, backbone, exact head, scores) over those of a bare backbone forward
+(transformers alone in its own process, no head, no adapter) on as many tokens in ideal batches without padding, same
 dtype, same tokens a batch; over the same in this process, whose allocator keeps freed memory; and over the usual loop (peft's
-forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32). Repeats are interleaved, medians taken.
+forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32). Repeats are interleaved; medians.
 Rows: the question and answer pairs of chatterbot-corpus, or --data.
 """
 
@@ -94,9 +94,11 @@ class PlainProcess:
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self) -> float:
-        assert self.process.stdin and self.process.stdout
-        print("go", file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        asked, told = self.process.stdin, self.process.stdout
+        assert asked is not None
+        assert told is not None
+        print("go", file=asked, flush=True)
+        return float(told.readline())
 
     def close(self) -> None:
         self.process.communicate()
