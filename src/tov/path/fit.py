@@ -57,7 +57,9 @@ def schedule_for(settings: PathSettings, base_size: int) -> Schedule:
     exact, notes = SCORING_BUDGET / base_size, []
     epochs = settings.epochs or min(MOST_EPOCHS, max(1, round(exact)))
     if settings.epochs is None and epochs != exact:
-        notes.append(f"L = 16*1024/|U| = {exact:.4g}, taken as {epochs}")
+        notes.append(
+            f"L = 16*1024/|U| = {exact:.4g}, taken as {epochs} (at most {MOST_EPOCHS}: each is two passes over the pool)"
+        )
     steps = math.ceil(base_size / settings.batch_size)
     rates = [
         sum(_rate(settings, k * steps + step, epochs * steps) for step in range(steps)) / steps for k in range(epochs)
