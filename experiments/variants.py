@@ -3,8 +3,8 @@
     python experiments/variants.py DATA OUT.jsonl [--per-source 150] [--seed 0] [--dtype auto]
 
 The pool is that of `real_pool.py`. A state is known by how it was reached (which epochs, in which order, which target
-optimizer), so `parallel` and `paired` share their base epochs and `interleaved` and `paired` their target epochs: nine paths for
-the price of three. One JSON line a path and F: AUC and shares as in `real_pool.py`.
+optimizer), so `parallel` and `paired` share their base epochs, and `interleaved` and `paired` their target epochs: nine paths
+for the price of three. One JSON line a path and F: AUC and shares as in `real_pool.py`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Bench:
             if carried and before[1] is not None:
                 optimizer.load_state_dict(copy.deepcopy(before[1]))
             train_epoch(
-                self.opened.adapted, self.data[data], order=_order(config.seed, step, len(self.data[data])), optimizer=optimizer,
-                rate=_rates_of(config, self.schedule, step), batch_size=config.batch_size, batch_tokens=2048,
+                self.opened.adapted, self.data[data], order=_order(config.seed, step, len(self.data[data])),
+                optimizer=optimizer, rate=_rates_of(config, self.schedule, step), batch_size=config.batch_size, batch_tokens=2048,
                 seed=derive(config.seed, "dropout", data, epoch), progress=Silent(),
             )  # fmt: skip
             moments = moments_of(optimizer) if carried else before[1]

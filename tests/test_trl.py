@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import make_rows
 
 import tov
+from tiny import make_rows
 
 trl = pytest.importorskip("trl", reason="trl is not installed (pip install 'tov[trl]')")
 
@@ -17,7 +17,12 @@ def test_the_chosen_rows_train_in_sft_trainer(tmp_path: Path, tiny_folder: Path,
     rows = make_rows(24)
     if layout == "messages":
         rows = [
-            {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]}
+            {
+                "messages": [
+                    {"role": "user", "content": row["prompt"]},
+                    {"role": "assistant", "content": row["completion"]},
+                ]
+            }
             for row in rows
         ]
     picked = tov.select(

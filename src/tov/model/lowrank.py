@@ -3,7 +3,8 @@
 peft computes an adapter on a bf16 base in fp32 beside it, which halves the speed of a forward pass. Here each fp32 factor is
 written as a sum of two bf16 numbers (16 bits of mantissa) and their products ride on the hardware's bf16 multiplier with
 fp32 sums: `x (A1 + A2)^T (B1 + B2)^T`, without the product of the two small parts, as one thin product and one
-accumulation into the frozen layer's output. Rounding the factors to bf16 alone would lose the difference of two states.
+accumulation into the frozen layer's output. Rounding the factors to bf16 alone would lose the difference of two states; what
+lies between the two products is an activation, and is rounded as the model's others are.
 """
 
 from __future__ import annotations
