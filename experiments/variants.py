@@ -75,8 +75,8 @@ class Bench:
                 optimizer.load_state_dict(copy.deepcopy(before[1]))
             train_epoch(
                 self.opened.adapted, self.data[data], order=_order(config.seed, step, len(self.data[data])),
-                optimizer=optimizer, rate=_rates_of(config, self.schedule, step), batch_size=config.batch_size, batch_tokens=2048,
-                seed=derive(config.seed, "dropout", data, epoch), progress=Silent(),
+                optimizer=optimizer, rate=_rates_of(config, self.schedule, step), batch_size=config.batch_size,
+                batch_tokens=2048, seed=derive(config.seed, "dropout", data, epoch), progress=Silent(),
             )  # fmt: skip
             moments = moments_of(optimizer) if carried else before[1]
             self.states[history] = (read_state(self.opened.adapted), moments)
