@@ -77,7 +77,7 @@ def test_the_last_page_tells_what_happened(written: tuple[str, list[str]], tmp_p
         model=str(tiny_model_folder(tmp_path)), pool=pool, target=target, n=16, out=tmp_path / "run", epochs=1, base_size=16,
         lora_rank=2, max_length=128, device="cpu", quiet=True,
     )  # fmt: skip
-    page = demo.describe(picked, pool, target)
+    page = demo.describe(picked)
     rows = sum(row["pool"] for row in picked.summary["choice"]["composition"])
     assert f"tov chose 16 of {rows} rows: 8 by score, 8 at random" in page
     assert all(f"| {topic} " in page for topic in demo.TOPICS), "every topic is a line of the table"
