@@ -186,10 +186,7 @@ def memory() -> dict[str, Any]:
     """Peak memory of `tov.score` on pools of 2,000 and 20,000 short rows, each in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        pool = [
-            json.dumps({"prompt": f"Say {number}.", "completion": f"It is {number}."}) + "\n"
-            for number in range(20_000)
-        ]
+        pool = [json.dumps({"text": f"It is {number}."}) + "\n" for number in range(20_000)]
         (folder / "small.jsonl").write_text("".join(pool[:2_000]))
         (folder / "large.jsonl").write_text("".join(pool))
         (folder / "target.jsonl").write_text("".join(pool[:8]))
