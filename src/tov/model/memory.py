@@ -1,7 +1,7 @@
 """How the process asks the system for memory. Speaks bytes.
 
 A forward pass on a CPU makes and drops arrays of ten megabytes by the thousand. By default glibc gets each from the kernel and
-hands it back, so that every page is zeroed and mapped anew each time: on large batches that costs as much as the arithmetic.
+hands it back, so that every page is zeroed and mapped anew each time, which slows large batches (docs/speed.md).
 """
 
 from __future__ import annotations
