@@ -27,8 +27,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from tov.data.rows import Conversation
-from tov.demo import read_topics
+from tov.data.conversations import Conversation
+from tov.demo_data import read_topics
 from tov.model.adapters import attach, read_state
 from tov.model.load import DTYPES, load_model, resolve
 from tov.model.lowrank import scanning

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import tov
-from tov.data.rows import Conversation
+from tov.data.conversations import Conversation
 from tov.model.load import load_tokenizer
 from tov.scoring import normalized
 from tov.selection import length_bins, top_by_bin
@@ -99,13 +99,13 @@ def judge(scores: dict[str, np.ndarray], name: str, source: str, n: int) -> dict
     }
 
 
-def measures(result: tov.Result, n: int) -> dict[str, dict[str, float]]:
+def measures(result: tov.Result, n: int, source: str) -> dict[str, dict[str, float]]:
     """`judge` for every F, each also over the base state's log-loss, and for max-uncertainty."""
     scores = {column: np.array(result.scores[column].to_pylist()) for column in result.scores.column_names}
     for transform in ("identity", "abs", "positive"):
         scores[f"{transform} / loss"] = normalized(scores[f"score_{transform}"], scores["loss_base"])
     wanted = [name for name in scores if name in MEASURES or name.endswith("/ loss")]
-    return {name.removeprefix("score_"): judge(scores, name, SOURCES[0], n) for name in wanted}
+    return {name.removeprefix("score_"): judge(scores, name, source, n) for name in wanted}
 
 
 def run_arm(
@@ -118,7 +118,7 @@ def run_arm(
     n = int(picked.summary["choice"]["by_score"])
     scans = [
         picked,
-        *(tov.score(picked, pool, out=folder / "scan", force=True, amplify=c, quiet=True) for c in amplify),
+        *(tov.score(picked, pool, out=folder / f"scan-{c:g}", force=True, amplify=c, quiet=True) for c in amplify),
     ]
     for scan in scans:
         about = {
@@ -128,7 +128,7 @@ def run_arm(
             "dtype": scan.manifest["path"]["dtype"],
         }
         about |= {"timings": scan.manifest["timings"], "noise": scan.manifest["noise_floor"]["row_rms"]}
-        for transform, facts in measures(scan, n).items():
+        for transform, facts in measures(scan, n, SOURCES[0]).items():
             yield {**about, "F": transform, **facts}
 
 

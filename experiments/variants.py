@@ -14,7 +14,6 @@ import copy
 import json
 import subprocess
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ import numpy as np
 from real_pool import COMMON, MEASURES, SOURCES, judge, make_data
 
 from tov.config import SelectConfig, build
-from tov.data.rows import Conversation
 from tov.model.adapters import read_state, write_state
 from tov.model.lowrank import scanning
 from tov.model.train import make_optimizer, moments_of, train_epoch
@@ -34,7 +32,6 @@ from tov.scoring import log_loss, normalized, row_scores
 from tov.seeds import derive
 from tov.stages import draw_base, open_model, read_pool, read_target
 from tov.text.batches import collate, plan
-from tov.text.encode import encode
 
 OPTIMIZERS = ("fresh", "carry", "sgd")
 History = tuple[tuple[str, int, str], ...]
@@ -44,17 +41,15 @@ class Bench:
     """The states and token log-probabilities made so far, by history."""
 
     def __init__(self, config: SelectConfig) -> None:
-        self.config, self.opened = config, open_model(config)
         target, index = read_target(config.target, config)
+        config = config.for_task(target.task)
+        self.config, self.opened = config, open_model(config)
         self.rows = read_pool(config.pool, config, index.prompt, leak_guard=True)
         self.schedule = schedule_for(config, base_size_for(config, int(self.rows.usable.sum())))
-        encoded = partial(encode, self.opened.loaded.tokenizer, max_length=config.max_length)
+        encoded = self.opened.encode
         self.base_ids, base = draw_base(self.rows, self.schedule.base_size, config, self.opened)
-        wanted = [row for row in target.conversations(0, len(target)) if isinstance(row, Conversation)]
-        self.data = {"base": base, "target": encoded(wanted)}
-        self.pool = encoded(
-            [row for row in self.rows.pool.conversations(0, len(self.rows.pool)) if isinstance(row, Conversation)]
-        )
+        self.data = {"base": base, "target": encoded(list(target.rows(0, len(target))))}
+        self.pool = encoded(list(self.rows.pool.rows(0, len(self.rows.pool))))
         counts = self.pool.scored_counts
         self.batches = [collate(self.pool, group) for group in plan(self.pool.lengths, counts > 0, config.batch_tokens)]
         self.order = np.concatenate([batch.rows for batch in self.batches])

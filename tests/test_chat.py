@@ -12,11 +12,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from tov.data.rows import Conversation
+from tov.data.conversations import Conversation
 from tov.errors import DataError, ModelError
 from tov.model.load import load_tokenizer
 from tov.text.chat import render
-from tov.text.encode import Encoded, encode, prepare
+from tov.text.encode import IGNORED, Encoded, encode, prepare
 
 CHATML = (
     "{% for message in messages %}"
@@ -215,7 +215,8 @@ def chat(*turns: str, system: str | None = None) -> Conversation:
 
 def scored_runs(tokenizer: Any, encoded: Encoded, row: int = 0) -> list[str]:
     """The texts of the unbroken stretches of scored tokens."""
-    ids, scored = encoded.row(row)
+    ids, labels = encoded.row(row)
+    scored = labels != IGNORED
     edges = np.flatnonzero(np.diff(np.concatenate([[0], scored.astype(int), [0]])))
     return [
         tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False) for start, stop in edges.reshape(-1, 2)
@@ -391,7 +392,8 @@ def test_a_dictionary_of_templates_uses_its_default() -> None:
 def test_plain_text_is_scored_but_for_its_first_token() -> None:
     tokenizer = tokenizer_of(CASES["base model"])
     row = Conversation(({"role": "assistant", "content": "Hello there, Yes."},), plain=True)
-    ids, scored = encode(tokenizer, [row], max_length=64).row(0)
+    ids, labels = encode(tokenizer, [row], max_length=64).row(0)
+    scored = labels != IGNORED
     assert not scored[0], "nothing predicts the first token"
     assert scored[1:].all()
     assert tokenizer.decode(ids) == "Hello there, Yes.<|endoftext|>"
@@ -428,12 +430,12 @@ def test_an_empty_turn_among_others_is_left_out() -> None:
 @pytest.mark.parametrize("name", ["chatml", "generation mask", "llama-2", "base model"])
 def test_truncation_cuts_the_end_and_nothing_else(name: str) -> None:
     tokenizer = tokenizer_of(CASES[name])
-    ids, scored = encode(tokenizer, [ROWS["multi"]], max_length=4096).row(0)
+    ids, labels = encode(tokenizer, [ROWS["multi"]], max_length=4096).row(0)
     for length in range(1, len(ids) + 1):
         cut = encode(tokenizer, [ROWS["multi"]], max_length=length)
         np.testing.assert_array_equal(cut.row(0)[0], ids[:length])
-        np.testing.assert_array_equal(cut.row(0)[1], scored[:length])
-        assert cut.truncated == (length < len(ids)), f"{length} of {len(ids)} tokens"
+        np.testing.assert_array_equal(cut.row(0)[1], labels[:length])
+        assert cut.lost[0] == (labels[length:] != IGNORED).sum(), f"{length} of {len(ids)} tokens"
 
 
 def test_a_row_whose_answer_is_cut_away_has_no_scored_token() -> None:
@@ -441,7 +443,8 @@ def test_a_row_whose_answer_is_cut_away_has_no_scored_token() -> None:
     encoded = encode(tokenizer, [chat("Say " * 50, "Yes."), ROWS["single"]], max_length=40)
     assert encoded.scored_counts[0] == 0
     assert encoded.scored_counts[1] > 0
-    assert encoded.truncated == 1
+    assert encoded.lost[0] > 0
+    assert encoded.lost[1] == 0
     assert encoded.lengths.max() <= 40
 
 
@@ -450,7 +453,7 @@ def test_the_first_token_is_never_scored(name: str) -> None:
     tokenizer = tokenizer_of(CASES[name])
     plain = Conversation(({"role": "assistant", "content": "Yes."},), plain=True)
     for row in (ROWS["single"], plain):
-        assert not encode(tokenizer, [row], max_length=64).row(0)[1][0]
+        assert not encode(tokenizer, [row], max_length=64).scored[0]
 
 
 def test_no_rows_give_an_empty_shard() -> None:
@@ -483,10 +486,9 @@ def test_slow_tokenizers_get_the_same_mask(template: str, kind: str) -> None:
     tokenizer = slow_tokenizer(template)
     assert not tokenizer.is_fast, "this test is for tokenizers written in Python"
     row = ROWS[kind]
-    ids, scored = encode(tokenizer, [row], max_length=4096).row(0)
     bare = [
         run.replace("<|im_end|>", "").strip("\n")
-        for run in scored_runs(tokenizer, Encoded(ids, scored, np.array([0, len(ids)])))
+        for run in scored_runs(tokenizer, encode(tokenizer, [row], max_length=4096))
     ]
     assert bare == [turn["content"] for turn in row.messages if turn["role"] == "assistant"]
 

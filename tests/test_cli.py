@@ -20,7 +20,7 @@ import yaml
 import tov
 from tiny import make_rows, tiny_model_folder, write_jsonl
 from tov.cli import main, spread
-from tov.config import FitConfig, ReselectConfig, ScoreConfig, SelectConfig
+from tov.config import TASK_DEFAULTS, FitConfig, ReselectConfig, ScoreConfig, SelectConfig
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic", "numpy", "peft", "pyarrow", "rich")
 SMALL = {
@@ -267,7 +267,7 @@ def test_the_manifest_says_what_the_numbers_were_made_from(place: Path) -> None:
     facts = manifest(place / "done")
     assert facts["status"] == "finished"
     assert facts["seed"] == 0
-    assert facts["identity"]["settings"]["learning_rate"] == SelectConfig.model_fields["learning_rate"].default
+    assert facts["identity"]["settings"]["learning_rate"] == TASK_DEFAULTS["instruction"]["learning_rate"]
     assert facts["identity"]["pool"]["sources"] == {"red": 25, "blue": 15}
     assert facts["identity"]["pool"]["fingerprint"] != facts["identity"]["target"]["fingerprint"]
     assert set(facts["timings"]) == {"fit", "scan", "select"}

@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tov.data.cells import BadRow
+from tov.data.conversations import Conversation
 from tov.data.guard import DUPLICATE, IN_TARGET, UNREADABLE, USABLE, exclusions
 from tov.data.pool import Pool, index_rows, open_pool
-from tov.data.rows import BadRow, Conversation, content_hash, prompt_hash
+from tov.data.rows import content_hash, prompt_hash
 from tov.errors import DataError
 from tov.output import check_columns, read_selected, write_selected
 
@@ -43,7 +45,7 @@ def lines(path: Path, rows: list[Any]) -> Path:
 
 
 def conversations(pool: Pool) -> list[Conversation]:
-    rows = list(pool.conversations(0, len(pool)))
+    rows = list(pool.rows(0, len(pool)))
     bad = [row for row in rows if isinstance(row, BadRow)]
     assert not bad, f"rows that are conversations came as unreadable: {bad}"
     return [row for row in rows if isinstance(row, Conversation)]
@@ -269,7 +271,7 @@ def test_reading_across_sources_in_pieces_equals_reading_at_once() -> None:
     pool = open_pool([[{"prompt": f"{source} {row}", "completion": "x"} for row in range(5)] for source in range(4)])
     whole = [turns(row) for row in conversations(pool)]
     for size in (1, 3, 7, 20):
-        pieces = [row for start in range(0, 20, size) for row in pool.conversations(start, min(start + size, 20))]
+        pieces = [row for start in range(0, 20, size) for row in pool.rows(start, min(start + size, 20))]
         assert [turns(row) for row in pieces] == whole, f"blocks of {size} rows lose or repeat rows at a source's edge"
     ids = [19, 0, 7, 7, 5]
     assert [turns(row) for row in pool.at(ids)] == [whole[at] for at in ids]

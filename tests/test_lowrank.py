@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tiny import VOCABULARY, make_rows, tiny_llama, tiny_tokenizer
-from tov.data.rows import Conversation
+from tov.data.conversations import Conversation
 from tov.model.adapters import attach, parameters, read_state
 from tov.model.logloss import gather_hidden, head_of, token_logprobs
 from tov.model.lowrank import _TrainedLinear, plain_layers, scanning, thin_factors, thin_linear, training

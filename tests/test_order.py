@@ -13,7 +13,7 @@ from tov.model.train import make_optimizer, train_epoch
 from tov.path.variants import START, VARIANTS
 from tov.scan.scan import scan_rows
 from tov.scoring import log_loss, row_scores
-from tov.text.encode import Encoded
+from tov.text.encode import IGNORED, Encoded
 
 RATES = np.array([0.08, 0.04, 0.02, 0.01])
 
@@ -57,7 +57,8 @@ def test_the_two_sides_of_eq_4_differ_by_the_square_of_the_step(seed):
 
 def one_row(seed: int) -> Encoded:
     ids = np.random.default_rng(seed).integers(3, VOCABULARY, 14).astype(np.int32)
-    return Encoded(ids, np.arange(14) > 4, np.array([0, 14]))
+    labels = np.where(np.arange(14) > 4, ids, IGNORED)
+    return Encoded(ids, labels, np.array([0, 14]), sizes=np.array([9]), lost=np.array([0]))
 
 
 def gain_of(scored: Encoded, trained: Encoded, rate: float) -> float:

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 import tov
 from tiny import make_rows, tiny_llama, tiny_model_folder, tiny_tokenizer, write_jsonl
 from tov.config import PathSettings, build
-from tov.data.rows import Conversation
+from tov.data.conversations import Conversation
 from tov.errors import NumericError
 from tov.model.adapters import attach, load, parameters
 from tov.path.fit import base_size_for, fit, schedule_for
 from tov.path.store import open_path
 from tov.path.variants import START, VARIANTS, Step
-from tov.text.encode import encode
+from tov.text.encode import IGNORED, encode
 
 TABLES = {
     "interleaved": [
@@ -38,7 +38,8 @@ OPTIMIZERS = ("fresh", "carry", "sgd")
 
 
 def settings_of(**given) -> PathSettings:
-    return build(PathSettings, {"model": "-", "pool": "-", "target": "-", "batch_size": 4, "epochs": 2, **given})
+    settings = build(PathSettings, {"model": "-", "pool": "-", "target": "-", "batch_size": 4, "epochs": 2, **given})
+    return settings.for_task("instruction")
 
 
 def encoded(count: int, seed: int):
@@ -221,11 +222,11 @@ def test_a_step_weighs_rows_and_not_tokens():
     _, log = walk(settings_of(batch_size=16, epochs=1))
     rows, model = encoded(10, 1), tiny_llama()
     each = []
-    for ids, scored in (rows.row(place) for place in range(len(rows))):
+    for ids, wanted in (rows.row(place) for place in range(len(rows))):
         with torch.no_grad():
             logp = model(input_ids=torch.tensor(ids[None]).long()).logits[0, :-1].log_softmax(-1)
         labels = torch.tensor(ids[1:]).long()
-        each.append(-float(logp.gather(1, labels[:, None])[:, 0][torch.tensor(scored[1:])].mean()))
+        each.append(-float(logp.gather(1, labels[:, None])[:, 0][torch.tensor(wanted[1:] != IGNORED)].mean()))
     assert log[0]["log_loss"] == pytest.approx(sum(each) / len(each), rel=1e-5), (
         "not the row mean of token means (Eq. 7)"
     )

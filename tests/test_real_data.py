@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tov.data.conversations import Conversation
 from tov.data.pool import index_rows, open_pool
-from tov.data.rows import Conversation
-from tov.text.encode import encode
+from tov.text.encode import IGNORED, encode
 
 ROWS = 40
 
@@ -22,13 +22,15 @@ def test_every_source_scores_its_answers_and_nothing_else(shared_data: Path, smo
     tokenizer = load_tokenizer(smollm2)
     pool = open_pool([str(path) for path in sorted((shared_data / "instruct").glob("*.parquet"))])
     for start, source in zip(pool.starts, pool.sources, strict=False):
-        rows = [row for row in pool.conversations(int(start), int(start) + ROWS) if isinstance(row, Conversation)]
+        rows = [row for row in pool.rows(int(start), int(start) + ROWS) if isinstance(row, Conversation)]
         assert len(rows) == ROWS, f"{source.name}: rows were not read as conversations"
         encoded = encode(tokenizer, rows, max_length=10_000)
         for place, row in enumerate(rows):
-            ids, scored = encoded.row(place)
+            ids, labels = encoded.row(place)
             wanted = "".join(turn["content"] + "<|im_end|>" for turn in row.messages if turn["role"] == "assistant")
-            assert tokenizer.decode(ids[scored]) == wanted, f"{source.name}, row {place + 1}: the mask is off"
+            assert tokenizer.decode(ids[labels != IGNORED]) == wanted, (
+                f"{source.name}, row {place + 1}: the mask is off"
+            )
 
 
 @pytest.mark.data

@@ -22,13 +22,13 @@ import tov
 from oracle import scores as oracle
 from oracle.logloss import token_logprobs as one_at_a_time
 from tiny import make_rows, tiny_llama, tiny_tokenizer, write_jsonl
-from tov.data.rows import Conversation
+from tov.data.conversations import Conversation
 from tov.errors import NumericError
 from tov.model.adapters import attach, parameters, read_state, write_state
 from tov.model.lowrank import scanning
 from tov.scan.scan import noise_floor, scan_rows
 from tov.scan.shards import MEASURES
-from tov.text.encode import Encoded, encode
+from tov.text.encode import IGNORED, Encoded, encode
 
 ROWS = 10
 ROUNDING = 1e-5
@@ -63,7 +63,8 @@ def twin() -> dict[str, np.ndarray]:
     states = []
     for state in (base, target):
         write_state(adapted, state)
-        states.append([one_at_a_time(adapted, *(part.tolist() for part in rows.row(row))) for row in range(ROWS)])
+        parts = [rows.row(row) for row in range(ROWS)]
+        states.append([one_at_a_time(adapted, ids.tolist(), (labels != IGNORED).tolist()) for ids, labels in parts])
     measures = {name: np.full(ROWS, np.nan) for name in MEASURES}
     for row, (before, after) in enumerate(zip(*states, strict=True)):
         if before:

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 300
@@ -59,6 +61,29 @@ def tiny_model_folder(
     folder = Path(tmp_path) / name
     tiny_llama(seed=seed, **config).save_pretrained(folder)
     tiny_tokenizer(chat_template=chat_template).save_pretrained(folder)
+    return folder
+
+
+def tiny_encoder_folder(tmp_path: Path, *, seed: int = 0, name: str = "tiny-encoder", **config: Any) -> Path:
+    """A random BERT of 2 layers and width 32 without a head, and a tokenizer of letters with [CLS] and [SEP]."""
+    signs = [chr(code) for code in range(33, 127)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *signs, *(f"##{sign}" for sign in signs)]
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    settings = {
+        "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2, "pad_token_id": 0, **config,
+    }  # fmt: skip
+    folder = Path(tmp_path) / name
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BertModel(BertConfig(**settings)).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+        model_max_length=128,
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 from tov import output
 from tov.config import (
     FitConfig,
+    P,
     PathSettings,
     ReselectConfig,
     ScoreConfig,
@@ -24,23 +24,33 @@ from tov.config import (
     Settings,
     build,
 )
-from tov.data.pool import Pool, check_mapping, files_of, open_pool
-from tov.data.rows import Conversation, content_hash
+from tov.data.labels import known_labels
+from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
-from tov.errors import ConfigError, DataError, RunError
+from tov.errors import RunError
 from tov.files import digest, write_text
+from tov.inputs import Inputs, check_unchanged, list_inputs, name_inputs, pool_again, remember
 from tov.path.store import StoredPath, open_path
 from tov.report import summary_markdown
 from tov.run import Run, open_run, start_run
 from tov.scan.shards import read_scores
 from tov.scoring import normalized
 from tov.selection import Choice, choose
-from tov.stages import Rows, check_n, fit_stage, hexes, open_model, read_pool, read_target, scan_stage, unhex
+from tov.stages import (
+    Rows,
+    check_n,
+    fit_stage,
+    labels_of,
+    open_model,
+    read_pool,
+    read_target,
+    scan_stage,
+    unhex,
+)
 from tov.summary import choice_facts, score_facts
 
 SCAN = ("batch_tokens", "shard_rows", "amplify")
 """Settings of a scan, which a new pool's scan takes over from the run."""
-Inputs: TypeAlias = Input | Sequence[Input]
 
 
 @dataclass(frozen=True)
@@ -106,11 +116,11 @@ def select(
     Raises:
         TovError: one of its six kinds; the text says what to do.
     """
-    pools, targets = _inputs(pool), _inputs(target)
+    pools, targets = list_inputs(pool), list_inputs(target)
     given = {
         "model": model,
-        "pool": _names(pools),
-        "target": _names(targets),
+        "pool": name_inputs(pools),
+        "target": name_inputs(targets),
         "n": n,
         "out": str(out or "auto"),
         **settings,
@@ -123,9 +133,7 @@ def run_select(
 ) -> Picked:
     """`select` from a record of settings; inputs in memory are passed beside it."""
     pools, targets = pools or config.pool, targets or config.target
-    target = read_target(targets, config)
-    rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
-    check_mapping(config.columns, rows.pool, target[0])
+    config, target, rows, labels = _read(config, pools, targets)
     output.check_columns(rows.pool)
     check_n(config.n, rows)
     identity = {
@@ -139,11 +147,22 @@ def run_select(
     if run.finished:
         return Picked(run.folder, run.manifest)
     scan = {key: getattr(config, key) for key in SCAN}
-    run.note(inputs=_remembered(pools, config.columns), scan_settings=scan)
-    opened = open_model(config)
+    run.note(inputs=remember(pools, config), scan_settings=scan)
+    opened = open_model(config, labels)
     stored = fit_stage(run, rows, target, config, opened, quiet=config.quiet)
     scan_stage(run, rows, stored, opened, quiet=config.quiet, **scan)
     return _choose_and_write(run, rows.pool, read_scores(run.scores), config, config.seed)
+
+
+def _read(
+    config: P, pools: Sequence[Input], targets: Sequence[Input]
+) -> tuple[P, tuple[Pool, Index], Rows, tuple[str, ...]]:
+    """The settings with the target's task and its defaults; target, pool and labels."""
+    target = read_target(targets, config)
+    config = config.for_task(target[0].task)
+    rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
+    check_mapping(config.columns, rows.pool, target[0])
+    return config, target, rows, labels_of(rows, target, config)
 
 
 def reselect(from_run: str | Path, *, n: int, out: str | Path, pool: Inputs | None = None, **settings: Any) -> Picked:
@@ -157,7 +176,7 @@ def reselect(from_run: str | Path, *, n: int, out: str | Path, pool: Inputs | No
         **settings: `transform`, `rule`, `bins`, `seed`, `force`, `quiet`.
     """
     config = build(ReselectConfig, {"from_run": str(from_run), "n": n, "out": str(out), **settings})
-    return run_reselect(config, _inputs(pool) if pool is not None else None)
+    return run_reselect(config, list_inputs(pool) if pool is not None else None)
 
 
 def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -> Picked:
@@ -168,7 +187,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         raise RunError(f"{config.from_run} has no complete scores yet", fix="finish it first: give its command again")
     scored = origin.manifest.get("identity", {}).get("pool", {}).get("sources", {})
     scores = read_scores(scores_folder, sum(scored.values()))
-    pool = _pool_again(origin, pools, scores)
+    pool = pool_again(origin, pools, scores)
     seed = config.seed if config.seed is not None else origin.manifest["seed"]
     identity = {
         "settings": {**_identity_settings(config, "selection"), "seed": seed},
@@ -200,9 +219,9 @@ def score(path: str | Path | Result, pool: Inputs, *, out: str | Path | None = N
     Returns:
         The run; its `.scores` has one row per pool row, and `reselect` chooses from it.
     """
-    pools = _inputs(pool)
+    pools = list_inputs(pool)
     folder = path.folder if isinstance(path, Result) else path
-    given = {"from_run": str(folder), "pool": _names(pools), "out": str(out or "auto"), **settings}
+    given = {"from_run": str(folder), "pool": name_inputs(pools), "out": str(out or "auto"), **settings}
     return run_score(build(ScoreConfig, given), pools)
 
 
@@ -211,9 +230,12 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     pools = pools or config.pool
     origin = open_run(config.from_run)
     stored = open_path(_path_folder(origin))
-    fitted = build(PathSettings, {**stored.manifest["settings"], "device": config.device})
+    given = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
+    fitted = build(PathSettings, {**stored.manifest["settings"], **given, "device": config.device})
     rows = read_pool(pools, fitted, unhex(stored.manifest["target"]["prompt"]), leak_guard=fitted.leak_guard)
     output.check_columns(rows.pool)
+    labels = tuple(stored.manifest["labels"])
+    known_labels(rows.index.labels, [source.name for source in rows.pool.sources], labels, fitted.task or "")
     scan = {
         key: getattr(config, key)
         or origin.manifest.get("scan_settings", {}).get(key)
@@ -228,12 +250,12 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     if run.finished:
         return Result(run.folder, run.manifest)
     run.note(
-        inputs=_remembered(pools, fitted.columns),
+        inputs=remember(pools, fitted),
         path_from=str(stored.folder.absolute()),
         seed=fitted.seed,
         scan_settings=scan,
     )
-    scan_stage(run, rows, stored, open_model(fitted), quiet=config.quiet, **scan)
+    scan_stage(run, rows, stored, open_model(fitted, labels), quiet=config.quiet, **scan)
     run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": []})
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()
@@ -250,17 +272,21 @@ def fit(model: str, target: Inputs, *, base: Inputs, out: str | Path | None = No
         out: run folder; default `tov-runs/<fingerprint>`.
         **settings: any other setting of `tov fit --help`.
     """
-    pools, targets = _inputs(base), _inputs(target)
-    given = {"model": model, "pool": _names(pools), "target": _names(targets), "out": str(out or "auto"), **settings}
+    pools, targets = list_inputs(base), list_inputs(target)
+    given = {
+        "model": model,
+        "pool": name_inputs(pools),
+        "target": name_inputs(targets),
+        "out": str(out or "auto"),
+        **settings,
+    }
     return run_fit(build(FitConfig, given), pools, targets)
 
 
 def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Result:
     """`fit` from a record of settings."""
     pools, targets = pools or config.pool, targets or config.target
-    target = read_target(targets, config)
-    rows = read_pool(pools, config, target[1].prompt, leak_guard=config.leak_guard)
-    check_mapping(config.columns, rows.pool, target[0])
+    config, target, rows, labels = _read(config, pools, targets)
     identity = {
         "settings": _identity_settings(config, "path"),
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
@@ -270,8 +296,8 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         reads=[*files_of(rows.pool), *files_of(target[0])],
     )  # fmt: skip
     if not run.finished:
-        run.note(inputs=_remembered(pools, config.columns), seed=config.seed)
-        stored = fit_stage(run, rows, target, config, open_model(config), quiet=config.quiet)
+        run.note(inputs=remember(pools, config), seed=config.seed)
+        stored = fit_stage(run, rows, target, config, open_model(config, labels), quiet=config.quiet)
         run.note(
             summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}
         )
@@ -287,7 +313,7 @@ def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionS
             scores=values, tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
             usable=excluded, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
         )  # fmt: skip
-        _check_unchanged(pool, choice.row_ids, scores)
+        check_unchanged(pool, choice.row_ids, scores)
         output.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     facts = {
         "choice": choice_facts(scores, choice.row_ids, choice.reasons, values), "scores": score_facts(scores),
@@ -324,56 +350,6 @@ def _read_by(origin: Run) -> list[Path]:
         origin.folder,
         *(Path(origin.manifest[key]) for key in ("scores_from", "path_from") if key in origin.manifest),
     ]
-
-
-def _pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> Pool:
-    """The pool of an earlier run, checked to be the same rows still."""
-    remembered = origin.manifest["inputs"]
-    if pools is None and remembered["pool"] is None:
-        raise ConfigError("the run's pool was in memory", fix="pass it again: tov.reselect(..., pool=...)")
-    pool = open_pool(pools or remembered["pool"], columns=remembered["columns"])
-    if len(pool) != len(scores):
-        raise DataError(
-            f"the pool has {len(pool):,} rows, the scores {len(scores):,}",
-            fix="put the pool's files back, or score the new pool",
-        )
-    return pool
-
-
-def _check_unchanged(pool: Pool, row_ids: np.ndarray, scores: pa.Table) -> None:
-    """The chosen rows must still be the ones that were scored."""
-    hashes = [scores["hash"][int(row_id)].as_py() for row_id in row_ids]
-    for row_id, row, scored in zip(row_ids, pool.at(row_ids), hashes, strict=True):
-        if not isinstance(row, Conversation) or hexes(np.array([content_hash(row)], np.uint64)) != [scored]:
-            raise DataError(
-                f"{pool.where(int(row_id))} is no longer the row that was scored",
-                fix="put the pool's files back, or score the new pool: tov score --from RUN --pool POOL",
-            )
-
-
-def _inputs(given: Inputs) -> list[Input]:
-    if isinstance(given, (str, Path, datasets.Dataset)):
-        return [given]
-    several = list(given)
-    return [several] if several and isinstance(several[0], Mapping) else several
-
-
-def _names(inputs: Sequence[Input]) -> tuple[str, ...]:
-    return tuple(str(one) if isinstance(one, (str, Path)) else "<in memory>" for one in inputs)
-
-
-def _remembered(inputs: Sequence[Input], columns: Mapping[str, str]) -> dict[str, Any]:
-    """What `reselect` needs to read the pool again; None for one that was in memory."""
-    files = all(isinstance(one, (str, Path)) for one in inputs)
-    return {"pool": [_absolute(str(one)) for one in inputs] if files else None, "columns": dict(columns)}
-
-
-def _absolute(location: str) -> str:
-    name, _, rest = location.partition("=")
-    if rest and not Path(location).exists():
-        return f"{name}={_absolute(rest)}"
-    folder = Path(location).parent
-    return os.path.abspath(location) if Path(location).exists() or (folder != Path() and folder.exists()) else location
 
 
 def _pool_identity(rows: Rows) -> dict[str, Any]:

@@ -147,6 +147,9 @@ def _option(record: type[Settings], name: str) -> click.Option:
         return click.Option([toggled, name], default=None, is_flag=True, help=help)
     if get_origin(kind) is Literal:
         return click.Option([flag, name], type=click.Choice(get_args(kind)), help=help)
+    extra: Any = field.json_schema_extra
+    if extra["file"]:
+        return click.Option([flag, name], type=str, metavar="FILE", help=help)
     many = get_origin(kind) in (tuple, dict)
     return click.Option(
         [flag, name], type=str if many else kind, multiple=many, metavar="TEXT..." if many else None, help=help
@@ -224,15 +227,19 @@ def _fit(config: str | None, **flags: Any) -> None:
 
 def _demo_options() -> list[click.Parameter]:
     return [
-        click.Option(["--out"], default="runs/demo", show_default=True, help="the run folder"),
+        click.Option(
+            ["--task"], type=click.Choice(["instruction", "ner"]), default="instruction", show_default=True,
+            help="instruction tuning (SmolLM2-135M) or named entities (MiniLM)",
+        ),
+        click.Option(["--out"], help="the run folder  [runs/demo, or runs/demo-TASK]"),
         click.Option(["--force"], is_flag=True, help="run again from the beginning"),
-    ]
+    ]  # fmt: skip
 
 
-def _demo(out: str, force: bool) -> None:
+def _demo(task: str, out: str | None, force: bool) -> None:
     from tov import demo
 
-    demo.run_demo(out, force=force)
+    demo.run_demo(out or ("runs/demo" if task == "instruction" else f"runs/demo-{task}"), task=task, force=force)
 
 
 def _tell(result: Result, record: Any) -> None:

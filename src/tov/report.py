@@ -9,21 +9,27 @@ from tov.progress import duration
 from tov.summary import QUANTILES
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+UNITS = {"instruction": "token", "ner": "word", "classification": "text"}
+"""What a log-loss is a mean over."""
+LENGTHS = {"instruction": "scored tokens", "ner": "words", "classification": "tokens"}
+"""What length bins go by."""
 
 
 def summary_markdown(manifest: dict[str, Any]) -> str:
     """The text of `summary.md`."""
     identity, facts = manifest["identity"], manifest["summary"]
+    task = manifest["path"]["task"]
     parts = [f"# tov {identity['command']}", _what(manifest)]
     if "choice" in facts:
         parts += [
             "## Where the rows come from",
             composition_table(facts["choice"]),
             "## Lengths",
-            _lengths(facts["choice"]),
+            _lengths(facts["choice"], LENGTHS[task]),
         ]
     if "scores" in facts:
-        parts += ["## Scores", _scores(facts["scores"], manifest), "## Left out", _left_out(facts["scores"])]
+        parts += ["## Scores", _scores(facts["scores"], manifest, UNITS[task])]
+        parts += ["## Left out", _left_out(facts["scores"], LENGTHS[task])]
     if facts.get("notes"):
         parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
     parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
@@ -99,10 +105,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _lengths(choice: dict[str, Any]) -> str:
+def _lengths(choice: dict[str, Any], unit: str) -> str:
     rows = choice["lengths"]
-    return "Scored tokens a row; the bins are tenths of the pool.\n\n" + table(
-        ["scored tokens", "pool", "by score", "chosen", "chosen share"],
+    return f"{unit.capitalize()} a row; the bins are tenths of the pool.\n\n" + table(
+        [unit, "pool", "by score", "chosen", "chosen share"],
         [
             [
                 f"{row['from']}-{row['to']}",
@@ -120,8 +126,8 @@ def _bar(part: int, whole: int) -> str:
     return f"{BLOCKS[min(8, round(8 * part / whole * 4))] if whole else ''} {share(part, whole)}"
 
 
-def _scores(facts: dict[str, Any], manifest: dict[str, Any]) -> str:
-    header = ["nats a token", *(f"{100 * level:g} %" for level in QUANTILES)]
+def _scores(facts: dict[str, Any], manifest: dict[str, Any], unit: str) -> str:
+    header = [f"nats a {unit}", *(f"{100 * level:g} %" for level in QUANTILES)]
     rows = [
         [name, *(_number(value) for value in values)]
         for name, values in [*facts["quantiles"].items(), ("loss_base", facts["loss_base"])]
@@ -131,14 +137,16 @@ def _scores(facts: dict[str, Any], manifest: dict[str, Any]) -> str:
     text = "Quantiles over the pool's rows.\n\n" + table(header, rows)
     if noise:
         text += (
-            f"\n\nNoise floor (same weights, two batch layouts): {noise['row_rms']:.2g} nat a token for a row's mean, "
-            f"{noise['token_rms']:.2g} for a single token. Scores of that size mean nothing."
+            f"\n\nNoise floor (same weights, two batch layouts): {noise['row_rms']:.2g} nat a {unit} for a row's mean, "
+            f"{noise['token_rms']:.2g} for a single {unit}. Scores of that size mean nothing."
         )
     return text
 
 
-def _left_out(facts: dict[str, Any]) -> str:
+def _left_out(facts: dict[str, Any], unit: str) -> str:
     lines = [f"- {count:,} rows: {reason}" for reason, count in facts["left_out"].items()]
+    if facts["lost"]["tokens"]:
+        lines.append(f"- {facts['lost']['tokens']:,} {unit} of {facts['lost']['rows']:,} rows: beyond --max-length")
     return f"{facts['usable']:,} of {facts['rows']:,} pool rows could be chosen.\n\n" + (
         "\n".join(lines) or "- nothing"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from tov.config import DataSettings, PathSettings
+from tov.data.cells import BadRow
 from tov.data.guard import DUPLICATE, IN_TARGET, USABLE, exclusions, left_out
+from tov.data.labels import LabelMap, agreed_labels
 from tov.data.pool import Index, Pool, index_rows, open_pool
-from tov.data.rows import Conversation
+from tov.data.rows import Row
 from tov.data.sources import Input
 from tov.errors import DataError, ModelError
 from tov.files import digest
 from tov.model.adapters import attach
-from tov.model.load import Loaded, load_model
+from tov.model.load import LARGEST_DEFAULT, Loaded, load_model, longest
 from tov.model.logloss import check_head, head_of
 from tov.model.lowrank import scanning
 from tov.path.fit import Schedule, base_size_for, fit, schedule_for
@@ -29,7 +31,7 @@ from tov.progress import track
 from tov.run import Run
 from tov.scan.scan import Job, noise_floor, scan_pool
 from tov.seeds import derive, generator
-from tov.text.encode import Encoded, encode
+from tov.text.encode import Encoded, Encoder
 
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
@@ -62,21 +64,30 @@ class Rows:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with an adapter on it."""
+    """A model with an adapter on it, and what turns rows into its tokens."""
 
     loaded: Loaded
     adapted: Any
+    encode: Encoder
+
+
+def open_rows(inputs: Sequence[Input], settings: DataSettings) -> Pool:
+    """Inputs as one pool, read as the settings say."""
+    return open_pool(
+        inputs, columns=settings.columns, task=settings.task, label_map=LabelMap.of_settings(settings.label_map or {}),
+        repair_bio=settings.repair_bio,
+    )  # fmt: skip
 
 
 def read_target(inputs: Sequence[Input], settings: DataSettings) -> tuple[Pool, Index]:
-    """The target; every row must be a conversation."""
-    target = open_pool(inputs, columns=settings.columns)
+    """The target; every row must be usable."""
+    target = open_rows(inputs, settings)
     return target, index_rows(target, role="target")
 
 
 def read_pool(inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, leak_guard: bool) -> Rows:
     """The pool, with leaks, repeats and unreadable rows marked."""
-    pool = open_pool(inputs, columns=settings.columns)
+    pool = open_rows(inputs, settings)
     index = index_rows(pool, bad_rows=settings.bad_rows)
     return Rows(pool, index, exclusions(index, target_prompts, leak_guard=leak_guard))
 
@@ -95,14 +106,38 @@ def check_n(n: int, rows: Rows) -> None:
         )
 
 
-def open_model(settings: PathSettings) -> Opened:
-    """Loads the model, attaches the seeded adapter and checks that its log-loss can be had exactly."""
+def labels_of(rows: Rows, target: tuple[Pool, Index], settings: DataSettings) -> tuple[str, ...]:
+    """What the model's head must tell apart, in order: BIO2 tags or labels; nothing for instruction tuning.
+
+    Raises:
+        DataError: target and pool have different labels, or there is but one.
+    """
+    if rows.pool.task == "instruction":
+        return ()
+    names = [source.name for source in rows.pool.sources]
+    found = agreed_labels(
+        target[1].labels, rows.index.labels, names, LabelMap.of_settings(settings.label_map or {}), task=rows.pool.task
+    )
+    if rows.pool.task == "ner":
+        return ("O", *(f"{place}-{kind}" for kind in found for place in "BI"))
+    return found
+
+
+def open_model(settings: PathSettings, labels: tuple[str, ...] = ()) -> Opened:
+    """Loads the model, attaches the seeded adapter and checks that its log-loss can be had exactly.
+
+    Args:
+        settings: with the task named.
+        labels: from `labels_of`.
+    """
+    assert settings.task
+    assert settings.lora_rank
     loaded = load_model(
-        settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
+        settings.model, task=settings.task, labels=labels, dtype=settings.dtype, device=settings.device,
+        revision=settings.revision, trust_remote_code=settings.trust_remote_code, seed=derive(settings.seed, "head"),
     )  # fmt: skip
-    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit and settings.max_length > limit:
+    limit = longest(loaded.model, loaded.tokenizer)
+    if limit and settings.max_length and settings.max_length > limit:
         raise ModelError(
             f"--max-length {settings.max_length} is more than {settings.model} takes",
             allowed=f"at most {limit}",
@@ -110,14 +145,16 @@ def open_model(settings: PathSettings) -> Opened:
         )
     adapted = attach(
         loaded.model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
-        targets=settings.lora_targets, seed=derive(settings.seed, "adapter"),
+        targets=settings.lora_targets, seed=derive(settings.seed, "adapter"), task=settings.task, trained=loaded.head,
     )  # fmt: skip
-    causal = adapted.get_base_model()
-    vocabulary = min(1000, head_of(causal).weight.shape[0])
-    probe = torch.arange(2 * 16, device=loaded.device).reshape(2, 16) % vocabulary
-    with torch.inference_mode():
-        check_head(causal, head_of(causal), probe)
-    return Opened(loaded, adapted)
+    if settings.task == "instruction":
+        causal = adapted.get_base_model()
+        vocabulary = min(1000, head_of(causal).weight.shape[0])
+        probe = torch.arange(2 * 16, device=loaded.device).reshape(2, 16) % vocabulary
+        with torch.inference_mode():
+            check_head(causal, head_of(causal), probe)
+    max_length = settings.max_length or min(LARGEST_DEFAULT, limit or LARGEST_DEFAULT)
+    return Opened(loaded, adapted, Encoder(loaded.tokenizer, max_length, loaded.labels))
 
 
 def fit_stage(
@@ -127,7 +164,7 @@ def fit_stage(
     if (run.path / "manifest.json").exists():
         return open_path(run.path)
     with run.stage("fit"):
-        encoded, lost = _encode_target(target[0], settings, opened)
+        encoded, lost = _encode_target(target[0], opened)
         schedule = schedule_for(settings, base_size_for(settings, int(rows.usable.sum())))
         base_ids, base = draw_base(rows, schedule.base_size, settings, opened)
         if len(base_ids) < schedule.base_size:
@@ -137,6 +174,11 @@ def fit_stage(
     notes = [
         *schedule.notes,
         *([f"{lost:,} target rows have no scored token within --max-length and were left out"] if lost else []),
+        *(
+            f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2"
+            for name, index in (("target", target[1]), ("pool", rows.index))
+            if index.repaired
+        ),
     ]
     run.note(notes=notes)
     return stored
@@ -156,23 +198,27 @@ def _fit(
     return finish(run.path, {
         "format": 1,
         "model": settings.model, "model_fingerprint": opened.loaded.fingerprint, "dtype": opened.loaded.dtype,
-        "max_length": settings.max_length, "epochs": schedule.epochs, "base_size": schedule.base_size,
+        "task": settings.task, "labels": list(opened.loaded.labels),
+        "max_length": opened.encode.max_length, "epochs": schedule.epochs, "base_size": schedule.base_size,
         "rates": schedule.rates, "settings": settings.of_stage("path"), "log": log,
         "base": {"rows": [int(row) for row in base_ids], "content": hexes(rows.index.content[base_ids])},
         "target": {"rows": len(encoded), "prompt": hexes(target.prompt)},
     })  # fmt: skip
 
 
-def _encode_target(target: Pool, settings: PathSettings, opened: Opened) -> tuple[Encoded, int]:
-    conversations = [row for row in target.conversations(0, len(target)) if isinstance(row, Conversation)]
-    encoded = encode(opened.loaded.tokenizer, conversations, max_length=settings.max_length)
+def _encode_target(target: Pool, opened: Opened) -> tuple[Encoded, int]:
+    encoded = opened.encode(_usable(target.rows(0, len(target))))
     kept = np.flatnonzero(encoded.scored_counts > 0)
     if not len(kept):
         raise DataError(
-            f"none of the {len(target):,} target rows has a scored token within {settings.max_length} tokens",
+            f"none of the {len(target):,} target rows has a scored token within {opened.encode.max_length} tokens",
             fix="raise --max-length, or check that the target's answers are not empty",
         )
     return encoded.take(kept), len(target) - len(kept)
+
+
+def _usable(rows: Iterable[Row | BadRow]) -> list[Row]:
+    return [row for row in rows if not isinstance(row, BadRow)]
 
 
 def draw_base(rows: Rows, size: int, settings: PathSettings, opened: Opened) -> tuple[np.ndarray, Encoded]:
@@ -186,8 +232,7 @@ def draw_base(rows: Rows, size: int, settings: PathSettings, opened: Opened) -> 
     parts: list[Encoded] = []
     for start in range(0, len(candidates), max(size, 1)):
         block = candidates[start : start + size]
-        conversations = [row for row in rows.pool.at(block) if isinstance(row, Conversation)]
-        encoded = encode(opened.loaded.tokenizer, conversations, max_length=settings.max_length)
+        encoded = opened.encode(_usable(rows.pool.at(block)))
         good = np.flatnonzero(encoded.scored_counts > 0)[: size - len(ids)]
         ids += block[good].tolist()
         parts.append(encoded.take(good))
@@ -195,7 +240,7 @@ def draw_base(rows: Rows, size: int, settings: PathSettings, opened: Opened) -> 
             break
     if not ids:
         raise DataError(
-            f"no usable pool row has a scored token within {settings.max_length} tokens",
+            f"no usable pool row has a scored token within {opened.encode.max_length} tokens",
             fix="raise --max-length, or check that the pool's answers are not empty",
         )
     return np.array(ids, np.int64), Encoded.concatenate(parts)
@@ -221,7 +266,7 @@ def scan_stage(
     loaded, base = opened.loaded, unhex(stored.manifest["base"]["content"])
     job = Job(
         pool=rows.pool, index=rows.index, excluded=rows.excluded, in_base=np.isin(rows.index.content, base),
-        pairs=partial(stored.pairs, amplify), tokenizer=loaded.tokenizer, max_length=int(stored.manifest["max_length"]),
+        pairs=partial(stored.pairs, amplify), encode=opened.encode,
         batch_tokens=batch_tokens, shard_rows=shard_rows,
         fingerprint=digest(
             [stored.fingerprint, rows.index.fingerprint, rows.excluded_fingerprint, batch_tokens, shard_rows, amplify]
@@ -235,7 +280,8 @@ def scan_stage(
     run.note(
         scan={"fingerprint": job.fingerprint, "tokens_passed": before + passed},
         path={
-            "fingerprint": stored.fingerprint, "epochs": stored.epochs, "base_rows": stored.manifest["base_size"],
+            "task": stored.manifest["task"], "fingerprint": stored.fingerprint,
+            "epochs": stored.epochs, "base_rows": stored.manifest["base_size"],
             "target_rows": stored.manifest["target"]["rows"], "dtype": loaded.dtype, "device": str(loaded.device),
             "amplify": amplify, "model_fingerprint": loaded.fingerprint,
         },
@@ -245,14 +291,13 @@ def scan_stage(
 def _noise(job: Job, opened: Opened) -> dict[str, float]:
     picked = np.flatnonzero(job.excluded == USABLE)
     picked = np.sort(generator(0, "noise floor").choice(picked, min(NOISE_ROWS, len(picked)), replace=False))
-    rows = [row for row in job.pool.at(picked) if isinstance(row, Conversation)]
-    encoded = encode(opened.loaded.tokenizer, rows, max_length=job.max_length)
+    encoded = job.encode(_usable(job.pool.at(picked)))
     encoded = encoded.take(np.flatnonzero(encoded.scored_counts > 0))
     if not len(encoded):
         return {}
     with scanning(opened.adapted) as set_state:
-        causal, state = opened.adapted.get_base_model(), next(iter(job.pairs()))[1]
-        return noise_floor(causal, set_state, encoded, state, batch_tokens=job.batch_tokens)
+        model, state = opened.adapted.get_base_model(), next(iter(job.pairs()))[1]
+        return noise_floor(model, set_state, encoded, state, batch_tokens=job.batch_tokens)
 
 
 def hexes(hashes: np.ndarray) -> list[str]:

@@ -24,6 +24,7 @@ def score_facts(scores: pa.Table) -> dict[str, Any]:
         "left_out": left_out,
         "in_base": int(np.sum(scores["in_base"].to_numpy())),
         "scored_tokens": int(np.sum(scores["tokens"].to_numpy())),
+        "lost": {"rows": int(np.sum(scores["lost"].to_numpy() > 0)), "tokens": int(np.sum(scores["lost"].to_numpy()))},
         "quantiles": {f"score_{name}": quantiles(scores[f"score_{name}"].to_numpy()) for name in TRANSFORMS},
         "loss_base": quantiles(scores["loss_base"].to_numpy()),
     }  # fmt: skip

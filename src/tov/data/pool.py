@@ -1,4 +1,4 @@
-"""Rows by position: a stable `row_id` over all sources, conversations for the model, originals for the output.
+"""Rows by position: a stable `row_id` over all sources, rows as the model sees them, originals for the output.
 
 Knows layouts and sources; must not know tokenizers, models or scores. Nothing here grows with the pool but two
 64-bit hashes and one byte a row.
@@ -16,9 +16,12 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from tov.data.cells import BadRow
 from tov.data.diagnose import explain_file
+from tov.data.labelled import Reading, Tagged
+from tov.data.labels import LabelMap, names_of
 from tov.data.rows import LAYOUTS as ALL_LAYOUTS
-from tov.data.rows import BadRow, Conversation, Layout, content_hash, layout_of, prompt_hash
+from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
 from tov.errors import DataError, did_you_mean
 
@@ -28,11 +31,33 @@ READ_ROWS = 1000
 
 @dataclass(frozen=True)
 class Pool:
-    """Rows of several sources, numbered in the order given: the first row of the first source is row_id 0."""
+    """Rows of several sources, numbered in the order given: the first row of the first source is row_id 0.
+
+    Attributes:
+        sources: where rows come from.
+        layouts: each source's columns; all of one task.
+        readings: how each source's labels are read.
+        columns: our column names -> the user's.
+    """
 
     sources: tuple[Source, ...]
     layouts: tuple[Layout, ...]
+    readings: tuple[Reading, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The task of all sources."""
+        return self.layouts[0].task
+
+    @property
+    def reads_labels_otherwise(self) -> bool:
+        """Whether labels may be read otherwise than they stand in the rows: by id, from spans, mapped, repaired."""
+        return any(
+            reading.names or reading.mapping or reading.repair or layout.name == "spans"
+            for layout, reading in zip(self.layouts, self.readings, strict=True)
+            if layout.task != "instruction"
+        )
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -55,8 +80,8 @@ class Pool:
         index = int(self.source_index(np.array([row_id]))[0])
         return f"{self.sources[index].location}, row {row_id - int(self.starts[index]) + 1}"
 
-    def conversations(self, start: int, stop: int) -> Iterator[Conversation | BadRow]:
-        """The rows from `start` up to `stop` in order; a row that is no conversation comes as its `BadRow`."""
+    def rows(self, start: int, stop: int) -> Iterator[Row | BadRow]:
+        """The rows from `start` up to `stop` in order; one that cannot be used comes as its `BadRow`."""
         starts = self.starts
         for index in range(len(self.sources)):
             first, last = max(start, int(starts[index])), min(stop, int(starts[index + 1]))
@@ -64,17 +89,17 @@ class Pool:
                 offset = int(starts[index])
                 yield from self._read(index, range(at - offset, min(at + READ_ROWS, last) - offset))
 
-    def at(self, row_ids: Sequence[int] | np.ndarray) -> list[Conversation | BadRow]:
+    def at(self, row_ids: Sequence[int] | np.ndarray) -> list[Row | BadRow]:
         """The rows with these ids, in this order."""
         row_ids = np.asarray(row_ids)
         indices, starts = self.source_index(row_ids), self.starts
-        found: dict[int, Conversation | BadRow] = {}
+        found: dict[int, Row | BadRow] = {}
         for index in np.unique(indices):
             wanted = row_ids[indices == index]
             found.update(zip(wanted.tolist(), self._read(int(index), (wanted - starts[index]).tolist()), strict=True))
         return [found[row_id] for row_id in row_ids.tolist()]
 
-    def _read(self, index: int, places: Sequence[int]) -> Iterator[Conversation | BadRow]:
+    def _read(self, index: int, places: Sequence[int]) -> Iterator[Row | BadRow]:
         """Rows of one source by their places in it."""
         source = self.sources[index]
         try:
@@ -88,14 +113,14 @@ class Pool:
             ) from None
         names = list(block)
         for values in zip(*block.values(), strict=True):
-            yield self._convert(self.layouts[index], dict(zip(names, values, strict=True)))
+            yield self._convert(index, dict(zip(names, values, strict=True)))
 
-    def _convert(self, layout: Layout, row: dict[str, Any]) -> Conversation | BadRow:
+    def _convert(self, index: int, row: dict[str, Any]) -> Row | BadRow:
         for ours, theirs in self.columns.items():
             if theirs in row:
                 row[ours] = row[theirs]
         try:
-            return layout.convert(row)
+            return self.layouts[index].convert(row, self.readings[index])
         except BadRow as bad:
             return bad
 
@@ -124,14 +149,18 @@ class Index:
     """What one pass over the text of all rows tells.
 
     Attributes:
-        content: (N,) uint64 content hash, 0 for rows that are no conversation.
+        content: (N,) uint64 content hash, 0 for rows that cannot be used.
         prompt: (N,) uint64 prompt hash, 0 likewise.
-        bad: row_id -> why it is no conversation.
+        bad: row_id -> why it cannot be used.
+        labels: each source's labels (entity types, classes); none for instruction tuning.
+        repaired: rows whose tags were made BIO2.
     """
 
     content: np.ndarray
     prompt: np.ndarray
     bad: dict[int, str]
+    labels: tuple[frozenset[str], ...] = ()
+    repaired: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -139,19 +168,40 @@ class Index:
         return hashlib.sha256(self.content.tobytes()).hexdigest()[:16]
 
 
-def open_pool(inputs: Sequence[Input], *, columns: Mapping[str, str] | None = None) -> Pool:
+def open_pool(
+    inputs: Sequence[Input],
+    *,
+    columns: Mapping[str, str] | None = None,
+    task: str | None = None,
+    label_map: LabelMap | None = None,
+    repair_bio: bool = False,
+) -> Pool:
     """Opens inputs as one pool and finds each source's layout.
 
+    Args:
+        inputs: what the user names.
+        columns: our column names -> the user's.
+        task: of `tov.config.TASKS`; None: the task of the first source's columns.
+        label_map: see `tov.data.labels`.
+        repair_bio: whether tags that are not BIO2 are made so.
+
     Raises:
-        DataError: an input cannot be read, has no known layout, or two sources' columns cannot be put in one table.
+        DataError: an input cannot be read, has no layout of the task, or two sources' columns cannot be put in one table.
     """
     columns = columns or {}
     sources = open_sources(inputs)
     if not sources:
         raise DataError("no input was named", fix="name at least one file")
-    layouts = tuple(_layout(source, columns) for source in sources)
+    layouts: list[Layout] = []
+    for source in sources:
+        layouts.append(_layout(source, columns, task))
+        task = layouts[0].task
+    readings = tuple(
+        Reading(names_of(source.table, layout.labels, columns), (label_map or LabelMap()).of(source.name), repair_bio)
+        for source, layout in zip(sources, layouts, strict=True)
+    )
     _one_schema(sources)
-    return Pool(sources, layouts, dict(columns))
+    return Pool(sources, tuple(layouts), readings, dict(columns))
 
 
 def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
@@ -172,12 +222,13 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
             )
 
 
-def _layout(source: Source, columns: Mapping[str, str]) -> Layout:
+def _layout(source: Source, columns: Mapping[str, str], task: str | None) -> Layout:
     names = source.table.column_names
     renamed = [ours for ours, theirs in columns.items() if theirs in names]
-    layout = layout_of([*names, *renamed])
+    layout = layout_of([*names, *renamed], task)
     if layout is None:
-        wanted = sorted({column for layout in ALL_LAYOUTS for column in layout.columns})
+        fitting = [layout for layout in ALL_LAYOUTS if task in (None, layout.task)]
+        wanted = sorted({column for layout in fitting for column in layout.columns})
         unmatched = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in names]
         if unmatched:
             theirs = unmatched[0].partition("=")[2]
@@ -188,10 +239,14 @@ def _layout(source: Source, columns: Mapping[str, str]) -> Layout:
                 fix="correct the name after '='",
             )
         near = next((f" ('{name}'{did_you_mean(name, wanted)})" for name in names if did_you_mean(name, wanted)), "")
+        other = layout_of([*names, *renamed])
+        is_other = f" (they are one for {other.task}: {' + '.join(other.columns)})" if other else ""
+        example = " ".join(f"{column}=YOURS" for column in fitting[2 % len(fitting)].columns)
         raise DataError(
-            f"{source.location}: columns {', '.join(names)} are no layout that tov knows{near}",
-            allowed="; ".join(" + ".join(layout.columns) for layout in ALL_LAYOUTS),
-            fix="rename them, or say which is which: --columns prompt=YOURS completion=YOURS",
+            f"{source.location}: columns {', '.join(names)} are no layout that tov knows"
+            f"{f' for {task}' if task else ''}{near or is_other}",
+            allowed="; ".join(" + ".join(layout.columns) for layout in fitting),
+            fix=f"rename them, or say which is which: --columns {example}",
         )
     return layout
 
@@ -221,26 +276,33 @@ def _fit(one: Source, other: Source) -> bool:
 
 
 def index_rows(pool: Pool, *, bad_rows: str = "error", role: str = "pool") -> Index:
-    """One pass over all rows: hashes, and rows that are no conversation.
+    """One pass over all rows: hashes, labels, and rows that cannot be used.
 
     Raises:
         DataError: such a row, under `bad_rows="error"`, with its file and row.
     """
     content, prompt = np.zeros(len(pool), np.uint64), np.zeros(len(pool), np.uint64)
     bad: dict[int, str] = {}
-    for row_id, row in enumerate(pool.conversations(0, len(pool))):
-        if isinstance(row, Conversation):
-            content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
-        elif bad_rows == "error":
-            raise DataError(
-                f"{pool.where(row_id)}: {row}",
-                fix="correct the row, or give --bad-rows skip to count and skip such rows"
-                if role == "pool"
-                else f"correct or delete the row: every row of the {role} must be a conversation",
-            )
-        else:
+    labels: tuple[set[str], ...] = tuple(set() for _ in pool.sources)
+    starts, repaired = pool.starts, 0
+    for row_id, row in enumerate(pool.rows(0, len(pool))):
+        if isinstance(row, BadRow):
+            if bad_rows == "error":
+                raise _unusable(pool.where(row_id), row, role)
             bad[row_id] = str(row)
-    return Index(content, prompt, bad)
+            continue
+        content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
+        labels[int(np.searchsorted(starts, row_id, side="right")) - 1].update(row.labels)
+        repaired += isinstance(row, Tagged) and row.repaired
+    return Index(content, prompt, bad, tuple(frozenset(found) for found in labels), repaired)
+
+
+def _unusable(place: str, row: BadRow, role: str) -> DataError:
+    fixes = [
+        "correct the row" if role == "pool" else f"correct or delete the row: every row of the {role} must be usable"
+    ]
+    fixes += [row.fix] * bool(row.fix) + ["--bad-rows skip counts and skips such rows"] * (role == "pool")
+    return DataError(f"{place}: {row}", fix="; ".join(fixes))
 
 
 def files_of(pool: Pool) -> list[Path]:

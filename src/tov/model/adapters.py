@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: attach, read, write, save, load. Adapter parameters are fp32 under any base dtype."""
+"""LoRA adapters by peft: attach, read, write, save, load. What is trained is fp32 under any base dtype."""
 
 from __future__ import annotations
 
@@ -16,8 +16,32 @@ State = dict[str, Tensor]
 """Adapter parameters by peft's names, fp32, on the CPU."""
 
 
-def attach(model: Any, *, rank: int, alpha: float, dropout: float, targets: tuple[str, ...], seed: int) -> Any:
-    """The model with a fresh adapter (B = 0, A seeded), a `PeftModel` whose only trainable parameters are the adapter's.
+TASK_TYPES = {"instruction": "CAUSAL_LM", "ner": "TOKEN_CLS", "classification": "SEQ_CLS"}
+"""peft's names of our tasks: with them any PEFT user's code loads the stored adapters."""
+
+
+def attach(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: tuple[str, ...],
+    seed: int,
+    task: str = "instruction",
+    trained: tuple[str, ...] = (),
+) -> Any:
+    """The model with a fresh adapter (B = 0, A seeded), a `PeftModel` of which nothing else is trained but a new head.
+
+    Args:
+        model: a frozen transformers model.
+        rank: r.
+        alpha: the adapter is scaled by alpha / r.
+        dropout: on the adapter's inputs.
+        targets: modules that get an adapter, or `all-linear`.
+        seed: of A.
+        task: of `tov.config.TASKS`.
+        trained: modules that are trained in full (`Loaded.head`); they are fp32, and so is what they are given.
 
     Raises:
         ConfigError: no module of the model matches `targets`.
@@ -30,7 +54,9 @@ def attach(model: Any, *, rank: int, alpha: float, dropout: float, targets: tupl
         lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=names,
-        task_type="CAUSAL_LM",
+        exclude_modules=list(trained) or None,
+        modules_to_save=list(trained) or None,
+        task_type=TASK_TYPES[task],
     )
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -43,7 +69,13 @@ def attach(model: Any, *, rank: int, alpha: float, dropout: float, targets: tupl
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for name in trained:
+        adapted.get_base_model().get_submodule(name).register_forward_pre_hook(_widen)
     return adapted
+
+
+def _widen(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in inputs)
 
 
 def read_state(adapted: Any) -> State:
@@ -54,9 +86,9 @@ def read_state(adapted: Any) -> State:
 
 
 def parameters(adapted: Any) -> dict[str, Tensor]:
-    """The adapter's live parameters by the names that `read_state` uses."""
+    """The adapter's live parameters, and a new head's, by the names that `read_state` uses."""
     return {
-        name.replace(".default", ""): parameter
+        name.replace(".modules_to_save.default", "").replace(".default", ""): parameter
         for name, parameter in adapted.named_parameters()
         if parameter.requires_grad
     }

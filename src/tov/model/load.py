@@ -11,21 +11,27 @@ import torch
 
 from tov.errors import ConfigError, ModelError, did_you_mean
 from tov.files import digest, file_digest
-from tov.model.builtin import ALIASES, from_gguf, packaged_file
+from tov.model.builtin import ALIASES, from_gguf, packaged_model
 from tov.model.memory import keep_freed_memory
 from tov.text.encode import prepare
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+LARGEST_DEFAULT = 1024
+"""Tokens a row may have where --max-length is not given and the model takes so many."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A frozen causal language model.
+    """A frozen model.
 
     Attributes:
         name: as the user gave it.
-        model: a transformers model in evaluation mode.
-        tokenizer: its tokenizer, with a chat template.
+        model: a transformers model in evaluation mode: causal, token or sequence classification.
+        tokenizer: its tokenizer, ready for `tov.text.encode`.
+        labels: of a classifier, by id.
+        head: names of the modules that are new and must be trained in full; none for a causal model.
         device: where it is.
         dtype: "fp32" or "bf16".
         fingerprint: 16 hex digits of configuration and weights (a Hub model: of its commit).
@@ -34,6 +40,8 @@ class Loaded:
     name: str
     model: Any
     tokenizer: Any
+    labels: tuple[str, ...]
+    head: tuple[str, ...]
     device: torch.device
     dtype: str
     fingerprint: str
@@ -76,7 +84,7 @@ def pick_dtype(name: str, device: torch.device) -> str:
 def resolve(name: str) -> str:
     """What transformers is asked for: a folder for aliases and GGUF files, else the name itself."""
     if name in ALIASES:
-        return str(from_gguf(packaged_file(name)))
+        return str(packaged_model(name))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.exists():
@@ -92,27 +100,70 @@ def resolve(name: str) -> str:
     return str(path) if path.is_dir() else name
 
 
-def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, ready for `tov.text.encode`."""
+def load_tokenizer(
+    name: str, *, task: str = "instruction", revision: str | None = None, trust_remote_code: bool = False
+) -> Any:
+    """The tokenizer of a model, ready for `tov.text.encode`.
+
+    Raises:
+        ModelError: it has no fast tokenizer, which sentences need (it tells a word's tokens).
+    """
     from transformers import AutoTokenizer
 
     source = resolve(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    return prepare(_from_pretrained(AutoTokenizer, name, source, options))
+    tokenizer = _from_pretrained(AutoTokenizer, name, source, options)
+    if task == "instruction":
+        return prepare(tokenizer)
+    if task == "ner" and not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer of '{name}' does not tell which word a token is from",
+            fix="use a model with a tokenizer.json",
+        )
+    if task == "ner" and not getattr(tokenizer, "add_prefix_space", True):  # byte-level BPE: words begin with a space
+        tokenizer = _from_pretrained(AutoTokenizer, name, source, {**options, "add_prefix_space": True})
+    return tokenizer
+
+
+def longest(model: Any, tokenizer: Any) -> int | None:
+    """Tokens that a model takes, or None where nothing says."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and getattr(config, "model_type", "") in OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1
+    known = [limit for limit in (positions, tokenizer.model_max_length) if limit and limit < 10**9]
+    return min(known) if known else None
+
+
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet")
+"""Models that count positions from the padding id on, so that their table has that many entries more than places."""
 
 
 def load_model(
     name: str,
     *,
+    task: str = "instruction",
+    labels: tuple[str, ...] = (),
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    seed: int = 0,
 ) -> Loaded:
     """Loads a model for fitting and scanning; its weights are frozen.
 
+    Args:
+        name: alias, GGUF file, folder or Hub id.
+        task: of `tov.config.TASKS`; decides the head.
+        labels: of a classifier, by id.
+        dtype: fp32, bf16 or auto.
+        device: auto or torch's name.
+        revision: on the Hub.
+        trust_remote_code: whether a model may bring its own code.
+        seed: of a new head.
+
     Raises:
-        ModelError: not found, no causal language model, or not to be had offline.
+        ModelError: not found, no model for the task, or not to be had offline.
         ConfigError: the device is not here.
     """
     from transformers import AutoModelForCausalLM
@@ -121,12 +172,59 @@ def load_model(
     if place.type == "cpu":
         keep_freed_memory()
     kind = pick_dtype(dtype, place)
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, task=task, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, "dtype": DTYPES[kind]}
-    model = _from_pretrained(AutoModelForCausalLM, name, source, options).to(place).eval()
+    head: tuple[str, ...] = ()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if task == "instruction":
+            model = _from_pretrained(AutoModelForCausalLM, name, source, options)
+        else:
+            model, labels, head = _classifier(name, source, task, labels, options)
+    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = (
+            tokenizer.pad_token_id
+        )  # decoders with a sequence head look for a row's last token by it
+    model = model.to(place).eval()
     model.requires_grad_(False)
-    return Loaded(name, model, tokenizer, place, kind, _fingerprint(model, source))
+    return Loaded(name, model, tokenizer, labels, head, place, kind, _fingerprint(model, source))
+
+
+def _classifier(
+    name: str, source: str, task: str, labels: tuple[str, ...], options: dict[str, Any]
+) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """A model with a head for the labels, the labels by id, and the names of the modules that must be trained in full.
+
+    A checkpoint that was trained on these very labels keeps its head and their order; any other head is made anew.
+    """
+    import transformers
+
+    auto = (
+        transformers.AutoModelForTokenClassification
+        if task == "ner"
+        else transformers.AutoModelForSequenceClassification
+    )
+    here = {key: options[key] for key in ("revision", "trust_remote_code")}
+    trained_on = _from_pretrained(transformers.AutoConfig, name, source, here).id2label or {}
+    same = sorted(trained_on.values()) == sorted(labels)
+    labels = tuple(trained_on[place] for place in range(len(labels))) if same else labels
+    ids = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
+    wanted = {**options, "num_labels": len(labels), **ids, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, info = _from_pretrained(auto, name, source, wanted)
+    missing = {key.rpartition(".")[0] for key in info["missing_keys"]}
+    heads = {
+        child: module
+        for child, module in model.named_children()
+        if child != model.base_model_prefix and next(module.parameters(), None) is not None
+    }
+    for module in (one for head in heads.values() for one in head.modules() if not same):
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=getattr(model.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    inside = {module for module in missing if module.partition(".")[0] not in heads}
+    return model, labels, tuple(sorted({*heads, *inside}))
 
 
 def _from_pretrained(auto: Any, name: str, source: str, options: dict[str, Any]) -> Any:

@@ -1,8 +1,10 @@
-"""Exact log-probabilities of scored tokens: backbone, gather, chunked head in fp32. Labels are shifted here, nowhere else.
+"""Exact log-probabilities of all that is scored. Labels are shifted here, nowhere else; the tasks part here and meet again.
 
-A model's own head returns logits in the model's dtype: in bf16 their error is 0.05 nat a token (rms), where the signal
-can be 0.01 nat. Here the hidden states that predict a scored token are gathered first and meet the head in fp32, block
-of vocabulary by block, so that neither rounding nor an N x V tensor ever exists. Speaks nats.
+A causal language model: backbone, gather, chunked head in fp32. Its own head returns logits in the model's dtype: in bf16
+their error is 0.05 nat a token (rms), where the signal can be 0.01 nat. Here the hidden states that predict a scored token
+are gathered first and meet the head in fp32, block of vocabulary by block: neither rounding nor an N x V tensor ever exists.
+A classifier of words or texts: its head is trained in full, so it is fp32 (`tov.model.adapters`), as are its few logits.
+Speaks nats.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tov.errors import ModelError, NumericError
+from tov.text.batches import Batch
+from tov.text.encode import IGNORED
 
 CHUNK_TOKENS = 1024
 """Scored tokens that meet the head at once."""
@@ -41,6 +46,35 @@ class Head:
     low_rank: Callable[[], tuple[Tensor, Tensor, float]] | None
     scale: float
     softcap: float | None
+
+
+def row_logprobs(model: Any, batch: Batch) -> Tensor:
+    """(S,) log p of every label of a batch in fp32, row by row; differentiable in whatever of the model is trained.
+
+    Args:
+        model: a transformers model under its adapter: causal, token or sequence classification.
+        batch: B rows of up to T tokens, S labels in all.
+    """
+    ids, labels = (torch.from_numpy(array).to(model.device, non_blocking=True) for array in (batch.ids, batch.labels))
+    if model.get_output_embeddings() is not None:
+        return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED))
+    filled = None  # a batch without padding needs no mask
+    if batch.lengths.min() < batch.ids.shape[1]:
+        filled = torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(model.device)
+    return label_logprobs(model(input_ids=ids, attention_mask=filled).logits, labels)
+
+
+def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """(S,) log p of each label: (B, T, C) logits of words, or (B, C) of texts, whose label stands at their first token.
+
+    Args:
+        logits: (B, T, C) or (B, C) fp32.
+        labels: (B, T), `IGNORED` where nothing is scored.
+    """
+    if logits.dim() == 2:
+        logits, labels = logits[:, None], labels[:, :1]
+    scored = labels != IGNORED
+    return logits[scored].log_softmax(-1).gather(1, labels[scored][:, None])[:, 0]
 
 
 def head_of(causal: Any) -> Head:

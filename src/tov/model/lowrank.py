@@ -133,14 +133,19 @@ def scanning(adapted: Any) -> Iterator[Refresh]:
 
 @contextlib.contextmanager
 def training(adapted: Any) -> Iterator[None]:
-    """Within the block the model is in training mode; layers without dropout run the thin forward with its gradients."""
+    """Within the block adapters drop out, if they do; layers without dropout run the thin forward with its gradients.
+
+    The frozen model stays in evaluation mode: its own dropout (encoders have some) is noise beside a small step, and slow.
+    """
 
     def forward(layer: Any, x: Tensor) -> Any:
         down, up, scaling = _of(layer)
         return _TrainedLinear.apply(x, down, up, layer.base_layer, scaling)
 
     dropped = any(getattr(config, "lora_dropout", 0.0) for config in adapted.peft_config.values())
-    adapted.train()
+    for name, module in adapted.named_modules():
+        if name.endswith("lora_dropout"):
+            module.train()
     try:
         with _forwards([] if dropped else plain_layers(adapted), forward):
             yield

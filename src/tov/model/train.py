@@ -12,18 +12,18 @@ import torch
 
 from tov.errors import NumericError
 from tov.model.adapters import parameters
-from tov.model.logloss import gather_hidden, head_of, token_logprobs
+from tov.model.logloss import row_logprobs
 from tov.model.lowrank import training
 from tov.progress import Progress, Silent
 from tov.text.batches import collate, plan
-from tov.text.encode import Encoded
+from tov.text.encode import IGNORED, Encoded
 
 Rate = Callable[[int], float]
 """Learning rate of a step, counted from 0 within the epoch."""
 
 
 def make_optimizer(adapted: Any, kind: str) -> torch.optim.Optimizer:
-    """AdamW (b = .9, .999; eps 1e-8; no weight decay) or plain SGD over the adapter's parameters."""
+    """AdamW (b = .9, .999; eps 1e-8; no weight decay) or plain SGD over the adapter's parameters (and a new head's)."""
     wanted = list(parameters(adapted).values())
     if kind == "sgd":
         return torch.optim.SGD(wanted, lr=0.0)
@@ -82,13 +82,11 @@ def train_epoch(
 
 def _accumulate(adapted: Any, rows: Encoded, batch: np.ndarray, batch_tokens: int, device: torch.device) -> float:
     """Adds one step's gradients; returns its loss."""
-    causal, head = adapted.get_base_model(), head_of(adapted.get_base_model())
     lengths, total = rows.lengths[batch], 0.0
     for part in plan(lengths, np.ones(len(batch), bool), batch_tokens):
         one = collate(rows, batch[part])
-        scored = torch.from_numpy(one.scored).to(device)
-        logp = token_logprobs(head, *gather_hidden(causal, torch.from_numpy(one.ids).to(device), scored))
-        counts = scored.sum(1)
+        logp = row_logprobs(adapted.get_base_model(), one)
+        counts = torch.from_numpy((one.labels != IGNORED).sum(1)).to(device)
         weights = (1.0 / (len(batch) * counts)).repeat_interleave(counts)
         loss = -(logp * weights).sum()
         loss.backward()

@@ -69,6 +69,7 @@ def schedule_for(settings: PathSettings, base_size: int) -> Schedule:
 
 def _rate(settings: PathSettings, step: int, total: int) -> float:
     """The base rate at a step of the whole path: linear decay from the rate to 0, or constant."""
+    assert settings.learning_rate is not None
     return settings.learning_rate * (1.0 - step / total if settings.schedule == "linear" else 1.0)
 
 

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from tov.data.cells import BadRow
 from tov.data.guard import NO_TOKENS, REASONS, UNREADABLE, USABLE
 from tov.data.pool import Index, Pool
-from tov.data.rows import Conversation
 from tov.errors import NumericError
 from tov.model.adapters import State
-from tov.model.logloss import gather_hidden, head_of, token_logprobs
+from tov.model.logloss import row_logprobs
 from tov.model.lowrank import Refresh, scanning
 from tov.progress import Progress, Silent
 from tov.scan.shards import MEASURES, is_done, shard_file, write_shard
 from tov.scoring import log_loss, row_scores, uncertainty
 from tov.text.batches import Batch, collate, plan
-from tov.text.encode import Encoded, encode
+from tov.text.encode import Encoded, Encoder
 
 Pairs = Iterable[tuple[int, State, State]]
 
@@ -35,7 +35,7 @@ class Scanned:
     """What a scan of some rows gives.
 
     Attributes:
-        tokens: (rows,) scored tokens.
+        tokens: (rows,) the length that bins go by (`Encoded.sizes`).
         epochs: for each epoch, (rows,) a measure of `MEASURES`, NaN for rows without a score.
         passed: tokens that went through the model, padding not counted, all passes together.
     """
@@ -45,20 +45,17 @@ class Scanned:
     passed: int
 
 
-def token_losses(causal: Any, batches: list[Batch]) -> np.ndarray:
+def token_losses(model: Any, batches: list[Batch]) -> np.ndarray:
     """(sum of scored tokens,) log p of every scored token under the state now in the model, batch by batch, row by row."""
-    head, device, parts = head_of(causal), causal.device, []
-    for batch in batches:
-        ids, scored = (torch.from_numpy(array).to(device, non_blocking=True) for array in (batch.ids, batch.scored))
-        parts.append(token_logprobs(head, *gather_hidden(causal, ids, scored)))
+    parts = [row_logprobs(model, batch) for batch in batches]
     return torch.cat(parts).cpu().double().numpy() if parts else np.empty(0)
 
 
-def scan_rows(causal: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int) -> Scanned:
+def scan_rows(model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int) -> Scanned:
     """Every measure of every row, for each (k, base state, target state).
 
     Args:
-        causal: the causal language model under the adapter.
+        model: the model under the adapter.
         set_state: from `tov.model.lowrank.scanning`.
         rows: encoded rows; those without scored tokens are not passed through the model.
         pairs: the states to compare.
@@ -74,9 +71,9 @@ def scan_rows(causal: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, b
     epochs, passes = [], 0
     for _, base_state, target_state in pairs:
         set_state(base_state)
-        base = token_losses(causal, batches)
+        base = token_losses(model, batches)
         set_state(target_state)
-        target = token_losses(causal, batches)
+        target = token_losses(model, batches)
         if not (np.isfinite(base).all() and np.isfinite(target).all()):
             raise NumericError(
                 "a token's log-loss is not a finite number", fix="try --dtype fp32, or a lower --learning-rate"
@@ -86,7 +83,7 @@ def scan_rows(causal: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, b
         measures["uncertainty"] = uncertainty(base, offsets)
         epochs.append({name: _in_place(measures[name], order, len(rows)) for name in MEASURES})
         passes += 2
-    return Scanned(counts, epochs, passes * int(rows.lengths[order].sum()))
+    return Scanned(rows.sizes, epochs, passes * int(rows.lengths[order].sum()))
 
 
 def _in_place(values: np.ndarray, order: np.ndarray, rows: int) -> np.ndarray:
@@ -105,8 +102,7 @@ class Job:
         excluded: (N,) codes of `tov.data.guard`; excluded rows are listed but not scanned.
         in_base: (N,) bool.
         pairs: called once a shard, gives the states to compare.
-        tokenizer: as prepared by `tov.text.encode`.
-        max_length: tokens a row may have.
+        encode: rows of the task to tokens.
         batch_tokens: most tokens in a batch.
         shard_rows: rows a shard.
         fingerprint: of everything above.
@@ -117,8 +113,7 @@ class Job:
     excluded: np.ndarray
     in_base: np.ndarray
     pairs: Any
-    tokenizer: Any
-    max_length: int
+    encode: Encoder
     batch_tokens: int
     shard_rows: int
     fingerprint: str
@@ -144,24 +139,24 @@ def scan_pool(job: Job, adapted: Any, folder: Path, progress: Progress | None = 
     return passed
 
 
-def scan_shard(job: Job, causal: Any, set_state: Refresh, start: int, stop: int, file: Path) -> int:
+def scan_shard(job: Job, model: Any, set_state: Refresh, start: int, stop: int, file: Path) -> int:
     """Scans the rows from `start` up to `stop` and writes their shard; returns the tokens passed."""
     codes = job.excluded[start:stop].copy()
     rows = [
-        row if isinstance(row, Conversation) and code == USABLE else None
-        for row, code in zip(job.pool.conversations(start, stop), codes, strict=True)
+        row if not isinstance(row, BadRow) and code == USABLE else None
+        for row, code in zip(job.pool.rows(start, stop), codes, strict=True)
     ]
     kept = np.array([place for place, row in enumerate(rows) if row is not None], np.int64)
-    encoded = encode(job.tokenizer, [row for row in rows if row is not None], max_length=job.max_length)
-    scanned = scan_rows(causal, set_state, encoded, job.pairs(), batch_tokens=job.batch_tokens)
-    tokens = np.zeros(stop - start, np.int32)
-    tokens[kept] = scanned.tokens
+    encoded = job.encode([row for row in rows if row is not None])
+    scanned = scan_rows(model, set_state, encoded, job.pairs(), batch_tokens=job.batch_tokens)
+    tokens, lost = np.zeros((2, stop - start), np.int32)
+    tokens[kept], lost[kept] = scanned.tokens, encoded.lost
     codes[kept[scanned.tokens == 0]] = NO_TOKENS
     row_ids = np.arange(start, stop)
     reasons = [_reason(job, int(row), int(code)) for row, code in zip(row_ids, codes, strict=True)]
     write_shard(
         file, row_ids=row_ids, sources=job.pool.source_names(row_ids), hashes=job.index.content[start:stop], tokens=tokens,
-        in_base=job.in_base[start:stop], excluded=reasons,
+        lost=lost, in_base=job.in_base[start:stop], excluded=reasons,
         epochs=[{name: _in_place(epoch[name], kept, stop - start) for name in MEASURES} for epoch in scanned.epochs],
         fingerprint=job.fingerprint,
     )  # fmt: skip
@@ -172,7 +167,7 @@ def _reason(job: Job, row_id: int, code: int) -> str:
     return f"{REASONS[code]}: {job.index.bad[row_id]}" if code == UNREADABLE else REASONS[code]
 
 
-def noise_floor(causal: Any, set_state: Refresh, rows: Encoded, state: State, *, batch_tokens: int) -> dict[str, float]:
+def noise_floor(model: Any, set_state: Refresh, rows: Encoded, state: State, *, batch_tokens: int) -> dict[str, float]:
     """What rounding alone does to log-loss: the same weights in two batch layouts (planned batches; each row alone).
 
     Returns:
@@ -183,7 +178,7 @@ def noise_floor(causal: Any, set_state: Refresh, rows: Encoded, state: State, *,
     together = plan(rows.lengths, counts > 0, batch_tokens)
     alone = [np.array([row]) for group in together for row in group]
     set_state(state)
-    one, two = (token_losses(causal, [collate(rows, group) for group in groups]) for groups in (together, alone))
+    one, two = (token_losses(model, [collate(rows, group) for group in groups]) for groups in (together, alone))
     offsets = np.concatenate([[0], np.cumsum(counts[np.concatenate(together)])]) if together else np.zeros(1, int)
     by_row = log_loss(one - two, offsets)
     return {"token_rms": float(np.sqrt(np.mean((one - two) ** 2))), "row_rms": float(np.sqrt(np.mean(by_row**2)))}

@@ -47,6 +47,7 @@ def write_shard(
     sources: list[str],
     hashes: np.ndarray,
     tokens: np.ndarray,
+    lost: np.ndarray,
     in_base: np.ndarray,
     excluded: list[str],
     epochs: list[dict[str, np.ndarray]],
@@ -59,7 +60,8 @@ def write_shard(
         row_ids: (rows,) positions in the pool.
         sources: (rows,) source names.
         hashes: (rows,) uint64 content hashes, written as 16 hex digits.
-        tokens: (rows,) scored tokens.
+        tokens: (rows,) the length that bins go by: scored tokens, words, or the tokens of a labelled text.
+        lost: (rows,) scored tokens or words that were cut off.
         in_base: (rows,) bool.
         excluded: (rows,) why the row may not be chosen, or "".
         epochs: for each epoch, (rows,) float64 a measure, NaN where a row has no score.
@@ -70,6 +72,7 @@ def write_shard(
         "source": pa.array(sources, pa.string()),
         "hash": pa.array([f"{int(value):016x}" for value in hashes], pa.string()),
         "tokens": pa.array(tokens, pa.int32()),
+        "lost": pa.array(lost, pa.int32()),
         "in_base": pa.array(in_base, pa.bool_()),
         "excluded": pa.array(excluded, pa.string()),
     }

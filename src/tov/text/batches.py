@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tov.text.encode import Encoded
+from tov.text.encode import IGNORED, Encoded
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class Batch:
     Attributes:
         rows: (B,) positions of the rows in the encoded shard.
         ids: (B, T) int64 token ids, 0 where padded.
-        scored: (B, T) bool.
+        labels: (B, T) int64, `IGNORED` where nothing is scored.
         lengths: (B,) tokens in each row.
     """
 
     rows: np.ndarray
     ids: np.ndarray
-    scored: np.ndarray
+    labels: np.ndarray
     lengths: np.ndarray
 
 
@@ -50,9 +50,8 @@ def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.
 def collate(encoded: Encoded, rows: np.ndarray) -> Batch:
     """One padded batch of these rows; the row order in the shard's scored tokens is that of `rows`."""
     lengths = encoded.lengths[rows]
-    ids = np.zeros((len(rows), int(lengths.max())), np.int64)
-    scored = np.zeros(ids.shape, bool)
-    for place, row in enumerate(rows):
-        one, mask = encoded.row(int(row))
-        ids[place, : len(one)], scored[place, : len(one)] = one, mask
-    return Batch(rows, ids, scored, lengths)
+    filled = np.arange(int(lengths.max())) < lengths[:, None]
+    ids, labels = np.zeros(filled.shape, np.int64), np.full(filled.shape, IGNORED, np.int64)
+    taken = np.repeat(encoded.offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
+    ids[filled], labels[filled] = encoded.ids[taken], encoded.labels[taken]
+    return Batch(rows, ids, labels, lengths)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tov.data.rows import Conversation, Message
+from tov.data.conversations import Conversation, Message
 from tov.errors import DataError
 
 PLAIN_TEMPLATE = (

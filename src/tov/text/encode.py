@@ -1,4 +1,4 @@
-"""From rows to token ids and a mask of scored tokens, as ragged arrays. Must not know models or scores."""
+"""From rows to token ids and the labels that count, as ragged arrays. Must not know models or scores."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from tov.data.rows import Conversation
+from tov.data.conversations import Conversation
+from tov.data.labelled import Labelled, Tagged
+from tov.data.rows import Row
 from tov.errors import DataError, ModelError
 from tov.text.chat import PLAIN_TEMPLATE, Rendered, apply, has_generation_mask, render
+
+IGNORED = -100
+"""The label of a token that is not scored, as transformers has it."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +24,19 @@ class Encoded:
 
     Attributes:
         ids: (sum of lengths,) int32 token ids, rows one after another.
-        scored: (sum of lengths,) bool, tokens whose log-loss counts; a row's first token never does.
+        labels: (sum of lengths,) int32, what must be predicted of each token, `IGNORED` where nothing. For conversations the
+            token's own id (a row's first token never counts); for sentences the tag of the word that begins here; for
+            labelled texts the label, at the first token.
         offsets: (rows + 1,) where each row starts.
-        truncated: rows that were cut.
+        sizes: (rows,) the length that bins go by: scored tokens, words, or the tokens of a labelled text.
+        lost: (rows,) scored tokens or words that were cut off, or that the tokenizer makes nothing of.
     """
 
     ids: np.ndarray
-    scored: np.ndarray
+    labels: np.ndarray
     offsets: np.ndarray
-    truncated: int = 0
+    sizes: np.ndarray
+    lost: np.ndarray
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -38,25 +47,59 @@ class Encoded:
         return np.diff(self.offsets)
 
     @property
+    def scored(self) -> np.ndarray:
+        """(sum of lengths,) bool, tokens with a label."""
+        return self.labels != IGNORED
+
+    @property
     def scored_counts(self) -> np.ndarray:
-        """(rows,) scored tokens in each row."""
+        """(rows,) tokens with a label in each row."""
         return np.diff(np.concatenate([[0], np.cumsum(self.scored)])[self.offsets])
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, scored) of one row."""
+        """(ids, labels) of one row."""
         part = slice(self.offsets[index], self.offsets[index + 1])
-        return self.ids[part], self.scored[part]
+        return self.ids[part], self.labels[part]
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Encoded:
         """These rows, in this order."""
-        rows = [self.row(int(index)) for index in indices]
-        return _pack([ids for ids, _ in rows], [scored for _, scored in rows], 0)
+        indices = np.asarray(indices, np.int64)
+        return _pack([self.row(int(index)) for index in indices], self.sizes[indices], self.lost[indices])
 
     @staticmethod
     def concatenate(parts: Sequence[Encoded]) -> Encoded:
         """The rows of all parts, in order."""
         rows = [part.row(index) for part in parts for index in range(len(part))]
-        return _pack([ids for ids, _ in rows], [scored for _, scored in rows], sum(part.truncated for part in parts))
+        sizes, lost = ([getattr(part, name) for part in parts] for name in ("sizes", "lost"))
+        return _pack(rows, np.concatenate(sizes), np.concatenate(lost))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """From rows to tokens, for one model and task.
+
+    Attributes:
+        tokenizer: as returned by `prepare`.
+        max_length: tokens a row may have, special ones included.
+        labels: the model's labels by id; none for instruction tuning.
+    """
+
+    tokenizer: Any
+    max_length: int
+    labels: tuple[str, ...] = ()
+
+    def __call__(self, rows: Sequence[Row]) -> Encoded:
+        """Rows of one task as tokens and labels.
+
+        Raises:
+            DataError: the chat template refuses a row, or its assistant part cannot be told.
+        """
+        if rows and isinstance(rows[0], Tagged):
+            return _encode_tagged(self, [row for row in rows if isinstance(row, Tagged)])
+        if rows and isinstance(rows[0], Labelled):
+            return _encode_labelled(self, [row for row in rows if isinstance(row, Labelled)])
+        conversations = [row for row in rows if isinstance(row, Conversation)]
+        return encode(self.tokenizer, conversations, max_length=self.max_length)
 
 
 def prepare(tokenizer: Any) -> Any:
@@ -87,21 +130,60 @@ def encode(tokenizer: Any, rows: Sequence[Conversation], *, max_length: int) -> 
         DataError: the chat template refuses a row, or its assistant part cannot be told.
     """
     if not rows:
-        return _pack([], [], 0)
+        return _pack([], np.empty(0, np.int64), np.empty(0, np.int64))
     marked = has_generation_mask(tokenizer) and tokenizer.is_fast and not any(row.plain for row in rows)
     pairs = [_by_generation_mask(tokenizer, row) for row in rows] if marked else _by_spans(tokenizer, rows)
-    ids = [one[:max_length] for one, _ in pairs]
-    scored = [mask[:max_length].copy() for _, mask in pairs]
-    for mask in scored:
-        mask[:1] = False  # nothing predicts the first token
-    return _pack(ids, scored, sum(len(one) > max_length for one, _ in pairs))
+    packed, lost = [], []
+    for ids, scored in pairs:
+        labels = np.where(scored, ids, IGNORED)[:max_length]
+        labels[:1] = IGNORED  # nothing predicts the first token
+        packed.append((ids[:max_length], labels))
+        lost.append(int(scored[max_length:].sum()))
+    sizes = np.array([int((labels != IGNORED).sum()) for _, labels in packed])
+    return _pack(packed, sizes, np.array(lost))
 
 
-def _pack(ids: list[np.ndarray], scored: list[np.ndarray], truncated: int) -> Encoded:
-    offsets = np.cumsum([0, *(len(one) for one in ids)])
-    if not ids:
-        return Encoded(np.empty(0, np.int32), np.empty(0, bool), offsets, truncated)
-    return Encoded(np.concatenate(ids).astype(np.int32), np.concatenate(scored).astype(bool), offsets, truncated)
+def _pack(rows: Sequence[tuple[np.ndarray, np.ndarray]], sizes: np.ndarray, lost: np.ndarray) -> Encoded:
+    offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)])
+    nothing = [np.empty(0, np.int32)]
+    ids, labels = (np.concatenate([row[at] for row in rows] or nothing).astype(np.int32) for at in (0, 1))
+    return Encoded(ids, labels, offsets, sizes, lost)
+
+
+def _encode_tagged(encoder: Encoder, rows: Sequence[Tagged]) -> Encoded:
+    """Sentences: the first sub-token of a word carries its tag, the others and the special tokens none."""
+    places = {label: place for place, label in enumerate(encoder.labels)}
+    encoded = encoder.tokenizer(
+        [list(row.words) for row in rows], is_split_into_words=True, truncation=True, max_length=encoder.max_length,
+        return_attention_mask=False,
+    )  # fmt: skip
+    packed, sizes, lost = [], [], []
+    for at, row in enumerate(rows):
+        labels, before = np.full(len(encoded["input_ids"][at]), IGNORED), None
+        for token, word in enumerate(encoded.word_ids(at)):
+            if word is not None and word != before:
+                labels[token] = places[row.tags[word]]
+            before = word
+        packed.append((np.array(encoded["input_ids"][at]), labels))
+        sizes.append(int((labels != IGNORED).sum()))
+        lost.append(len(row.words) - sizes[-1])
+    return _pack(packed, np.array(sizes), np.array(lost))
+
+
+def _encode_labelled(encoder: Encoder, rows: Sequence[Labelled]) -> Encoded:
+    """Texts: the label stands at the first token; a text's length is its tokens without the special ones."""
+    places = {label: place for place, label in enumerate(encoder.labels)}
+    encoded = encoder.tokenizer(
+        [row.text for row in rows], truncation=True, max_length=encoder.max_length, return_attention_mask=False
+    )
+    special = encoder.tokenizer.num_special_tokens_to_add()
+    packed = []
+    for ids, row in zip(encoded["input_ids"], rows, strict=True):
+        labels = np.full(len(ids), IGNORED)
+        labels[0] = places[row.label]
+        packed.append((np.array(ids), labels))
+    sizes = np.array([max(1, len(ids) - special) for ids, _ in packed])
+    return _pack(packed, sizes, np.zeros(len(rows), np.int64))
 
 
 def _by_generation_mask(tokenizer: Any, row: Conversation) -> tuple[np.ndarray, np.ndarray]:

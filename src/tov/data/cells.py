@@ -1,0 +1,54 @@
+"""Values in a row's cells, checked: what is wrong with one is said by `BadRow`. Must not know layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tov.errors import kind_of
+
+
+class BadRow(ValueError):
+    """A row that cannot be used.
+
+    Args:
+        reason: why.
+        fix: what may help, beside correcting the row.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(reason)
+        self.fix = fix
+
+
+def as_text(value: Any, what: str) -> str:
+    """A text, or OpenAI's list of text parts joined.
+
+    Raises:
+        BadRow: anything else.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence) and value and all(_is_text_part(part) for part in value):
+        return "".join(part["text"] for part in value)
+    raise BadRow(f"{what} is {named_kind(value)}, should be text")
+
+
+def as_list(value: Any, what: str) -> Sequence[Any]:
+    """A list that may be empty.
+
+    Raises:
+        BadRow: anything else.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return value
+    raise BadRow(f"{what} is {named_kind(value)}, should be a list")
+
+
+def named_kind(value: Any) -> str:
+    """`a str`, `an int`, or `missing`."""
+    return "missing" if value is None else kind_of(value)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)

@@ -1,0 +1,76 @@
+"""What the user names as inputs: told apart, remembered, and read again by a later command, the same rows still."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from tov.config import DataSettings, build
+from tov.data.cells import BadRow
+from tov.data.pool import Pool
+from tov.data.rows import content_hash
+from tov.data.sources import Input
+from tov.errors import ConfigError, DataError
+from tov.run import Run
+from tov.stages import hexes, open_rows
+
+Inputs: TypeAlias = Input | Sequence[Input]
+
+
+def pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> Pool:
+    """The pool of an earlier run, checked to be the same rows still."""
+    remembered = origin.manifest["inputs"]
+    if pools is None and remembered["pool"] is None:
+        raise ConfigError("the run's pool was in memory", fix="pass it again: tov.reselect(..., pool=...)")
+    pool = open_rows(pools or remembered["pool"], build(DataSettings, remembered["reading"]))
+    if len(pool) != len(scores):
+        raise DataError(
+            f"the pool has {len(pool):,} rows, the scores {len(scores):,}",
+            fix="put the pool's files back, or score the new pool",
+        )
+    return pool
+
+
+def check_unchanged(pool: Pool, row_ids: np.ndarray, scores: pa.Table) -> None:
+    """The chosen rows must still be the ones that were scored."""
+    hashes = [scores["hash"][int(row_id)].as_py() for row_id in row_ids]
+    for row_id, row, scored in zip(row_ids, pool.at(row_ids), hashes, strict=True):
+        if isinstance(row, BadRow) or hexes(np.array([content_hash(row)], np.uint64)) != [scored]:
+            raise DataError(
+                f"{pool.where(int(row_id))} is no longer the row that was scored",
+                fix="put the pool's files back, or score the new pool: tov score --from RUN --pool POOL",
+            )
+
+
+def list_inputs(given: Inputs) -> list[Input]:
+    """One input, or several, as a list."""
+    if isinstance(given, (str, Path, datasets.Dataset)):
+        return [given]
+    several = list(given)
+    return [several] if several and isinstance(several[0], Mapping) else several
+
+
+def name_inputs(inputs: Sequence[Input]) -> tuple[str, ...]:
+    """What the manifest calls them."""
+    return tuple(str(one) if isinstance(one, (str, Path)) else "<in memory>" for one in inputs)
+
+
+def remember(inputs: Sequence[Input], settings: DataSettings) -> dict[str, Any]:
+    """What `reselect` needs to read the pool again; None for one that was in memory."""
+    files = all(isinstance(one, (str, Path)) for one in inputs)
+    reading = {name: getattr(settings, name) for name in DataSettings.model_fields}
+    return {"pool": [_absolute(str(one)) for one in inputs] if files else None, "reading": reading}
+
+
+def _absolute(location: str) -> str:
+    name, _, rest = location.partition("=")
+    if rest and not Path(location).exists():
+        return f"{name}={_absolute(rest)}"
+    folder = Path(location).parent
+    return os.path.abspath(location) if Path(location).exists() or (folder != Path() and folder.exists()) else location
