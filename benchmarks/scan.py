@@ -4,10 +4,11 @@
     python benchmarks/scan.py --memory                                      # peak memory for 2,000 and 20,000 rows
 
 Speed: tokens/s of a whole scan (padding, both states, backbone, exact head, scores) over those of a bare backbone forward
-(transformers alone in its own process, no head, no adapter) on as many tokens in ideal batches without padding, same
-dtype, same tokens a batch; over the same in this process, whose allocator keeps freed memory; and over the usual loop (peft's
+(transformers alone in its own process, no head, no adapter) on the same rows in ideal batches without padding, same dtype,
+same tokens a batch; over the same in this process, whose allocator keeps freed memory; and over the usual loop (peft's
 forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32). Repeats are interleaved; medians.
-Rows: the question and answer pairs of chatterbot-corpus, or --data.
+Measured on every --part-th batch of a shard of --rows rows, so that padding is that of a real scan. Rows: the question and
+answer pairs of chatterbot-corpus, or --data; --task ner: MiniLM and the demo's sentences, or wikineural_en of --data.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
+from tov.config import TASK_DEFAULTS
+from tov.data.cells import BadRow
 from tov.data.conversations import Conversation
-from tov.demo_data import read_topics
+from tov.data.pool import open_pool
+from tov.data.rows import Row
+from tov.demo_data import read_styles, read_topics
 from tov.model.adapters import attach, read_state
+from tov.model.joined import scanning
 from tov.model.load import DTYPES, load_model, resolve
-from tov.model.lowrank import scanning
 from tov.run import hardware
 from tov.scan.scan import scan_rows
-from tov.text.batches import collate
-from tov.text.encode import Encoded, encode
+from tov.stages import CPU_BATCH_TOKENS
+from tov.text.batches import collate, plan
+from tov.text.encode import Encoded, Encoder
+
+MODELS = {"instruction": "smollm2-135m", "ner": "minilm"}
 
 
 def corpus_rows(count: int) -> list[Conversation]:
@@ -60,33 +68,58 @@ def data_rows(folder: Path, count: int) -> list[Conversation]:
     return rows
 
 
-def ideal_batches(rows: Encoded, batch_tokens: int) -> list[torch.Tensor]:
-    """All tokens of the rows in rectangles of the rows' mean length: the same tokens, nothing padded."""
-    length = int(rows.lengths.mean())
-    whole = torch.from_numpy(rows.ids[: len(rows.ids) // length * length].astype(np.int64)).reshape(-1, length)
-    return list(whole.split(max(1, batch_tokens // length)))
+def sentences(data: Path | None, count: int) -> list[Row]:
+    """Sentences with entities: of wikineural_en, or the demo's."""
+    if data:
+        pool = open_pool([str(data / "ner" / "wikineural_en.parquet")])
+        return [row for row in pool.rows(0, count) if not isinstance(row, BadRow)]
+    rows = [row for rows in read_styles(count // 5).values() for row in rows]
+    return [row for row in open_pool([rows]).rows(0, len(rows)) if not isinstance(row, BadRow)]
 
 
-def bare(causal: Any, batches: list[torch.Tensor]) -> float:
+def rows_of(args: argparse.Namespace) -> tuple[list[Row], tuple[str, ...]]:
+    """The rows to scan and the labels of their head."""
+    if args.task == "instruction":
+        return [*(data_rows(args.data, args.rows) if args.data else corpus_rows(args.rows))], ()
+    rows = sentences(args.data, args.rows)
+    types = sorted(set().union(*(row.labels for row in rows)))
+    return rows, ("O", *(f"{place}-{kind}" for kind in types for place in "BI"))
+
+
+def part_of_a_shard(rows: Encoded, batch_tokens: int, part: int) -> tuple[Encoded, list[torch.Tensor]]:
+    """Every `part`-th batch of the plan of a shard: its rows, and the same batches without padding.
+
+    The ideal batches are cut to their shortest row, so that lengths, and with them the cost of attention, are the scan's.
+    """
+    groups = plan(rows.lengths, rows.scored_counts > 0, batch_tokens)[:: max(1, part)]
+    ideal = []
+    for group in groups:
+        shortest = int(rows.lengths[group].min())
+        ideal.append(torch.from_numpy(np.stack([rows.row(int(row))[0][:shortest] for row in group]).astype(np.int64)))
+    return rows.take(np.sort(np.concatenate(groups))), ideal
+
+
+def bare(model: Any, batches: list[torch.Tensor]) -> float:
     """Tokens/s of one pass through the backbone and nothing else."""
-    start = time.perf_counter()
+    start, options = time.perf_counter(), {"use_cache": False} if model.get_output_embeddings() is not None else {}
     with torch.inference_mode():
         for ids in batches:
-            causal.base_model(input_ids=ids.to(causal.device), use_cache=False)
-    _settle(causal)
+            model.base_model(input_ids=ids.to(model.device), **options)
+    _settle(model)
     return sum(ids.numel() for ids in batches) / (time.perf_counter() - start)
 
 
 class PlainProcess:
     """The bare pass as anyone would run it: transformers alone in a process of its own, nothing of tov's set up."""
 
-    def __init__(self, dtype: str, device: str, batches: list[torch.Tensor], folder: Path) -> None:
+    def __init__(self, task: str, dtype: str, device: str, batches: list[torch.Tensor], folder: Path) -> None:
         torch.save(batches, folder / "batches.pt")
         words = [
             sys.executable,
             __file__,
             "--serve",
-            resolve("smollm2-135m"),
+            task,
+            resolve(MODELS[task]),
             dtype,
             device,
             str(folder / "batches.pt"),
@@ -104,14 +137,15 @@ class PlainProcess:
         self.process.communicate()
 
 
-def serve(source: str, dtype: str, device: str, file: str) -> None:
+def serve(task: str, source: str, dtype: str, device: str, file: str) -> None:
     """The other end of `PlainProcess`."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
-    causal = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype]).to(device).eval()
+    auto: Any = AutoModelForCausalLM if task == "instruction" else AutoModelForTokenClassification
+    model = auto.from_pretrained(source, dtype=DTYPES[dtype]).to(device).eval()
     batches = torch.load(file)
     for _ in sys.stdin:
-        print(bare(causal, batches), flush=True)
+        print(bare(model, batches), flush=True)
 
 
 def usual(adapted: Any, rows: Encoded) -> float:
@@ -120,14 +154,13 @@ def usual(adapted: Any, rows: Encoded) -> float:
     with torch.inference_mode():
         for at in range(0, len(rows), 16):
             batch = collate(rows, np.arange(at, min(at + 16, len(rows))))
-            ids, scored = (
-                torch.from_numpy(batch.ids).to(adapted.device),
-                torch.from_numpy(batch.scored).to(adapted.device),
-            )
+            ids, labels = (torch.from_numpy(array).to(adapted.device) for array in (batch.ids, batch.labels))
             mask = torch.arange(ids.shape[1])[None] < torch.from_numpy(batch.lengths)[:, None]
-            logits = adapted(input_ids=ids, attention_mask=mask.to(ids), use_cache=False).logits[:, :-1].float()
-            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-            (losses.view(len(ids), -1) * scored[:, 1:]).sum(1)
+            logits = adapted(input_ids=ids, attention_mask=mask.to(ids)).logits.float()
+            if adapted.get_base_model().get_output_embeddings() is not None:
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            losses.view(len(ids), -1).sum(1)
     _settle(adapted)
     return len(rows.ids) / (time.perf_counter() - start)
 
@@ -147,16 +180,29 @@ def _settle(model: Any) -> None:
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over interleaved repeats."""
-    loaded = load_model("smollm2-135m", dtype=args.dtype)
-    rows = encode(loaded.tokenizer, args.conversations, max_length=192)
-    batches = ideal_batches(rows, args.batch_tokens)
-    adapted = attach(loaded.model, rank=args.rank, alpha=32, dropout=0.0, targets=("all-linear",), seed=0)
+    given, labels = rows_of(args)
+    loaded = load_model(MODELS[args.task], task=args.task, labels=labels, dtype=args.dtype)
+    shard = Encoder(loaded.tokenizer, 192, loaded.labels)(given)
+    rows, batches = part_of_a_shard(shard, args.batch_tokens, args.part)
+    rank = args.rank or TASK_DEFAULTS[args.task]["lora_rank"]
+    adapted = attach(
+        loaded.model,
+        rank=rank,
+        alpha=32,
+        dropout=0.0,
+        targets=("all-linear",),
+        seed=0,
+        task=args.task,
+        trained=loaded.head,
+    )
     state = read_state(adapted)
     changed = {name: value + 1e-3 * torch.randn_like(value) for name, value in state.items()}
-    same = load_model("smollm2-135m", dtype=args.dtype).model  # without an adapter's modules in the way
+    same = load_model(
+        MODELS[args.task], task=args.task, labels=labels, dtype=args.dtype
+    ).model  # without an adapter's modules in the way
     times: dict[str, list[float]] = {"bare": [], "bare, our allocator settings": [], "scan": [], "usual loop": []}
     with tempfile.TemporaryDirectory() as name:
-        plain = PlainProcess(loaded.dtype, str(loaded.device), batches, Path(name))
+        plain = PlainProcess(args.task, loaded.dtype, str(loaded.device), batches, Path(name))
         for repeat in range(args.repeats + 1):
             rates = (
                 plain.run(),
@@ -174,7 +220,8 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         if name != "scan"
     }
     return {
-        "what": "speed", "dtype": loaded.dtype, "rank": args.rank, "rows": len(rows), "tokens": len(rows.ids),
+        "what": "speed", "task": args.task, "model": MODELS[args.task], "dtype": loaded.dtype, "rank": rank,
+        "rows": len(rows), "tokens": len(rows.ids),
         "scored_share": round(float(rows.scored.mean()), 3), "batch_tokens": args.batch_tokens, "repeats": args.repeats,
         "tokens_per_second": {name: round(statistics.median(values)) for name, values in times.items()},
         "spread": {name: [round(min(values)), round(max(values))] for name, values in times.items()},
@@ -232,18 +279,19 @@ def _child(*words: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16"])
+    parser.add_argument("--task", default="instruction", choices=list(MODELS))
     parser.add_argument("--rows", type=int, default=160)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--part", type=int, default=1, help="measure on every so many-th batch")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--batch-tokens", type=int, default=CPU_BATCH_TOKENS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--data", type=Path, help="a folder with instruct/*.parquet instead of chatterbot-corpus")
-    parser.add_argument("--serve", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(*args.serve)
         return
-    args.conversations = data_rows(args.data, args.rows) if args.data else corpus_rows(args.rows)
     result = memory() if args.memory else speed(args)
     result["commit"] = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True

@@ -22,7 +22,7 @@ from real_pool import COMMON, MEASURES, SOURCES, judge, make_data
 
 from tov.config import SelectConfig, build
 from tov.model.adapters import read_state, write_state
-from tov.model.lowrank import scanning
+from tov.model.joined import scanning
 from tov.model.train import make_optimizer, moments_of, train_epoch
 from tov.path.fit import _order, _rates_of, base_size_for, schedule_for
 from tov.path.variants import START, VARIANTS, Step
@@ -30,7 +30,7 @@ from tov.progress import Silent
 from tov.scan.scan import token_losses
 from tov.scoring import log_loss, normalized, row_scores
 from tov.seeds import derive
-from tov.stages import draw_base, open_model, read_pool, read_target
+from tov.stages import CPU_BATCH_TOKENS, draw_base, open_model, read_pool, read_target
 from tov.text.batches import collate, plan
 
 OPTIMIZERS = ("fresh", "carry", "sgd")
@@ -51,7 +51,7 @@ class Bench:
         self.data = {"base": base, "target": encoded(list(target.rows(0, len(target))))}
         self.pool = encoded(list(self.rows.pool.rows(0, len(self.rows.pool))))
         counts = self.pool.scored_counts
-        self.batches = [collate(self.pool, group) for group in plan(self.pool.lengths, counts > 0, config.batch_tokens)]
+        self.batches = [collate(self.pool, group) for group in plan(self.pool.lengths, counts > 0, CPU_BATCH_TOKENS)]
         self.order = np.concatenate([batch.rows for batch in self.batches])
         self.offsets = np.concatenate([[0], np.cumsum(counts[self.order])])
         self.states: dict[History, Any] = {(): (read_state(self.opened.adapted), None)}

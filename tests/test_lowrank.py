@@ -9,8 +9,9 @@ from torch import nn
 from tiny import VOCABULARY, make_rows, tiny_llama, tiny_tokenizer
 from tov.data.conversations import Conversation
 from tov.model.adapters import attach, parameters, read_state
+from tov.model.joined import scanning
 from tov.model.logloss import gather_hidden, head_of, token_logprobs
-from tov.model.lowrank import _TrainedLinear, plain_layers, scanning, thin_factors, thin_linear, training
+from tov.model.lowrank import _TrainedLinear, plain_layers, thin_factors, thin_linear, training
 from tov.scan.scan import scan_rows
 from tov.text.encode import encode
 

@@ -8,7 +8,7 @@ import torch
 
 from tiny import VOCABULARY, tiny_llama
 from tov.model.adapters import attach, parameters, read_state, write_state
-from tov.model.lowrank import scanning
+from tov.model.joined import scanning
 from tov.model.train import make_optimizer, train_epoch
 from tov.path.variants import START, VARIANTS
 from tov.scan.scan import scan_rows

@@ -91,7 +91,9 @@ class DataSettings(Settings):
 class ScanSettings(DataSettings):
     """How the pool is scanned."""
 
-    batch_tokens: int = _setting("scan", "tokens in one scan batch, padding included", 4096, ge=1)
+    batch_tokens: int | None = _setting(
+        "scan", "tokens in one scan batch, padding included; auto: 2048 on a CPU, 16384 elsewhere", None, ge=1
+    )
     amplify: float = _setting(
         "scan",
         "compare theta_bas with theta_bas + c (theta_val - theta_bas): lifts the gain over bf16 rounding",

@@ -21,9 +21,9 @@ from tov.data.sources import Input
 from tov.errors import DataError, ModelError
 from tov.files import digest
 from tov.model.adapters import attach
+from tov.model.joined import scanning
 from tov.model.load import LARGEST_DEFAULT, Loaded, load_model, longest
 from tov.model.logloss import check_head, head_of
-from tov.model.lowrank import scanning
 from tov.path.fit import Schedule, base_size_for, fit, schedule_for
 from tov.path.store import StoredPath, clear, finish, open_path, save_step
 from tov.path.variants import VARIANTS
@@ -33,6 +33,8 @@ from tov.scan.scan import Job, noise_floor, scan_pool
 from tov.seeds import derive, generator
 from tov.text.encode import Encoded, Encoder
 
+CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 16_384
+"""Tokens in a scan batch where --batch-tokens is not given: what stays in a CPU's cache (docs/speed.md); elsewhere more."""
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
 
@@ -252,7 +254,7 @@ def scan_stage(
     stored: StoredPath,
     opened: Opened,
     *,
-    batch_tokens: int,
+    batch_tokens: int | None,
     shard_rows: int,
     amplify: float,
     quiet: bool,
@@ -264,6 +266,7 @@ def scan_stage(
             fix="put the old weights back, or fit again (--force)",
         )
     loaded, base = opened.loaded, unhex(stored.manifest["base"]["content"])
+    batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if loaded.device.type == "cpu" else BATCH_TOKENS)
     job = Job(
         pool=rows.pool, index=rows.index, excluded=rows.excluded, in_base=np.isin(rows.index.content, base),
         pairs=partial(stored.pairs, amplify), encode=opened.encode,

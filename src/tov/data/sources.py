@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import datasets
 import pyarrow as pa
 
+from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
+from tov.data.conll import is_conll, load_conll
 from tov.data.diagnose import COMPRESSED, explain_file
 from tov.data.exact import load_exact, needs_exact, open_bytes
 from tov.errors import DataError
@@ -28,8 +30,9 @@ Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
 
 BUILDERS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
-    ".arrow": "arrow",
+    ".arrow": "arrow", ".txt": "conll", **dict.fromkeys(CONLL_SUFFIXES, "conll"),
 }  # fmt: skip
+"""Suffix -> who reads it: a builder of `datasets`, or `tov.data.conll`. A .txt or .tsv file is looked into."""
 _HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:-]+))?$")
 
 
@@ -191,6 +194,15 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
 
 
 def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
+    sniffed = kinds <= {".txt", ".tsv"} and all(is_conll(path) for path in paths)
+    if sniffed or (builder == "conll" and kinds != {".txt"}):
+        return load_conll(paths)
+    if builder == "conll":
+        raise DataError(
+            f"{paths[0]}: a text file, but no CoNLL file (a word and its tag on each line)",
+            allowed=", ".join(suffix for suffix in BUILDERS if suffix not in CONLL_SUFFIXES and suffix != ".txt"),
+            fix='write one row of text a line as JSON: {"text": ...}',
+        )
     if builder == "json" and needs_exact(paths):
         return load_exact(paths)
     options: dict[str, Any] = {}

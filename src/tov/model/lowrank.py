@@ -1,16 +1,14 @@
-"""The adapter's forward pass: never merged, exact to the base model's own rounding, almost free.
+"""The adapter's forward and backward pass in training: one thin product and one accumulation into the frozen output.
 
-peft computes an adapter on a bf16 base in fp32 beside it, which halves the speed of a forward pass. Here each fp32 factor is
-written as a sum of two bf16 numbers (16 bits of mantissa) and their products ride on the hardware's bf16 multiplier with
-fp32 sums: `x (A1 + A2)^T (B1 + B2)^T`, without the product of the two small parts, as one thin product and one
-accumulation into the frozen layer's output. Rounding the factors to bf16 alone would lose the difference of two states; what
-lies between the two products is an activation, and is rounded as the model's others are.
+peft computes an adapter on a bf16 base in fp32 beside it. Here each fp32 factor is a sum of two bf16 numbers and their products
+ride on the hardware's bf16 multiplier with fp32 sums: `x (A1 + A2)^T (B1 + B2)^T`, without the product of the two small parts.
+The scan has its own forward (`tov.model.joined`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,9 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tov.model.adapters import write_state
-
-Refresh = Callable[[Mapping[str, Tensor]], None]
+from tov.model.attention import wide
 
 
 def split(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -96,39 +92,10 @@ def plain_layers(adapted: Any) -> list[Any]:
     ]
 
 
-def _of(layer: Any) -> tuple[Tensor, Tensor, float]:
+def factors_of(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """A (r, in), B (out, r) and alpha / r of an adapted layer, live."""
     name = layer.active_adapters[0]
     return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-
-
-@contextlib.contextmanager
-def scanning(adapted: Any) -> Iterator[Refresh]:
-    """Within the block the model is in evaluation mode and runs the thin forward; yields the function that sets a state.
-
-    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers) keep peft's own forward.
-    """
-    layers = plain_layers(adapted)
-    factors: dict[int, Factors] = {}
-
-    def refresh() -> None:
-        for layer in layers:
-            factors[id(layer)] = thin_factors(*_of(layer), layer.base_layer.weight.dtype)
-
-    def set_state(state: Mapping[str, Tensor]) -> None:
-        write_state(adapted, state)
-        refresh()
-
-    was_training = adapted.training
-    adapted.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            _forwards(layers, lambda layer, x: thin_linear(x, layer.base_layer, factors[id(layer)])[0]),
-        ):
-            refresh()
-            yield set_state
-    finally:
-        adapted.train(was_training)
 
 
 @contextlib.contextmanager
@@ -139,7 +106,7 @@ def training(adapted: Any) -> Iterator[None]:
     """
 
     def forward(layer: Any, x: Tensor) -> Any:
-        down, up, scaling = _of(layer)
+        down, up, scaling = factors_of(layer)
         return _TrainedLinear.apply(x, down, up, layer.base_layer, scaling)
 
     dropped = any(getattr(config, "lora_dropout", 0.0) for config in adapted.peft_config.values())
@@ -147,14 +114,14 @@ def training(adapted: Any) -> Iterator[None]:
         if name.endswith("lora_dropout"):
             module.train()
     try:
-        with _forwards([] if dropped else plain_layers(adapted), forward):
+        with forwards([] if dropped else plain_layers(adapted), forward), wide(adapted.get_base_model()):
             yield
     finally:
         adapted.eval()
 
 
 @contextlib.contextmanager
-def _forwards(layers: list[Any], forward: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+def forwards(layers: list[Any], forward: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
     """Within the block each layer's forward is `forward(layer, x)`."""
     for layer in layers:
         layer.forward = partial(forward, layer)

@@ -19,8 +19,8 @@ from tov.data.guard import NO_TOKENS, REASONS, UNREADABLE, USABLE
 from tov.data.pool import Index, Pool
 from tov.errors import NumericError
 from tov.model.adapters import State
+from tov.model.joined import Refresh, scanning
 from tov.model.logloss import row_logprobs
-from tov.model.lowrank import Refresh, scanning
 from tov.progress import Progress, Silent
 from tov.scan.shards import MEASURES, is_done, shard_file, write_shard
 from tov.scoring import log_loss, row_scores, uncertainty
@@ -56,7 +56,7 @@ def scan_rows(model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, ba
 
     Args:
         model: the model under the adapter.
-        set_state: from `tov.model.lowrank.scanning`.
+        set_state: from `tov.model.joined.scanning`.
         rows: encoded rows; those without scored tokens are not passed through the model.
         pairs: the states to compare.
         batch_tokens: most tokens in a batch.

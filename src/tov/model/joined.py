@@ -1,0 +1,169 @@
+"""The adapter's forward pass in a scan: never merged, exact to the base model's own rounding, almost free.
+
+peft computes an adapter beside its frozen layer, in fp32 also on a bf16 base, which halves the speed of a forward pass. Here
+layers that read the same input (query, key and value; gate and up) are one product, and their adapters ride on it as a few
+more columns: `[x | h] [W | B]^T` with `h = x A^T`. Each fp32 factor is a sum of two bf16 numbers (16 bits of mantissa), so
+`h = x (A1 + A2)^T` and `[x | h | h] [W | B1 | B2]^T`, all on the hardware's bf16 multiplier with fp32 sums. Rounding the
+factors to bf16 alone would lose the difference of two states; h is an activation, and is rounded as the model's others are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tov.model.adapters import write_state
+from tov.model.lowrank import factors_of, forwards, plain_layers, split
+
+Refresh = Callable[[Mapping[str, Tensor]], None]
+ALIGNED = 16
+"""Columns of half-precision numbers that a CPU's matrix unit takes at once."""
+
+
+class Joined:
+    """Adapted linear layers that read the same input, as one product.
+
+    Layers from H inputs to O outputs in all, of total rank R (rounded up to what matrix units take); c = 2 parts a factor under
+    a dtype narrower than fp32, else 1.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        self.layers = layers
+        bases = [layer.base_layer for layer in layers]
+        like: Tensor = bases[0].weight
+        self.outputs, self.inputs = [base.out_features for base in bases], bases[0].in_features
+        self.parts = 1 if like.dtype.itemsize >= 4 else 2
+        block = 1 if self.parts == 1 else ALIGNED // self.parts
+        self.rank = -(-sum(len(factors_of(layer)[0]) for layer in layers) // block) * block
+        self.down = like.new_zeros(self.parts * self.rank, self.inputs)  # (cR, H)
+        self.weight = like.new_zeros(sum(self.outputs), self.inputs + self.parts * self.rank)  # (O, H + cR)
+        for base, rows in zip(bases, self.weight.split(self.outputs), strict=True):
+            rows[:, : self.inputs] = base.weight
+            base.weight.data = rows[:, : self.inputs]  # a view, so that no weight is held twice
+        biased = any(base.bias is not None for base in bases)
+        self.bias = torch.cat([_bias(base) for base in bases]) if biased else None
+        self.given: Tensor | None = None
+        self.made: dict[int, Tensor] = {}
+
+    def refresh(self) -> None:
+        """Takes over the adapters' parameters as they now are."""
+        at = 0
+        for layer, rows in zip(self.layers, self.weight.split(self.outputs), strict=True):
+            down, up, scaling = factors_of(layer)
+            for part, (one, two) in enumerate(zip(self._split(down), self._split(up * scaling), strict=True)):
+                place = part * self.rank + at
+                self.down[place : place + len(down)] = one
+                rows[:, self.inputs + place : self.inputs + place + len(down)] = two
+            at += len(down)
+
+    def _split(self, wide: Tensor) -> tuple[Tensor, ...]:
+        return split(wide, self.weight.dtype) if self.parts == 2 else (wide.to(self.weight.dtype),)
+
+    def forward(self, layer: Any, x: Tensor) -> Tensor:
+        """(..., out) the output of one of the layers; the first that is asked for an input computes all."""
+        if x is not self.given or id(layer) not in self.made:
+            out = self._all(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+            self.given = x
+            self.made = {id(one): part for one, part in zip(self.layers, out.split(self.outputs, -1), strict=True)}
+        out = self.made.pop(id(layer))
+        if not self.made:
+            self.given = None
+        return out
+
+    def _all(self, x: Tensor) -> Tensor:
+        """(rows, O) from (rows, H)."""
+        h = functional.linear(x, self.down)  # (rows, cR)
+        if self.parts == 2:
+            h = h[:, : self.rank] + h[:, self.rank :]
+        thin = [h] * self.parts
+        if self.inputs > len(self.weight):  # to add to the output moves less memory than to copy the input
+            out = functional.linear(x, self.weight[:, : self.inputs], self.bias)
+            return out.addmm_(torch.cat(thin, 1), self.weight[:, self.inputs :].T)
+        return functional.linear(torch.cat([x, *thin], 1), self.weight, self.bias)
+
+
+def _bias(base: Any) -> Tensor:
+    bias: Tensor = base.bias if base.bias is not None else base.weight.new_zeros(base.out_features)
+    return bias.detach()
+
+
+def join(adapted: Any) -> list[Joined]:
+    """The adapted plain linear layers by the input that they read, found out by passing two tokens."""
+    layers, seen = plain_layers(adapted), list[tuple[Any, Tensor]]()
+
+    def record(layer: Any, x: Tensor) -> Tensor:
+        seen.append((layer, x))
+        return functional.linear(x, layer.base_layer.weight, layer.base_layer.bias)
+
+    with torch.no_grad(), forwards(layers, record):
+        model = adapted.get_base_model()
+        model.base_model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device))
+    groups: list[list[Any]] = []
+    for place, (layer, x) in enumerate(seen):
+        if any(layer in group for group in groups):
+            continue  # a layer used twice
+        mates = place and groups and x is seen[place - 1][1] and seen[place - 1][0] in groups[-1]
+        alike = mates and layer.base_layer.weight.dtype == groups[-1][0].base_layer.weight.dtype
+        groups[-1].append(layer) if alike else groups.append([layer])
+    groups += [[layer] for layer in layers if not any(layer in group for group in groups)]
+    return [Joined(group) for group in groups]
+
+
+def quick_norms(adapted: Any) -> list[Any]:
+    """The model's RMS norms that `_quick_norm` reproduces, found out by trying: some add 1 to the weight or order the steps
+    otherwise."""
+    found = [
+        module for module in adapted.modules() if hasattr(module, "variance_epsilon") and hasattr(module, "weight")
+    ]
+    return [module for module in found if _reproduced(module)]
+
+
+@torch.no_grad()
+def _reproduced(norm: Any) -> bool:
+    weight = norm.weight
+    x = torch.linspace(-3, 3, 4 * len(weight), device=weight.device).reshape(4, -1).to(weight.dtype)
+    return torch.allclose(_quick_norm(norm, x), norm(x), rtol=max(1e-5, 2 * torch.finfo(weight.dtype).eps), atol=0)
+
+
+def _quick_norm(norm: Any, x: Tensor) -> Tensor:
+    """x / rms(x) * weight, in fp32 up to the weight, as transformers' RMS norms do, in half as many passes over memory."""
+    wide = x.to(torch.float32, copy=True)
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    return wide.mul_(scale.add_(norm.variance_epsilon).rsqrt_()).to(x.dtype).mul_(norm.weight)
+
+
+@contextlib.contextmanager
+def scanning(adapted: Any) -> Iterator[Refresh]:
+    """Within the block the model is in evaluation mode and runs the joined forward; yields the function that sets a state.
+
+    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers) keep peft's own forward; RMS norms are quickened.
+    """
+    was_training = adapted.training
+    adapted.eval()
+    joined = join(adapted)
+    layers = [layer for group in joined for layer in group.layers]
+    of = {id(layer): group for group in joined for layer in group.layers}
+
+    def refresh() -> None:
+        for group in joined:
+            group.refresh()
+
+    def set_state(state: Mapping[str, Tensor]) -> None:
+        write_state(adapted, state)
+        refresh()
+
+    try:
+        with (
+            torch.inference_mode(),
+            forwards(layers, lambda layer, x: of[id(layer)].forward(layer, x)),
+            forwards(quick_norms(adapted), _quick_norm),
+        ):
+            refresh()
+            yield set_state
+    finally:
+        adapted.train(was_training)

@@ -1,0 +1,267 @@
+"""Sentences and labelled texts: every layout gives the same words and tags, and what is wrong with a row is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tiny import write_jsonl
+from tov.data.cells import BadRow
+from tov.data.labelled import Labelled, Reading, Tagged, from_label, from_spans, from_tags
+from tov.data.labels import LabelMap, agreed_labels
+from tov.data.pool import index_rows, open_pool
+from tov.errors import DataError
+
+WORDS, TAGS = (
+    ["Ada", "Lovelace", "met", "Babbage", "in", "London", "."],
+    ["B-PER", "I-PER", "O", "B-PER", "O", "B-LOC", "O"],
+)
+IDS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def rows_of(inputs: list[Any], **options: Any) -> list[Any]:
+    pool = open_pool(inputs, **options)
+    return list(pool.rows(0, len(pool)))
+
+
+def conll(lines: list[str], path: Path) -> str:
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_every_layout_gives_the_same_sentence(tmp_path: Path) -> None:
+    """Strings, ids with names, spans and CoNLL files of two, four and counted columns."""
+    text = "Ada Lovelace met Babbage in London."
+    spans = [(0, 12, "PER"), (17, 24, "PER"), (28, 34, "LOC")]
+    feature = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=IDS))}
+    )
+    ids = datasets.Dataset.from_dict(
+        {"tokens": [WORDS], "ner_tags": [[IDS.index(tag) for tag in TAGS]]}, features=feature
+    )
+    pairs = list(zip(WORDS, TAGS, strict=True))
+    inputs: dict[str, Any] = {
+        "tokens+ner_tags": str(write_jsonl(tmp_path / "a.jsonl", [{"tokens": WORDS, "ner_tags": TAGS}])),
+        "tokens+labels": str(write_jsonl(tmp_path / "b.jsonl", [{"tokens": WORDS, "labels": TAGS}])),
+        "spans": str(
+            write_jsonl(
+                tmp_path / "c.jsonl",
+                [{"text": text, "entities": [{"start": a, "end": b, "label": c} for a, b, c in spans]}],
+            )
+        ),
+        "ids with names": ids,
+        "two columns": conll([f"{word} {tag}" for word, tag in pairs], tmp_path / "d.conll"),
+        "four columns": conll(
+            ["-DOCSTART- -X- -X- O", "", *(f"{word} NN I-NP {tag}" for word, tag in pairs)], tmp_path / "train.txt"
+        ),
+        "tabs and comments": conll(
+            ["# sent_id = 1", *(f"{place}\t{word}\t{tag}" for place, (word, tag) in enumerate(pairs))],
+            tmp_path / "e.conllu",
+        ),
+    }
+    for name, one in inputs.items():
+        assert rows_of([one]) == [Tagged(tuple(WORDS), tuple(TAGS))], name
+
+
+def test_sentences_of_a_conll_file_are_parted_by_empty_lines(tmp_path: Path) -> None:
+    lines = ["-DOCSTART- O", "", "# O", "1 O", "", "", "Rome B-LOC", "-DOCSTART- O", "", "x O"]
+    rows = rows_of([conll(lines, tmp_path / "a.conll")])
+    assert [row.words for row in rows] == [("#", "1"), ("Rome",), ("x",)], (
+        "a word '#' is no comment, a number no counter"
+    )
+
+
+def test_a_conll_file_may_have_a_bom_and_windows_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.conll").write_bytes("\ufeffRome B-LOC\r\n\r\nx O\r\n".encode())
+    assert [row.words for row in rows_of([str(tmp_path / "a.conll")])] == [("Rome",), ("x",)]
+
+
+@pytest.mark.parametrize(
+    ("tags", "repaired"),
+    [
+        (["I-PER", "I-PER", "O"], ["B-PER", "I-PER", "O"]),
+        (["B-PER", "I-LOC", "I-LOC"], ["B-PER", "B-LOC", "I-LOC"]),
+        (["B-PER", "E-PER", "S-LOC"], ["B-PER", "I-PER", "B-LOC"]),
+        (["B-PER", "L-PER", "U-LOC"], ["B-PER", "I-PER", "B-LOC"]),
+        (["I-PER", "O", "I-PER"], ["B-PER", "O", "B-PER"]),
+    ],
+    ids=["IOB1", "another type", "BIOES", "BILOU", "after O"],
+)
+def test_tags_are_made_bio2_only_when_asked(tags: list[str], repaired: list[str]) -> None:
+    row = {"tokens": ["a", "b", "c"], "ner_tags": tags}
+    with pytest.raises(BadRow) as caught:
+        from_tags(row, Reading())
+    assert "--repair-bio" in caught.value.fix
+    made = from_tags(row, Reading(repair=True))
+    assert list(made.tags) == repaired
+    assert made.repaired
+    assert not from_tags({**row, "ner_tags": repaired}, Reading(repair=True)).repaired, "right tags are no repair"
+
+
+@given(
+    st.lists(st.sampled_from(["O", "B-A", "I-A", "E-A", "S-A", "B-B", "I-B", "L-B", "U-B"]), min_size=1, max_size=12)
+)
+def test_repaired_tags_are_bio2_and_keep_every_word_and_type(tags: list[str]) -> None:
+    made = from_tags({"tokens": ["w"] * len(tags), "ner_tags": tags}, Reading(repair=True)).tags
+    assert [tag[2:] for tag in made] == [tag[2:] for tag in tags]
+    assert from_tags({"tokens": ["w"] * len(tags), "ner_tags": list(made)}, Reading()).tags == made
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"tokens": [], "ner_tags": []}, "no words"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "2 tokens but 1 ner_tags"),
+        ({"tokens": ["a", " "], "ner_tags": ["O", "O"]}, "word 2 is empty"),
+        ({"tokens": ["a", None], "ner_tags": ["O", "O"]}, "word 2 is missing"),
+        ({"tokens": "a b", "ner_tags": ["O", "O"]}, "tokens is a str, should be a list"),
+        ({"tokens": ["a"], "ner_tags": ["PER"]}, "word 1 'a' has the tag 'PER'"),
+        ({"tokens": ["a"], "ner_tags": [3]}, "the tag '3'"),
+        ({"tokens": ["a"], "ner_tags": [None]}, "ner_tags holds missing"),
+        ({"tokens": ["a"], "ner_tags": ["I-PER"]}, "I-PER after O"),
+    ],
+)
+def test_a_sentence_that_cannot_be_used_says_why(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        from_tags(row, Reading())
+
+
+@pytest.mark.parametrize(
+    ("entities", "said"),
+    [
+        ([{"start": 0, "end": 40, "label": "X"}], "entity 1 is at 0:40 of a text of 9 characters"),
+        ([{"start": 3, "end": 3, "label": "X"}], "entity 1 is at 3:3"),
+        ([{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 4, "label": "Y"}], "0:3 and 2:4 overlap"),
+        ([{"start": 4, "end": 5, "label": "X"}], "holds no word"),
+        ([{"start": 0, "label": "X"}], "should have start, end and label"),
+        ([{"start": 0, "end": 2, "label": 7}], "an int for a label"),
+        (None, "entities is missing"),
+    ],
+)
+def test_spans_that_cannot_be_used_say_why(entities: Any, said: str) -> None:
+    with pytest.raises(BadRow, match=said):
+        from_spans({"text": "some text", "entities": entities}, Reading())
+
+
+@given(st.text("ab .,'é", min_size=1, max_size=30), st.data())
+def test_spans_become_tags_that_give_the_spans_back(text: str, data: st.DataObject) -> None:
+    edges = sorted(set(data.draw(st.lists(st.integers(0, len(text)), max_size=6))))
+    spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=False) if text[a:b].strip()]
+    row = {"text": text, "entities": [{"start": a, "end": b, "label": "X"} for a, b in spans]}
+    if not text.strip():
+        return
+    made = from_spans(row, Reading())
+    assert "".join(made.words) == "".join(text.split()), "a word is lost or doubled"
+    inside = ["".join(text[a:b].split()) for a, b in spans]
+    found: list[str] = []
+    for word, tag in zip(made.words, made.tags, strict=True):
+        if tag == "B-X":
+            found.append(word)
+        elif tag == "I-X":
+            found[-1] += word
+    assert found == inside
+
+
+def test_a_label_map_renames_and_drops_by_source(tmp_path: Path) -> None:
+    one = write_jsonl(
+        tmp_path / "one.jsonl", [{"tokens": ["a", "b", "c"], "ner_tags": ["B-person", "I-person", "B-misc"]}]
+    )
+    two = write_jsonl(tmp_path / "two.jsonl", [{"tokens": ["a", "b", "c"], "ner_tags": ["B-misc", "O", "B-PER"]}])
+    label_map = LabelMap.of_settings({"misc": "O", "one": {"person": "PER"}})
+    rows = rows_of([str(one), str(two)], label_map=label_map)
+    assert [row.tags for row in rows] == [("B-PER", "I-PER", "O"), ("O", "O", "B-PER")]
+
+
+def test_a_label_map_names_ids(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "one.jsonl", [{"tokens": ["a", "b", "c"], "ner_tags": [1, 2, 0]}])
+    label_map = LabelMap.of_settings({"0": "O", "1": "B-PER", "2": "I-PER"})
+    assert rows_of([str(path)], label_map=label_map)[0].tags == ("B-PER", "I-PER", "O")
+
+
+@pytest.mark.parametrize(
+    ("target", "pool", "label_map", "said"),
+    [
+        ({"PER", "LOC"}, {"PER"}, {}, "only in the target: LOC"),
+        ({"PER"}, {"PER", "MISC"}, {}, "only in the pool: MISC"),
+        ({"PER"}, {"PER", "MISC"}, {"MISC": "MISC"}, ""),
+        ({"PER", "LOC"}, {"PER"}, {"LOC": "LOC"}, ""),
+        ({"PER"}, {"PER"}, {}, ""),
+        (set(), set(), {}, "no row of target or pool has an entity"),
+    ],
+)
+def test_label_sets_must_agree(target: set[str], pool: set[str], label_map: dict[str, str], said: str) -> None:
+    given = ([frozenset(target)], [frozenset(pool)], ["pool"], LabelMap.of_settings(label_map))
+    if not said:
+        assert set(agreed_labels(*given, task="ner")) == target | pool
+        return
+    with pytest.raises(DataError, match=said) as caught:
+        agreed_labels(*given, task="ner")
+    if target:
+        assert f"target: {', '.join(sorted(target))}" in str(caught.value), "both sets must be listed"
+        assert ", ".join(sorted(pool)) in str(caught.value)
+
+
+def test_labelled_texts(tmp_path: Path) -> None:
+    feature = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    named = datasets.Dataset.from_dict({"text": ["Fine."], "label": [1]}, features=feature)
+    assert rows_of([named]) == [Labelled("Fine.", "good")]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "Fine.", "label": "good"}])
+    assert rows_of([str(path)]) == [Labelled("Fine.", "good")]
+    assert from_label({"text": "Fine.", "label": 4}, Reading()) == Labelled("Fine.", "4")
+    for row, said in (({"text": " ", "label": 1}, "the text is empty"), ({"text": "a", "label": 0.5}, "a float"),
+                      ({"text": "a", "label": None}, "missing"), ({"text": "a", "label": ""}, "label is empty")):  # fmt: skip
+        with pytest.raises(BadRow, match=said):
+            from_label(row, Reading())
+    with pytest.raises(BadRow, match="the id -1, the dataset names 0 to 1"):
+        from_label({"text": "a", "label": -1}, Reading(names=("bad", "good")))
+
+
+def test_the_task_is_read_off_the_columns_or_forced(tmp_path: Path) -> None:
+    path = str(write_jsonl(tmp_path / "a.jsonl", [{"text": "Fine.", "label": "good"}]))
+    assert open_pool([path]).task == "classification"
+    assert open_pool([path], task="instruction").task == "instruction", "bare text, for whoever says so"
+    with pytest.raises(DataError, match=r"no layout that tov knows for ner(.|\n)*text \+ entities"):
+        open_pool([path], task="ner")
+    both = [path, str(write_jsonl(tmp_path / "b.jsonl", [{"prompt": "a", "completion": "b"}]))]
+    with pytest.raises(DataError, match=r"they are one for instruction: prompt \+ completion"):
+        open_pool(both)
+
+
+def test_one_pass_finds_labels_repairs_and_repeats(tmp_path: Path) -> None:
+    rows = [
+        {"tokens": ["a"], "ner_tags": ["I-PER"]}, {"tokens": ["a"], "ner_tags": ["B-PER"]},
+        {"tokens": ["A"], "ner_tags": ["B-LOC"]}, {"tokens": [], "ner_tags": []},
+    ]  # fmt: skip
+    path = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    index = index_rows(open_pool([path], repair_bio=True), bad_rows="skip")
+    assert index.labels == (frozenset({"PER", "LOC"}),)
+    assert index.repaired == 1
+    assert index.bad == {3: "no words"}
+    assert index.content[0] == index.content[1], "the same words and tags, as read"
+    assert index.content[1] != index.content[2]
+    assert index.prompt[1] == index.prompt[2], "the same words but for case, whatever their tags"
+    with pytest.raises(DataError, match=r"a.jsonl, row 1: word 1 'a' has I-PER after O(.|\n)*--repair-bio"):
+        index_rows(open_pool([path]))
+
+
+def test_broken_conll_lines_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.conll:3: one column: 'Rome'"):
+        open_pool([conll(["a O", "", "Rome"], tmp_path / "a.conll")])
+    (tmp_path / "b.conll").write_bytes(b"a O\nR\xe9my B-PER\n")
+    with pytest.raises(DataError, match=r"b.conll:2: byte 0xe9 at column 2 is not UTF-8"):
+        open_pool([str(tmp_path / "b.conll")])
+    with pytest.raises(DataError, match="no CoNLL file"):
+        open_pool([conll(["Some text without tags."], tmp_path / "c.txt")])
+
+
+def test_rows_of_a_changed_file_are_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    assert rows_of([conll(["a O"], path)])[0].words == ("a",)
+    assert rows_of([conll(["b O", "c B-X"], path)])[0].words == ("b", "c")
+    assert json.dumps(rows_of([str(path)])[0].content) == '[["b", "c"], ["O", "B-X"]]'
