@@ -2,12 +2,12 @@
 
     python experiments/labelled_pool.py DATA OUT.jsonl [--cases NER-E4 ...] [--arms default ...] [--per-source 1000] [--seeds 0]
 
-DATA holds ner/*.parquet. Cases: NER-E1 (target wikineural_en) and NER-E4 (target presidio_synth, templates of the target kept out of
-the pool), both in a pool of wikineural_en, presidio_synth, btc and wikiann_en by the coarse tags without MISC; NER-X2 (target
-ncbi_disease in a pool of ncbi_disease, bc5cdr, bc2gm and wikineural_en, every type but Disease dropped); `topics` (labelled texts:
-the topics of chatterbot-corpus, its languages as sources, target English). 256 target rows (topics: 64). For each arm and F it writes
-one JSON line: AUC of the score for the target's source against the rest (rows outside U), its share among the rows chosen by score
-under ten length bins, and the largest share that the bins allow.
+DATA holds ner/*.parquet. Cases: NER-E1 (target wikineural_en) and NER-E4 (target presidio_synth, templates of the target kept
+out of the pool), both in a pool of wikineural_en, presidio_synth, btc and wikiann_en by the coarse tags without MISC; NER-X2
+(target ncbi_disease in a pool of ncbi_disease, bc5cdr, bc2gm and wikineural_en, every type but Disease dropped); `topics`
+(labelled texts: the topics of chatterbot-corpus, its languages as sources, target English). 256 target rows (topics: 64). For
+each arm and F it writes one JSON line: AUC of the score for the target's source against the rest (rows outside U), its share
+among the rows chosen by score under ten length bins, and the largest share that the bins allow.
 """
 
 from __future__ import annotations

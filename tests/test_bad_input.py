@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tiny import CHATML, make_rows, tiny_model_folder, write_jsonl
+from tiny import CHATML, make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
 from tov.cli import main
 from tov.errors import StorageError, explain
 from tov.run import Run
@@ -42,6 +42,13 @@ SMALL = [
     "cpu",
 ]
 POOL, TARGET = make_rows(30), make_rows(6, seed=9)
+SENTENCES = [{"tokens": [f"w{place}", "saw", "Rome"], "ner_tags": ["B-PER", "O", "B-LOC"]} for place in range(30)]
+TEXTS = [{"text": f"text {place}", "label": "good" if place % 2 else "bad"} for place in range(30)]
+
+
+def spoiled(place: int, **instead: Any) -> list[dict[str, Any]]:
+    """The sentences, one of them with other columns."""
+    return [*SENTENCES[:place], {**SENTENCES[place], **instead}, *SENTENCES[place + 1 :]]
 
 
 @dataclass
@@ -74,6 +81,13 @@ class Bench:
         }  # fmt: skip
         given = [str(part) for name, value in flags.items() if value is not None for part in (f"--{name}", value)]
         return ["select", *given, *SMALL, *map(str, more)]
+
+    def labelled(self, pool: Any, *more: str | Path, target: Any = None, **instead: Any) -> list[str]:
+        """A `tov select` of an encoder on a pool and a target: rows, or a file."""
+        paths = {"pool": pool, "target": target or SENTENCES}
+        for name, rows in paths.items():
+            paths[name] = rows if isinstance(rows, Path) else write_jsonl(self / f"{name}.jsonl", rows)
+        return self.select(*more, **{"model": self.shared / "tiny-encoder", **paths, **instead})
 
     def finished(self) -> Path:
         """A copy of a finished run, and its pool."""
@@ -699,6 +713,153 @@ for moment, kilobytes, flags in (
     )
 
 
+# Named entities and labelled texts
+
+
+@bad("an empty sentence", "pool.jsonl, row 3: no words", "--bad-rows skip")
+def _(b: Bench) -> list[str]:
+    return b.labelled(spoiled(2, tokens=[], ner_tags=[]))
+
+
+@bad("more tokens than tags", "pool.jsonl, row 2: 3 tokens but 2 ner_tags")
+def _(b: Bench) -> list[str]:
+    return b.labelled(spoiled(1, ner_tags=["O", "O"]))
+
+
+@bad("I- without B-", "row 4: word 1 'w3' has I-PER after O", "an entity starts with B-", "--repair-bio")
+def _(b: Bench) -> list[str]:
+    return b.labelled(spoiled(3, ner_tags=["I-PER", "O", "B-LOC"]))
+
+
+@bad("BIOES tags", "word 1 'w0' has the tag 'S-PER'", "should be O, B-TYPE or I-TYPE", "--repair-bio")
+def _(b: Bench) -> list[str]:
+    return b.labelled(spoiled(0, ner_tags=["S-PER", "O", "B-LOC"]))
+
+
+@bad("a tag that is no BIO tag", "has the tag 'person'", "--label-map")
+def _(b: Bench) -> list[str]:
+    return b.labelled(spoiled(0, ner_tags=["person", "O", "O"]))
+
+
+@bad("tag ids without names", "has the tag '3'", "--label-map", "3: B-PER")
+def _(b: Bench) -> list[str]:
+    return b.labelled([{**row, "ner_tags": [3, 0, 1]} for row in SENTENCES])
+
+
+@bad(
+    "an unknown entity type in the pool",
+    "only in the pool: MISC",
+    "target: LOC, PER",
+    "LOC, MISC, PER",
+    "--label-map",
+    "MISC: O",
+)
+def _(b: Bench) -> list[str]:
+    return b.labelled(spoiled(5, ner_tags=["B-MISC", "O", "B-LOC"]))
+
+
+@bad(
+    "an entity type that the pool lacks",
+    "only in the target: EVENT",
+    "target: EVENT, LOC, PER",
+    "pool: LOC, PER",
+    "EVENT: EVENT",
+)
+def _(b: Bench) -> list[str]:
+    return b.labelled(SENTENCES, target=spoiled(5, ner_tags=["B-EVENT", "O", "B-LOC"]))
+
+
+@bad("two label sets", "only in the target: LOC, PER; only in the pool: location, person", "location: OURS")
+def _(b: Bench) -> list[str]:
+    return b.labelled([{**row, "ner_tags": ["B-person", "O", "B-location"]} for row in SENTENCES])
+
+
+@bad("a label map that is not there", "no label map", "check the path")
+def _(b: Bench) -> list[str]:
+    return b.labelled(SENTENCES, "--label-map", b / "map.yaml")
+
+
+@bad("a label map that is a list", "map.yaml holds a list", "person: PER")
+def _(b: Bench) -> list[str]:
+    return b.labelled(SENTENCES, "--label-map", b.raw("map.yaml", b"- PER\n"))
+
+
+@bad("no entity anywhere", "no row of target or pool has an entity", "--columns")
+def _(b: Bench) -> list[str]:
+    nothing = [{**row, "ner_tags": ["O"] * 3} for row in SENTENCES]
+    return b.labelled(nothing, target=nothing)
+
+
+@bad("a CoNLL line of one column", "pool.conll:2: one column: 'Rome'", "its tag in the last column")
+def _(b: Bench) -> list[str]:
+    return b.labelled(b.raw("pool.conll", b"Ada B-PER\nRome\n"))
+
+
+@bad("a CoNLL file that is not UTF-8", "pool.conll:1: byte 0xe9", "iconv")
+def _(b: Bench) -> list[str]:
+    return b.labelled(b.raw("pool.conll", b"R\xe9my B-PER\n"))
+
+
+@bad("a text file that is no CoNLL file", "no CoNLL file", "as JSON")
+def _(b: Bench) -> list[str]:
+    return b.labelled(b.raw("pool.txt", b"Just a text.\n"))
+
+
+@bad("spans beyond the text", "entity 1 is at 0:99 of a text of 4 characters")
+def _(b: Bench) -> list[str]:
+    return b.labelled([{"text": "Rome", "entities": [{"start": 0, "end": 99, "label": "LOC"}]}])
+
+
+@bad("spans that overlap", "entities at 0:4 and 2:5 overlap")
+def _(b: Bench) -> list[str]:
+    spans = [{"start": 0, "end": 4, "label": "LOC"}, {"start": 2, "end": 5, "label": "PER"}]
+    return b.labelled([{"text": "Rome!", "entities": spans}])
+
+
+@bad("sentences for a target of conversations", "no layout that tov knows for instruction", "they are one for ner")
+def _(b: Bench) -> list[str]:
+    return b.select(pool=write_jsonl(b / "pool.jsonl", SENTENCES))
+
+
+@bad("a task that is none", "--task", "instruction", "ner", "classification")
+def _(b: Bench) -> list[str]:
+    return b.labelled(SENTENCES, "--task", "pos")
+
+
+@bad("an empty text", "pool.jsonl, row 1: the text is empty")
+def _(b: Bench) -> list[str]:
+    return b.labelled([{"text": " ", "label": "good"}, *TEXTS], target=TEXTS)
+
+
+@bad("a number for a label", "label holds a float", "text or an id")
+def _(b: Bench) -> list[str]:
+    return b.labelled([{"text": "a", "label": 0.5}], target=TEXTS)
+
+
+@bad("one label only", "all rows have the one label good")
+def _(b: Bench) -> list[str]:
+    rows = [{**row, "label": "good"} for row in TEXTS]
+    return b.labelled(rows, target=rows)
+
+
+@bad("a label that the target lacks", "only in the pool: ugly", "target: bad, good", "ugly: ugly")
+def _(b: Bench) -> list[str]:
+    return b.labelled([{"text": "a", "label": "ugly"}, *TEXTS], target=TEXTS)
+
+
+@bad("more tokens than the encoder takes", "--max-length 96 is more than", "at most 64")
+def _(b: Bench) -> list[str]:
+    tiny_encoder_folder(b.folder, name="short", max_position_embeddings=64)
+    return b.labelled(SENTENCES, model=b / "short")
+
+
+@bad("a new pool with labels that the path does not know", "labels that the path was not fitted with: MISC", "LOC, PER")
+def _(b: Bench) -> list[str]:
+    assert run_inside(b.labelled(SENTENCES[:20], "--no-leak-guard", target=SENTENCES[20:])) == 0
+    new = write_jsonl(b / "new.jsonl", spoiled(0, ner_tags=["B-MISC", "O", "O"]))
+    return ["score", "--from", str(b / "run"), "--pool", str(new), "--out", str(b / "scored")]
+
+
 # Running them
 
 
@@ -707,6 +868,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model and a finished run that cases copy."""
     folder = tmp_path_factory.mktemp("shared")
     tiny_model_folder(folder)
+    tiny_encoder_folder(folder)
     bench = Bench(tmp_path_factory.mktemp("good"), folder)
     assert run_inside(bench.select()) == 0, "good input was refused: no case below means anything"
     shutil.copytree(bench / "run", folder / "run")

@@ -121,7 +121,9 @@ def test_the_last_page_tells_what_happened(task: str, written: tuple[str, list[s
 
 
 def assert_shown(part: str, picked: tov.Picked, *, largest: bool) -> None:
-    scores, in_base = picked.scores["score_positive"].to_pylist(), picked.scores["in_base"].to_pylist()
+    table, in_base = picked.scores.to_pylist(), picked.scores["in_base"].to_pylist()
+    relative = picked.manifest["identity"]["settings"]["normalize"] == "initial-loss"
+    scores = [row["score_positive"] / (row["loss_base"] if relative else 1.0) for row in table]
     free = sorted(
         (score for score, base in zip(scores, in_base, strict=True) if not base and score == score), reverse=largest
     )

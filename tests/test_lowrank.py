@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from tiny import VOCABULARY, make_rows, tiny_llama, tiny_tokenizer
 from tov.data.conversations import Conversation
 from tov.model.adapters import attach, parameters, read_state
-from tov.model.joined import scanning
+from tov.model.attention import wide
+from tov.model.joined import _quick_norm, join, quick_norms, scanning
 from tov.model.logloss import gather_hidden, head_of, token_logprobs
 from tov.model.lowrank import _TrainedLinear, plain_layers, thin_factors, thin_linear, training
 from tov.scan.scan import scan_rows
@@ -216,3 +218,114 @@ def test_dropout_is_on_while_fitting_and_off_while_scanning():
         set_state(read_state(adapted))
         one, two = (log_p(adapted.get_base_model(), ids) for _ in range(2))
         assert torch.equal(one, two), "dropout is on while scanning"
+
+
+# The joined forward of a scan
+
+
+def test_layers_that_read_the_same_input_are_joined():
+    adapted = adapted_llama()
+    names = {id(module): name.rpartition(".")[2] for name, module in adapted.named_modules()}
+    groups = [tuple(names[id(layer)] for layer in group.layers) for group in join(adapted)]
+    one = [("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)]
+    assert groups == 2 * one
+
+
+def test_joining_holds_no_weight_twice_and_changes_none():
+    adapted = adapted_llama()
+    before = {name: value.clone() for name, value in adapted.state_dict().items()}
+    for group in join(adapted):
+        for layer in group.layers:
+            assert layer.base_layer.weight.untyped_storage().data_ptr() == group.weight.untyped_storage().data_ptr()
+    assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
+
+
+@pytest.mark.parametrize("outputs", [(96, 32), (16,)], ids=["copies its input", "adds to its output"])
+def test_a_joined_bf16_product_keeps_the_difference_of_two_states(outputs):
+    """Layers of 64 inputs with biases, two states a hundredth apart: nearer to float64 than peft's own forward pass in bf16."""
+    torch.manual_seed(8)
+
+    class Layers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.each = nn.ModuleList([nn.Linear(64, out) for out in outputs])
+            self.embed = nn.Embedding(4, 64)
+            self.base_model, self.device = self, torch.device("cpu")
+
+        def get_output_embeddings(self):
+            return None
+
+        def forward(self, input_ids):
+            x = self.embed(input_ids)
+            return [layer(x) for layer in self.each]
+
+    adapted = get_peft_model(Layers().bfloat16(), LoraConfig(r=4, lora_alpha=8, target_modules="each.*"))
+    for parameter in parameters(adapted).values():
+        parameter.data = 0.2 * torch.randn_like(parameter.float())
+    one = {name: value.clone() for name, value in parameters(adapted).items()}
+    two = {name: value + 0.01 * torch.randn_like(value) for name, value in one.items()}
+    x = torch.randn(512, 64).bfloat16()
+    layers = list(adapted.get_base_model().each)
+
+    def exact(state):
+        parts = []
+        for at, layer in enumerate(layers):
+            down, up = (state[f"base_model.model.each.{at}.lora_{name}.weight"].double() for name in "AB")
+            base = x.double() @ layer.base_layer.weight.double().T + layer.base_layer.bias.double()
+            parts.append(base + 2.0 * (x.double() @ down.T) @ up.T)
+        return torch.cat(parts, -1)
+
+    (group,) = join(adapted)
+    assert len(group.layers) == len(outputs)
+    found = []
+    for state in (one, two):
+        for name, parameter in parameters(adapted).items():
+            parameter.data = state[name].clone()
+        group.refresh()
+        with torch.inference_mode():
+            found.append(torch.cat([group.forward(layer, x).double() for layer in layers], -1))
+    error = (found[0] - exact(one)).norm() / exact(one).norm()
+    assert error < 2**-8, f"{error:.2g} off: an output is another layer's, or a bias is lost"
+    wanted = exact(two) - exact(one)
+    slope = float(((found[1] - found[0]) * wanted).sum() / (wanted**2).sum())
+    assert slope == pytest.approx(1.0, abs=0.02), "the difference of the two states is shrunk or lost"
+    assert group.given is None, "an input or output outlives its use"
+
+
+def test_quick_norms_are_the_models_norms():
+    for dtype in (torch.float32, torch.bfloat16):
+        adapted = adapted_llama(dtype)
+        assert len(quick_norms(adapted)) == 5, "two norms a layer and one at the end"
+        for norm in quick_norms(adapted):
+            nn.init.normal_(norm.weight)
+            x = torch.randn(7, 32).to(dtype)
+            kept = x.clone()
+            torch.testing.assert_close(_quick_norm(norm, x), norm(x))
+            assert torch.equal(x, kept), "the input was overwritten"
+
+
+def test_norms_of_another_kind_keep_their_own_forward():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.variance_epsilon = nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, x):
+            return nn.functional.rms_norm(x, (8,), 1 + self.weight, self.variance_epsilon)
+
+    assert quick_norms(nn.Sequential(Shifted())) == []
+
+
+def test_attention_trains_in_fp32_under_a_bf16_model_on_a_cpu():
+    model = tiny_llama(dtype=torch.bfloat16)
+    ids = some_ids()
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with wide(model):
+            assert model.config._attn_implementation != "sdpa"
+            inside = model(input_ids=ids).logits
+    assert model.config._attn_implementation == "sdpa", "the model is not as it was"
+    assert inside.dtype == torch.bfloat16
+    torch.testing.assert_close(inside, plain, rtol=0.05, atol=0.05)
+    with wide(tiny_llama()):
+        pass

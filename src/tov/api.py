@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tov import output
 from tov.config import (
+    TASK_DEFAULTS,
     FitConfig,
     P,
     PathSettings,
@@ -146,7 +147,7 @@ def run_select(
     )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
-    scan = {key: getattr(config, key) for key in SCAN}
+    scan: dict[str, Any] = {key: getattr(config, key) for key in SCAN}
     run.note(inputs=remember(pools, config), scan_settings=scan)
     opened = open_model(config, labels)
     stored = fit_stage(run, rows, target, config, opened, quiet=config.quiet)
@@ -188,6 +189,8 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     scored = origin.manifest.get("identity", {}).get("pool", {}).get("sources", {})
     scores = read_scores(scores_folder, sum(scored.values()))
     pool = pool_again(origin, pools, scores)
+    normalize = config.normalize or TASK_DEFAULTS[origin.manifest["path"]["task"]]["normalize"]
+    config = config.model_copy(update={"normalize": normalize})
     seed = config.seed if config.seed is not None else origin.manifest["seed"]
     identity = {
         "settings": {**_identity_settings(config, "selection"), "seed": seed},
@@ -236,10 +239,11 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     output.check_columns(rows.pool)
     labels = tuple(stored.manifest["labels"])
     known_labels(rows.index.labels, [source.name for source in rows.pool.sources], labels, fitted.task or "")
-    scan = {
+    scan: dict[str, Any] = {
         key: getattr(config, key)
         or origin.manifest.get("scan_settings", {}).get(key)
         or SelectConfig.model_fields[key].default
+        or TASK_DEFAULTS[fitted.task or "instruction"].get(key)
         for key in SCAN
     }
     identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": scan}

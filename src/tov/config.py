@@ -21,9 +21,9 @@ Stage = Literal["path", "scan", "selection", "place"]
 TASKS = ("instruction", "ner", "classification")
 Task = Literal["instruction", "ner", "classification"]
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "instruction": {"lora_rank": 16, "learning_rate": 5e-4},
-    "ner": {"lora_rank": 1, "learning_rate": 5e-4},
-    "classification": {"lora_rank": 8, "learning_rate": 5e-4},
+    "instruction": {"lora_rank": 16, "learning_rate": 5e-4, "eps": 0.1, "amplify": 4.0, "normalize": "none"},
+    "ner": {"lora_rank": 1, "learning_rate": 5e-4, "eps": 0.3, "amplify": 1.0, "normalize": "initial-loss"},
+    "classification": {"lora_rank": 8, "learning_rate": 5e-4, "eps": 0.3, "amplify": 1.0, "normalize": "initial-loss"},
 }
 """What `auto` means for each task; docs/defaults.md has the tables that decided."""
 TRANSFORMS = ("identity", "abs", "positive")
@@ -39,7 +39,10 @@ def _setting(stage: Stage, help: str, default: Any = ..., *, file: bool = False,
 
 
 def _by_task(name: str) -> str:
-    return ", ".join(f"{values[name]:g} {task}" for task, values in TASK_DEFAULTS.items())
+    values = {task: values[name] for task, values in TASK_DEFAULTS.items()}
+    return ", ".join(
+        f"{value:g} {task}" if isinstance(value, float) else f"{value} {task}" for task, value in values.items()
+    )
 
 
 class Settings(BaseModel):
@@ -94,10 +97,11 @@ class ScanSettings(DataSettings):
     batch_tokens: int | None = _setting(
         "scan", "tokens in one scan batch, padding included; auto: 2048 on a CPU, 16384 elsewhere", None, ge=1
     )
-    amplify: float = _setting(
+    amplify: float | None = _setting(
         "scan",
-        "compare theta_bas with theta_bas + c (theta_val - theta_bas): lifts the gain over bf16 rounding",
-        4.0,
+        "compare theta_bas with theta_bas + c (theta_val - theta_bas): lifts the gain over bf16 rounding; "
+        f"auto: {_by_task('amplify')}",
+        None,
         gt=0,
     )
     shard_rows: int = _setting("scan", "pool rows in one score shard; a killed run loses at most one", 2048, ge=1)
@@ -117,7 +121,7 @@ class PathSettings(DataSettings):
 
     def for_task(self: P, task: str) -> P:
         """The same settings with the task named and its defaults where none was given."""
-        auto = {name: value for name, value in TASK_DEFAULTS[task].items() if getattr(self, name) is None}
+        auto = {name: value for name, value in TASK_DEFAULTS[task].items() if getattr(self, name, value) is None}
         return self.model_copy(update={"task": task, **auto})
 
     model: str = _setting("path", "Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1)
@@ -144,7 +148,9 @@ class PathSettings(DataSettings):
         "path", f"rate of the base epochs (AdamW); auto: {_by_task('learning_rate')}", None, gt=0
     )
     schedule: Literal["linear", "constant"] = _setting("path", "decay of the base rate over all base steps", "linear")
-    eps: float = _setting("path", "the target epoch's rate over its base epoch's mean rate", 0.1, gt=0)
+    eps: float | None = _setting(
+        "path", f"the target epoch's rate over its base epoch's mean rate; auto: {_by_task('eps')}", None, gt=0
+    )
     val_optimizer: ValOptimizer = _setting(
         "path", "optimizer of the target epoch: AdamW from zero moments, with the base's moments, or plain SGD", "fresh"
     )
@@ -161,8 +167,10 @@ class SelectionSettings(Settings):
 
     n: int = _setting("selection", "rows to choose", ge=1)
     transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
-    normalize: Normalize = _setting(
-        "selection", "divide a row's score by its log-loss under the base state (relative improvement)", "none"
+    normalize: Normalize | None = _setting(
+        "selection",
+        f"divide a row's score by its log-loss under the base state (relative improvement); auto: {_by_task('normalize')}",
+        None,
     )
     rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
     bins: int = _setting("selection", "equal-capacity bins by scored tokens, each gives the same number", 10, ge=1)

@@ -132,16 +132,23 @@ def describe(picked: Picked, demo: Demo) -> str:
     return "\n".join(lines)
 
 
+def _values(picked: Picked) -> np.ndarray:
+    """(N,) what the rows were ranked by."""
+    return ranking(
+        picked.scores, SelectionSettings(n=1, normalize=picked.manifest["identity"]["settings"]["normalize"])
+    )
+
+
 def _best_first(picked: Picked) -> list[int]:
     """Rows outside the base set that have a score, best first."""
-    values = ranking(picked.scores, SelectionSettings(n=1))
+    values = _values(picked)
     free = np.isfinite(values) & ~picked.scores["in_base"].to_numpy()
     return [int(row) for row in np.argsort(-values, kind="stable") if free[row]]
 
 
 def _extremes(picked: Picked, demo: Demo) -> list[str]:
     """Three best and three worst rows outside the base set."""
-    values, order = ranking(picked.scores, SelectionSettings(n=1)), _best_first(picked)
+    values, order = _values(picked), _best_first(picked)
     pool = open_pool(picked.manifest["inputs"]["pool"])
     lines = []
     for title, row_ids in (("Best three rows", order[:3]), ("Worst three rows", order[::-1][:3])):

@@ -129,6 +129,7 @@ def _order(seed: int, step: Step, rows: int) -> np.ndarray:
 
 def _rates_of(settings: PathSettings, schedule: Schedule, step: Step) -> Rate:
     if step.data == "target":
+        assert settings.eps is not None
         fixed = (
             settings.sgd_learning_rate
             if settings.val_optimizer == "sgd"
