@@ -135,7 +135,7 @@ def test_scores_equal_those_of_peft_one_row_at_a_time(task: str, amplify: float,
 @pytest.mark.parametrize("task", MAKE)
 def test_scores_of_a_real_encoder_equal_those_of_peft(task: str, minilm: str, tmp_path: Path) -> None:
     rows = int(os.environ.get("TOV_ORACLE_ROWS", "20"))
-    picked = select(task, tmp_path, minilm, rows=rows, n=4)
+    picked = select(task, tmp_path, minilm, rows=rows, n=4, amplify=4.0)
     largest = assert_scores_again(task, picked, str(packaged_model(minilm)), make(task, rows, 1), 4.0)
     print(f"{task}, {rows} rows: largest difference {largest:.2g} nat")
 
@@ -301,7 +301,7 @@ def test_heads_of_several_modules_are_trained_whole(encoder: Path, tmp_path: Pat
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "distil")
     distil = load_model(str(tmp_path / "distil"), task="classification", labels=("x", "y"))
     assert distil.head == ("classifier", "pre_classifier")
-    picked = select("classification", tmp_path, str(tmp_path / "distil"))
+    picked = select("classification", tmp_path, str(tmp_path / "distil"), amplify=4.0)
     assert_scores_again("classification", picked, str(tmp_path / "distil"), make("classification", 40, 1), 4.0)
 
 

@@ -23,7 +23,7 @@ Task = Literal["instruction", "ner", "classification"]
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {"lora_rank": 16, "learning_rate": 5e-4, "eps": 0.1, "amplify": 4.0, "normalize": "none"},
     "ner": {"lora_rank": 1, "learning_rate": 5e-4, "eps": 0.3, "amplify": 1.0, "normalize": "initial-loss"},
-    "classification": {"lora_rank": 8, "learning_rate": 5e-4, "eps": 0.3, "amplify": 1.0, "normalize": "initial-loss"},
+    "classification": {"lora_rank": 8, "learning_rate": 2e-3, "eps": 1.0, "amplify": 1.0, "normalize": "initial-loss"},
 }
 """What `auto` means for each task; docs/defaults.md has the tables that decided."""
 TRANSFORMS = ("identity", "abs", "positive")
@@ -169,7 +169,7 @@ class SelectionSettings(Settings):
     transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
     normalize: Normalize | None = _setting(
         "selection",
-        f"divide a row's score by its log-loss under the base state (relative improvement); auto: {_by_task('normalize')}",
+        "divide a row's score by its log-loss under the base state (relative improvement); auto: not for instruction",
         None,
     )
     rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
