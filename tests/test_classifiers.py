@@ -318,6 +318,21 @@ def test_roberta_counts_positions_from_the_padding_id_on(encoder: Path, tmp_path
         select("ner", tmp_path, str(tmp_path / "roberta"), max_length=33, out=tmp_path / "no")
 
 
+def test_repaired_rows_are_counted_in_the_summary(encoder: Path, tmp_path: Path) -> None:
+    rows = make("ner", 40, 1)
+    for row in rows[:5]:
+        row["ner_tags"] = [tag.replace("B-", "I-") for tag in row["ner_tags"]]
+    pool, target = write_jsonl(tmp_path / "pool.jsonl", rows), write_jsonl(tmp_path / "target.jsonl", make("ner", 8, 2))
+    picked = tov.select(
+        model=str(encoder), pool=str(pool), target=str(target), n=8, out=tmp_path / "run", base_size=12, epochs=1,
+        repair_bio=True, device="cpu", quiet=True,
+    )  # fmt: skip
+    said = "--repair-bio made the tags of 5 pool rows BIO2"
+    assert said in (tmp_path / "run" / "summary.md").read_text()
+    scored = tov.score(picked, str(pool), out=tmp_path / "score", quiet=True)
+    assert said in scored.summary["notes"], "a new pool is read as the run's pool was"
+
+
 def test_labels_read_otherwise_are_written_as_read(encoder: Path, tmp_path: Path) -> None:
     rows = make("ner", 40, 1)
     for row in rows:

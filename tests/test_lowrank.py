@@ -265,7 +265,7 @@ def test_a_joined_bf16_product_keeps_the_difference_of_two_states(outputs):
     adapted = get_peft_model(Layers().bfloat16(), LoraConfig(r=4, lora_alpha=8, target_modules=r"each\.\d"))
     for parameter in parameters(adapted).values():
         parameter.data = 0.2 * torch.randn_like(parameter.float())
-    one = {name: value.clone() for name, value in parameters(adapted).items()}
+    one = {name: value.detach().clone() for name, value in parameters(adapted).items()}
     two = {name: value + 0.01 * torch.randn_like(value) for name, value in one.items()}
     x = torch.randn(512, 64).bfloat16()
     layers = list(adapted.get_base_model().each)
@@ -274,7 +274,8 @@ def test_a_joined_bf16_product_keeps_the_difference_of_two_states(outputs):
         parts = []
         for at, layer in enumerate(layers):
             down, up = (state[f"base_model.model.each.{at}.lora_{name}.weight"].double() for name in "AB")
-            base = x.double() @ layer.base_layer.weight.double().T + layer.base_layer.bias.double()
+            weight, bias = (value.detach().double() for value in (layer.base_layer.weight, layer.base_layer.bias))
+            base = x.double() @ weight.T + bias
             parts.append(base + 2.0 * (x.double() @ down.T) @ up.T)
         return torch.cat(parts, -1)
 

@@ -45,6 +45,7 @@ from tov.stages import (
     open_model,
     read_pool,
     read_target,
+    repair_notes,
     scan_stage,
     unhex,
 )
@@ -260,7 +261,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         scan_settings=scan,
     )
     scan_stage(run, rows, stored, open_model(fitted, labels), quiet=config.quiet, **scan)
-    run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": []})
+    run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": repair_notes(pool=rows.index)})
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()
     return Result(run.folder, run.manifest)

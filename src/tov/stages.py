@@ -176,14 +176,19 @@ def fit_stage(
     notes = [
         *schedule.notes,
         *([f"{lost:,} target rows have no scored token within --max-length and were left out"] if lost else []),
-        *(
-            f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2"
-            for name, index in (("target", target[1]), ("pool", rows.index))
-            if index.repaired
-        ),
+        *repair_notes(target=target[1], pool=rows.index),
     ]
     run.note(notes=notes)
     return stored
+
+
+def repair_notes(**indices: Index) -> list[str]:
+    """What --repair-bio changed, a line for each of the named indices that it changed."""
+    return [
+        f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2"
+        for name, index in indices.items()
+        if index.repaired
+    ]
 
 
 def _fit(

@@ -50,6 +50,7 @@ class Joined:
         self.given: Tensor | None = None
         self.made: dict[int, Tensor] = {}
 
+    @torch.no_grad()
     def refresh(self) -> None:
         """Takes over the adapters' parameters as they now are."""
         at = 0

@@ -68,7 +68,7 @@ def finish(folder: Path, manifest: dict[str, Any]) -> StoredPath:
     """Writes the manifest, with which the path becomes a finished one."""
     adapters = sorted(folder.glob("epoch-*/*/adapter_model.safetensors"))
     prints = {str(path.relative_to(folder)): file_digest(path) for path in adapters}
-    encoding = {key: manifest[key] for key in ("model", "model_fingerprint", "dtype", "max_length")}
+    encoding = {key: manifest[key] for key in ("model", "model_fingerprint", "dtype", "max_length", "labels")}
     write_json(folder / "manifest.json", {**manifest, "adapters": prints, "fingerprint": digest([prints, encoding])})
     return open_path(folder)
 
