@@ -182,10 +182,8 @@ def load_model(
             model = _from_pretrained(AutoModelForCausalLM, name, source, options)
         else:
             model, labels, head = _classifier(name, source, task, labels, options)
-    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
-        model.config.pad_token_id = (
-            tokenizer.pad_token_id
-        )  # decoders with a sequence head look for a row's last token by it
+    if model.config.pad_token_id is None:  # decoders with a sequence head look for a row's last token by it
+        model.config.pad_token_id = tokenizer.pad_token_id
     model = model.to(place).eval()
     model.requires_grad_(False)
     return Loaded(name, model, tokenizer, labels, head, place, kind, _fingerprint(model, source))
