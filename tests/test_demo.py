@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -15,14 +14,6 @@ from tiny import tiny_encoder_folder, tiny_model_folder
 from tov import demo, demo_data
 from tov.errors import ModelError
 from tov.model.builtin import packaged_file
-
-
-@pytest.fixture(scope="module")
-def corpus() -> None:
-    try:
-        importlib.metadata.version("chatterbot-corpus")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("chatterbot-corpus is not installed: pip install chatterbot-corpus")
 
 
 @pytest.fixture(scope="module", params=list(demo.DEMOS))

@@ -235,7 +235,8 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     origin = open_run(config.from_run)
     stored = open_path(_path_folder(origin))
     given = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
-    fitted = build(PathSettings, {**stored.manifest["settings"], **given, "device": config.device})
+    given |= {"max_length": stored.manifest["max_length"], "device": config.device}
+    fitted = build(PathSettings, {**stored.manifest["settings"], **given})
     rows = read_pool(pools, fitted, unhex(stored.manifest["target"]["prompt"]), leak_guard=fitted.leak_guard)
     output.check_columns(rows.pool)
     labels = tuple(stored.manifest["labels"])

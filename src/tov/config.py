@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tov.errors import ConfigError, did_you_mean, kind_of
 
 Stage = Literal["path", "scan", "selection", "place"]
-TASKS = ("instruction", "ner", "classification")
 Task = Literal["instruction", "ner", "classification"]
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {"lora_rank": 16, "learning_rate": 5e-4, "eps": 0.1, "amplify": 4.0, "normalize": "none"},

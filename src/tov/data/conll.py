@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 
+from tov.data.diagnose import decode_line
 from tov.data.exact import open_bytes
 from tov.errors import DataError
 
@@ -72,13 +73,7 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, its columns; none between sentences) of the lines that count."""
     with open_bytes(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
         for number, line in enumerate(file, 1):
-            try:
-                columns = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8",
-                    fix=f"convert it, e.g. iconv -f latin1 -t utf-8 {path.name}",
-                ) from None
+            columns = decode_line(line, path, number).removeprefix("\ufeff" if number == 1 else "").split()
             comment = columns and columns[0].startswith("#") and not _TAG.fullmatch(columns[-1])
             if comment or (columns and columns[0] == "-DOCSTART-"):
                 continue

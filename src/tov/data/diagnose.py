@@ -27,10 +27,15 @@ def explain_file(path: Path) -> None:
 def _explain_encoding(path: Path) -> None:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            _decode(line, path, number)
+            decode_line(line, path, number)
 
 
-def _decode(line: bytes, path: Path, number: int) -> str:
+def decode_line(line: bytes, path: Path, number: int) -> str:
+    """A line of a text file.
+
+    Raises:
+        DataError: it is not UTF-8; names the file, the line and the byte.
+    """
     try:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -59,7 +64,7 @@ def _explain_json(path: Path) -> None:
         kinds: dict[str, tuple[type, int]] = {}
         for number, line in enumerate(file, 1):
             if line.strip():
-                _check_line(_decode(line, path, number), path, number, kinds)
+                _check_line(decode_line(line, path, number), path, number, kinds)
 
 
 def _check_array(value: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ Knows layouts and sources; must not know tokenizers, models or scores. Nothing h
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,7 +182,7 @@ def open_pool(
     Args:
         inputs: what the user names.
         columns: our column names -> the user's.
-        task: of `tov.config.TASKS`; None: the task of the first source's columns.
+        task: of `tov.config.Task`; None: the task of the first source's columns.
         label_map: see `tov.data.labels`.
         repair_bio: whether tags that are not BIO2 are made so.
 
@@ -283,18 +284,21 @@ def index_rows(pool: Pool, *, bad_rows: str = "error", role: str = "pool") -> In
     """
     content, prompt = np.zeros(len(pool), np.uint64), np.zeros(len(pool), np.uint64)
     bad: dict[int, str] = {}
-    labels: tuple[set[str], ...] = tuple(set() for _ in pool.sources)
-    starts, repaired = pool.starts, 0
-    for row_id, row in enumerate(pool.rows(0, len(pool))):
-        if isinstance(row, BadRow):
-            if bad_rows == "error":
-                raise _unusable(pool.where(row_id), row, role)
-            bad[row_id] = str(row)
-            continue
-        content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
-        labels[int(np.searchsorted(starts, row_id, side="right")) - 1].update(row.labels)
-        repaired += isinstance(row, Tagged) and row.repaired
-    return Index(content, prompt, bad, tuple(frozenset(found) for found in labels), repaired)
+    labels: list[frozenset[str]] = []
+    repaired = 0
+    for start, stop in itertools.pairwise(pool.starts.tolist()):
+        found: set[str] = set()
+        for row_id, row in enumerate(pool.rows(start, stop), start):
+            if isinstance(row, BadRow):
+                if bad_rows == "error":
+                    raise _unusable(pool.where(row_id), row, role)
+                bad[row_id] = str(row)
+                continue
+            content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
+            found |= row.labels
+            repaired += isinstance(row, Tagged) and row.repaired
+        labels.append(frozenset(found))
+    return Index(content, prompt, bad, tuple(labels), repaired)
 
 
 def _unusable(place: str, row: BadRow, role: str) -> DataError:

@@ -25,7 +25,7 @@ class Layout:
 
     Attributes:
         name: as messages call it.
-        task: of `tov.config.TASKS`.
+        task: of `tov.config.Task`.
         columns: the columns that a source of this layout has.
         convert: from a row to what the model sees; raises BadRow.
         labels: the column that holds label ids or names, if any.

@@ -40,7 +40,7 @@ def attach(
         dropout: on the adapter's inputs.
         targets: modules that get an adapter, or `all-linear`.
         seed: of A.
-        task: of `tov.config.TASKS`.
+        task: of `tov.config.Task`.
         trained: modules that are trained in full (`Loaded.head`); they are fp32, and so is what they are given.
 
     Raises:

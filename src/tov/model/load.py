@@ -154,7 +154,7 @@ def load_model(
 
     Args:
         name: alias, GGUF file, folder or Hub id.
-        task: of `tov.config.TASKS`; decides the head.
+        task: of `tov.config.Task`; decides the head.
         labels: of a classifier, by id.
         dtype: fp32, bf16 or auto.
         device: auto or torch's name.

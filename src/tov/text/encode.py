@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -95,11 +95,10 @@ class Encoder:
             DataError: the chat template refuses a row, or its assistant part cannot be told.
         """
         if rows and isinstance(rows[0], Tagged):
-            return _encode_tagged(self, [row for row in rows if isinstance(row, Tagged)])
+            return _encode_tagged(self, cast(Sequence[Tagged], rows))
         if rows and isinstance(rows[0], Labelled):
-            return _encode_labelled(self, [row for row in rows if isinstance(row, Labelled)])
-        conversations = [row for row in rows if isinstance(row, Conversation)]
-        return encode(self.tokenizer, conversations, max_length=self.max_length)
+            return _encode_labelled(self, cast(Sequence[Labelled], rows))
+        return encode(self.tokenizer, cast(Sequence[Conversation], rows), max_length=self.max_length)
 
 
 def prepare(tokenizer: Any) -> Any:
