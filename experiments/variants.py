@@ -30,7 +30,7 @@ from tov.progress import Silent
 from tov.scan.scan import token_losses
 from tov.scoring import log_loss, normalized, row_scores
 from tov.seeds import derive
-from tov.stages import CPU_BATCH_TOKENS, draw_base, open_model, read_pool, read_target
+from tov.stages import CPU_BATCH_TOKENS, draw_rows, open_model, read_pool, read_target
 from tov.text.batches import collate, plan
 
 OPTIMIZERS = ("fresh", "carry", "sgd")
@@ -47,7 +47,9 @@ class Bench:
         self.rows = read_pool(config.pool, config, index.prompt, leak_guard=True)
         self.schedule = schedule_for(config, base_size_for(config, int(self.rows.usable.sum())))
         encoded = self.opened.encode
-        self.base_ids, base = draw_base(self.rows, self.schedule.base_size, config, self.opened)
+        self.base_ids, base = draw_rows(
+            self.rows, self.schedule.base_size, generator(config.seed, "base set"), self.opened
+        )
         self.data = {"base": base, "target": encoded(list(target.rows(0, len(target))))}
         self.pool = encoded(list(self.rows.pool.rows(0, len(self.rows.pool))))
         counts = self.pool.scored_counts

@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tov.api import Picked, Result, fit, reselect, score, select
+    from tov.comparison.run import Compared, compare
     from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError, StorageError, TovError
+    from tov.final import Trained, train
 
 __version__ = "0.1.0"
 
 _HOME = {
     **dict.fromkeys(("select", "reselect", "score", "fit", "Picked", "Result"), "tov.api"),
+    **dict.fromkeys(("compare", "Compared"), "tov.comparison.run"),
+    **dict.fromkeys(("train", "Trained"), "tov.final"),
     **dict.fromkeys(
         ("TovError", "ConfigError", "DataError", "ModelError", "NumericError", "RunError", "StorageError"), "tov.errors"
     ),
 }
 __all__ = [
-    "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Result", "RunError", "StorageError", "TovError",
-    "fit", "reselect", "score", "select",
+    "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Result", "RunError", "StorageError",
+    "TovError", "Trained", "compare", "fit", "reselect", "score", "select", "train",
 ]  # fmt: skip
 
 

@@ -30,14 +30,15 @@ from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import RunError
 from tov.files import digest, write_text
-from tov.inputs import Inputs, check_unchanged, list_inputs, name_inputs, pool_again, remember
+from tov.inputs import Inputs, check_unchanged, list_inputs, name_inputs, path_folder, pool_again, read_by, remember
+from tov.methods import gain
 from tov.path.store import StoredPath, open_path
 from tov.report import summary_markdown
 from tov.run import Run, open_run, start_run
 from tov.scan.shards import read_scores
-from tov.scoring import normalized
 from tov.selection import Choice, choose
 from tov.stages import (
+    SCAN_SETTINGS,
     Rows,
     check_n,
     fit_stage,
@@ -50,9 +51,6 @@ from tov.stages import (
     unhex,
 )
 from tov.summary import choice_facts, score_facts
-
-SCAN = ("batch_tokens", "shard_rows", "amplify")
-"""Settings of a scan, which a new pool's scan takes over from the run."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,8 @@ def run_select(
     )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
-    scan: dict[str, Any] = {key: getattr(config, key) for key in SCAN}
-    run.note(inputs=remember(pools, config), scan_settings=scan)
+    scan: dict[str, Any] = {key: getattr(config, key) for key in SCAN_SETTINGS}
+    run.note(inputs=remember(config, pool=pools, target=targets), scan_settings=scan)
     opened = open_model(config, labels)
     stored = fit_stage(run, rows, target, config, opened, quiet=config.quiet)
     scan_stage(run, rows, stored, opened, quiet=config.quiet, **scan)
@@ -199,7 +197,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     }
     run = start_run(
         Path(config.out), command="select --from", identity=identity, settings=_shown(config), force=config.force,
-        reads=[*_read_by(origin), *files_of(pool)],
+        reads=[*read_by(origin), *files_of(pool)],
     )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
@@ -233,7 +231,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     """`score` from a record of settings."""
     pools = pools or config.pool
     origin = open_run(config.from_run)
-    stored = open_path(_path_folder(origin))
+    stored = open_path(path_folder(origin))
     given = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
     given |= {"max_length": stored.manifest["max_length"], "device": config.device}
     fitted = build(PathSettings, {**stored.manifest["settings"], **given})
@@ -246,17 +244,17 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         or origin.manifest.get("scan_settings", {}).get(key)
         or SelectConfig.model_fields[key].default
         or TASK_DEFAULTS[fitted.task or "instruction"].get(key)
-        for key in SCAN
+        for key in SCAN_SETTINGS
     }
     identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": scan}
     run = start_run(
         _folder(config.out, identity), command="score", identity=identity, settings=_shown(config), force=config.force,
-        reads=[*_read_by(origin), *files_of(rows.pool)],
+        reads=[*read_by(origin), *files_of(rows.pool)],
     )  # fmt: skip
     if run.finished:
         return Result(run.folder, run.manifest)
     run.note(
-        inputs=remember(pools, fitted),
+        inputs=remember(fitted, pool=pools),
         path_from=str(stored.folder.absolute()),
         seed=fitted.seed,
         scan_settings=scan,
@@ -302,7 +300,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         reads=[*files_of(rows.pool), *files_of(target[0])],
     )  # fmt: skip
     if not run.finished:
-        run.note(inputs=remember(pools, config), seed=config.seed)
+        run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
         stored = fit_stage(run, rows, target, config, open_model(config, labels), quiet=config.quiet)
         run.note(
             summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}
@@ -314,7 +312,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
 def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionSettings, seed: int) -> Picked:
     with run.stage("select"):
         excluded = np.array([not reason for reason in scores["excluded"].to_pylist()])
-        values = ranking(scores, config)
+        values = gain(scores, config)
         choice: Choice = choose(
             scores=values, tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
             usable=excluded, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
@@ -332,30 +330,6 @@ def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionS
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()
     return Picked(run.folder, run.manifest)
-
-
-def ranking(scores: pa.Table, config: SelectionSettings) -> np.ndarray:
-    """(N,) float64, the number that rows are ranked by; NaN for rows without a score."""
-    values = scores[f"score_{config.transform}"].to_numpy().astype(np.float64)
-    return normalized(values, scores["loss_base"].to_numpy()) if config.normalize == "initial-loss" else values
-
-
-def _path_folder(origin: Run) -> Path:
-    if origin.path.exists():
-        return origin.path
-    if "path_from" in origin.manifest:
-        return Path(origin.manifest["path_from"])
-    if "scores_from" in origin.manifest:
-        return _path_folder(open_run(Path(origin.manifest["scores_from"]).parent))
-    raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
-
-
-def _read_by(origin: Run) -> list[Path]:
-    """The folders that a command reads when it goes out from a run."""
-    return [
-        origin.folder,
-        *(Path(origin.manifest[key]) for key in ("scores_from", "path_from") if key in origin.manifest),
-    ]
 
 
 def _pool_identity(rows: Rows) -> dict[str, Any]:

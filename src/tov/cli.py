@@ -25,11 +25,14 @@ VERBS = {
     "select": "Pick the rows of a pool that help a target most; writes a training file.",
     "score": "Score a new pool with the stored path of an earlier run.",
     "fit": "Fit and store a path without scanning a pool.",
+    "train": "Train the final model on a run's chosen rows, and test it.",
+    "compare": "Train on what each method chooses: which was better than random, and by how much?",
 }
 _FLAGS = {"json_output": "json", "from_run": "from"}
 _GROUPS = {
     "path": "What is fitted (a change starts the run anew)", "scan": "How the pool is scanned",
-    "selection": "How rows are chosen (a change rescans nothing, see --from)", "place": "Where and how results go",
+    "selection": "How rows are chosen (a change rescans nothing, see --from)", "training": "The final training",
+    "trials": "Which trials are run (more may be added later)", "place": "Where and how results go",
 }  # fmt: skip
 
 
@@ -102,12 +105,15 @@ def tov() -> None:
 
 
 def _command(verb: str) -> click.Command:
-    from tov.config import FitConfig, ReselectConfig, ScoreConfig, SelectConfig
+    from tov.config import CompareConfig, FitConfig, ReselectConfig, ScoreConfig, SelectConfig, TrainConfig
 
     records: dict[str, tuple[type[Settings], ...]] = {
-        "select": (SelectConfig, ReselectConfig), "score": (ScoreConfig,), "fit": (FitConfig,), "demo": (),
+        "select": (SelectConfig, ReselectConfig), "score": (ScoreConfig,), "fit": (FitConfig,), "train": (TrainConfig,),
+        "compare": (CompareConfig,), "demo": (),
     }  # fmt: skip
-    runners: dict[str, Callable[..., None]] = {"select": _select, "score": _score, "fit": _fit, "demo": _demo}
+    runners: dict[str, Callable[..., None]] = {
+        "select": _select, "score": _score, "fit": _fit, "train": _train, "compare": _compare, "demo": _demo,
+    }  # fmt: skip
     if verb == "demo":
         return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
     groups: dict[str, str] = {}
@@ -121,6 +127,12 @@ def _command(verb: str) -> click.Command:
                 groups[name] = _stage(record, name)
                 if option.multiple:
                     lists.add(option.opts[0])
+    if verb == "compare":
+        groups["only"] = "trials"
+        lists.add("--only")
+        options.append(
+            click.Option(["--only"], multiple=True, metavar="NAME...", help="of a grid file: these experiments")
+        )
     return _Verb(groups, lists, name=verb, params=options, callback=runners[verb], help=VERBS[verb])
 
 
@@ -223,6 +235,44 @@ def _fit(config: str | None, **flags: Any) -> None:
     from tov import api
 
     _tell(api.run_fit(record), record)
+
+
+def _train(config: str | None, **flags: Any) -> None:
+    from tov.config import TrainConfig, build
+
+    if config and Path(config).is_dir():  # tov train RUN
+        config, flags["from_run"] = None, config
+    record = build(TrainConfig, _gather(config, flags))
+    from tov import final
+
+    trained = final.run_train(record)
+    if record.json_output:
+        print(json.dumps({"folder": str(trained.folder), "summary": trained.manifest["summary"]}))
+    elif not record.quiet:
+        print(final.describe(trained))
+
+
+def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:
+    from tov.comparison.grid import is_grid, read_grid
+
+    if config and is_grid(Path(config)):
+        given = _gather(None, flags)
+        from tov.comparison.run import run_grid
+
+        print(run_grid(read_grid(Path(config), only), given))
+        return
+    if only:
+        raise ConfigError("--only is for a grid file", fix="tov compare GRID.yaml --only NAME")
+    given = _gather(config, flags)
+    from tov.comparison.run import compare_config, run_compare
+
+    record = compare_config(given)
+    compared = run_compare(record)
+    if record.json_output:
+        print(json.dumps({"folder": str(compared.folder), "results": compared.results}))
+    elif not record.quiet:
+        print(compared.report)
+        print(f"report: {compared.folder / 'report.md'}, pictures: gain.svg, loss.svg")
 
 
 def _demo_options() -> list[click.Parameter]:

@@ -2,7 +2,8 @@
 
 Command-line flags, YAML keys, Python arguments and the reference page are all made from these records, so a
 default is written nowhere else. A setting's *stage* says what changes when it changes: `path` (the fitted path and
-all after it), `scan` (scores and all after them), `selection` (the chosen rows only), `place` (nothing).
+all after it), `scan` (scores and all after them), `selection` (the chosen rows only), `training` (models trained on
+them), `trials` (which trials a comparison has), `place` (nothing).
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tov.errors import ConfigError, did_you_mean, kind_of
 
-Stage = Literal["path", "scan", "selection", "place"]
+Stage = Literal["path", "scan", "selection", "training", "trials", "place"]
 Task = Literal["instruction", "ner", "classification"]
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
-    "instruction": {"lora_rank": 16, "learning_rate": 5e-4, "eps": 0.1, "amplify": 4.0, "normalize": "none"},
+    "instruction": {
+        "lora_rank": 16,
+        "learning_rate": 5e-4,
+        "eps": 0.1,
+        "amplify": 4.0,
+        "normalize": "none",
+        "train_learning_rate": 5e-4,
+    },
     "ner": {
         "lora_rank": 1,
         "learning_rate": 5e-4,
@@ -28,8 +36,16 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "amplify": 1.0,
         "normalize": "initial-loss",
         "epochs": 1,
+        "train_learning_rate": 5e-4,
     },
-    "classification": {"lora_rank": 8, "learning_rate": 2e-3, "eps": 1.0, "amplify": 1.0, "normalize": "initial-loss"},
+    "classification": {
+        "lora_rank": 8,
+        "learning_rate": 2e-3,
+        "eps": 1.0,
+        "amplify": 1.0,
+        "normalize": "initial-loss",
+        "train_learning_rate": 2e-3,
+    },
 }
 """What `auto` means for each task; docs/defaults.md has the tables that decided."""
 TRANSFORMS = ("identity", "abs", "positive")
@@ -56,10 +72,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @field_validator("pool", "target", "lora_targets", mode="before", check_fields=False)
+    @field_validator("pool", "target", "test", "lora_targets", mode="before", check_fields=False)
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("methods", "sizes", mode="before", check_fields=False)
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(dict.fromkeys(part.strip() for one in values for part in str(one).split(",") if part.strip()))
 
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
@@ -171,10 +193,9 @@ class PathSettings(DataSettings):
     lora_targets: tuple[str, ...] = _setting("path", "modules that get an adapter", ("all-linear",), min_length=1)
 
 
-class SelectionSettings(Settings):
-    """How rows are chosen from scores."""
+class RuleSettings(Settings):
+    """How a score becomes a choice."""
 
-    n: int = _setting("selection", "rows to choose", ge=1)
     transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
     normalize: Normalize | None = _setting(
         "selection",
@@ -183,6 +204,28 @@ class SelectionSettings(Settings):
     )
     rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
     bins: int = _setting("selection", "equal-capacity bins by scored tokens, each gives the same number", 10, ge=1)
+
+
+class SelectionSettings(RuleSettings):
+    """How many rows are chosen from scores, and how."""
+
+    n: int = _setting("selection", "rows to choose", ge=1)
+
+
+class TrainingSettings(Settings):
+    """The final training, on chosen rows, from the pretrained weights; LoRA as in the path."""
+
+    train_rows: int = _setting(
+        "training", "rows passed in the whole training: epochs are this over n, rounded, at least 1", 16 * 1024, ge=1
+    )
+    train_epochs: int | None = _setting("training", "epochs of the final training; auto: by --train-rows", None, ge=1)
+    train_learning_rate: float | None = _setting(
+        "training",
+        f"rate of the final training (AdamW, linear decay to 0); auto: {_by_task('train_learning_rate')}",
+        None,
+        gt=0,
+    )
+    train_batch_size: int = _setting("training", "rows in one step of the final training", 16, ge=1)
 
 
 P = TypeVar("P", bound=PathSettings)
@@ -214,6 +257,50 @@ class ScoreConfig(PlaceSettings):
     batch_tokens: int | None = _setting("scan", "tokens in one scan batch; default: the run's", None, ge=1)
     shard_rows: int | None = _setting("scan", "pool rows in one score shard; default: the run's", None, ge=1)
     amplify: float | None = _setting("scan", "factor on the target's step; default: the run's", None, gt=0)
+
+
+class TrainConfig(TrainingSettings, PlaceSettings):
+    """Settings of `tov train`."""
+
+    from_run: str = _setting("training", "the run whose chosen rows are trained on", min_length=1)
+    test: tuple[str, ...] = _setting("training", "held-out rows like the target: log-loss before and after", ())
+    trainer: Literal["tov", "trl"] = _setting("training", "our loop, or TRL's SFTTrainer (instruction tuning)", "tov")
+    seed: int | None = _setting("training", "seed of data order and dropout; default: the run's", None, ge=0)
+    device: str = _setting("training", "auto, cpu, cuda, cuda:1, mps", "auto")
+
+
+class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, PlaceSettings):
+    """Settings of `tov compare`."""
+
+    from_run: str | None = _setting("path", "a run whose settings and inputs are compared", None, min_length=1)
+    test: tuple[str, ...] = _setting("path", "held-out rows like the target; or say --test-rows", ())
+    test_rows: int | None = _setting("path", "rows of the target held out as the test, drawn by the seed", None, ge=1)
+    target_rows: int | None = _setting("path", "rows of the target used as the target, drawn by the seed", None, ge=1)
+    pool_rows: int | None = _setting("path", "rows of each pool source used, drawn by the seed", None, ge=1)
+    group_by: str | None = _setting(
+        "path", "column whose values are not parted between target, test and pool (beside the prompt)", None
+    )
+    methods: tuple[str, ...] = _setting(
+        "trials",
+        "what is compared, OPTIONS after slashes: tov,tov/abs,tov/paired/score-only,tov/eps=1,random,uncertainty,...",
+        ("tov", "random", "uncertainty", "zero-shot"),
+        min_length=1,
+    )
+    sizes: tuple[int, ...] = _setting("trials", "rows to choose, one comparison each", min_length=1)
+    seeds: int = _setting("trials", "seeds, counted up from --seed; each is shared by all methods", 5, ge=1)
+    exact_match: int = _setting(
+        "training", "test rows for which an answer is generated and compared (instruction tuning; slow)", 0, ge=0
+    )
+    answer_pattern: str = _setting(
+        "training", "regular expression; its last match in the reference and in the answer are compared", r"(?s)^.*$"
+    )
+
+    @field_validator("sizes")
+    @classmethod
+    def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if min(value) < 2:
+            raise ValueError("sizes of at least 2 rows")
+        return tuple(sorted(value))
 
 
 S = TypeVar("S", bound=Settings)

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from tov.api import Picked, ranking, select
+from tov.api import Picked, select
 from tov.config import SelectionSettings
 from tov.data.pool import open_pool
 from tov.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_topics
+from tov.methods import gain
 from tov.model.builtin import packaged_file
 from tov.report import share, table
 
@@ -134,9 +135,7 @@ def describe(picked: Picked, demo: Demo) -> str:
 
 def _values(picked: Picked) -> np.ndarray:
     """(N,) what the rows were ranked by."""
-    return ranking(
-        picked.scores, SelectionSettings(n=1, normalize=picked.manifest["identity"]["settings"]["normalize"])
-    )
+    return gain(picked.scores, SelectionSettings(n=1, normalize=picked.manifest["identity"]["settings"]["normalize"]))
 
 
 def _best_first(picked: Picked) -> list[int]:

@@ -16,8 +16,8 @@ from tov.data.cells import BadRow
 from tov.data.pool import Pool
 from tov.data.rows import content_hash
 from tov.data.sources import Input
-from tov.errors import ConfigError, DataError
-from tov.run import Run
+from tov.errors import ConfigError, DataError, RunError
+from tov.run import Run, open_run
 from tov.stages import hexes, open_rows
 
 Inputs: TypeAlias = Input | Sequence[Input]
@@ -35,6 +35,29 @@ def pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> 
             fix="put the pool's files back, or score the new pool",
         )
     return pool
+
+
+def path_folder(origin: Run) -> Path:
+    """Where the stored path of a run lies: in its own folder, or in the run that it went out from.
+
+    Raises:
+        RunError: there is none.
+    """
+    if origin.path.exists():
+        return origin.path
+    if "path_from" in origin.manifest:
+        return Path(origin.manifest["path_from"])
+    if "scores_from" in origin.manifest:
+        return path_folder(open_run(Path(origin.manifest["scores_from"]).parent))
+    raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
+
+
+def read_by(origin: Run) -> list[Path]:
+    """The folders that a command reads when it goes out from a run."""
+    return [
+        origin.folder,
+        *(Path(origin.manifest[key]) for key in ("scores_from", "path_from") if key in origin.manifest),
+    ]
 
 
 def check_unchanged(pool: Pool, row_ids: np.ndarray, scores: pa.Table) -> None:
@@ -61,11 +84,13 @@ def name_inputs(inputs: Sequence[Input]) -> tuple[str, ...]:
     return tuple(str(one) if isinstance(one, (str, Path)) else "<in memory>" for one in inputs)
 
 
-def remember(inputs: Sequence[Input], settings: DataSettings) -> dict[str, Any]:
-    """What `reselect` needs to read the pool again; None for one that was in memory."""
-    files = all(isinstance(one, (str, Path)) for one in inputs)
-    reading = {name: getattr(settings, name) for name in DataSettings.model_fields}
-    return {"pool": [_absolute(str(one)) for one in inputs] if files else None, "reading": reading}
+def remember(settings: DataSettings, **inputs: Sequence[Input]) -> dict[str, Any]:
+    """What a later command needs to read pool and target again; None for one that was in memory."""
+    found = {
+        name: [_absolute(str(one)) for one in given] if all(isinstance(one, (str, Path)) for one in given) else None
+        for name, given in inputs.items()
+    }
+    return {**found, "reading": {name: getattr(settings, name) for name in DataSettings.model_fields}}
 
 
 def _absolute(location: str) -> str:

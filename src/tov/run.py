@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -180,12 +181,26 @@ def differences(was: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version()}
+    commit = _commit()
+    if commit:
+        found["commit"] = commit
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _commit() -> str | None:
+    """What `git describe` says of the checkout that tov runs from, if it does."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    with suppress(OSError):
+        said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True)
+        return said.stdout.strip() or None
+    return None
 
 
 def hardware() -> dict[str, Any]:

@@ -35,6 +35,8 @@ from tov.text.encode import Encoded, Encoder
 
 CPU_BATCH_TOKENS, BATCH_TOKENS = 2048, 16_384
 """Tokens in a scan batch where --batch-tokens is not given: what stays in a CPU's cache (docs/speed.md); elsewhere more."""
+SCAN_SETTINGS = ("batch_tokens", "shard_rows", "amplify")
+"""Settings of a scan, which a new pool's scan takes over from the run."""
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
 
@@ -81,10 +83,10 @@ def open_rows(inputs: Sequence[Input], settings: DataSettings) -> Pool:
     )  # fmt: skip
 
 
-def read_target(inputs: Sequence[Input], settings: DataSettings) -> tuple[Pool, Index]:
-    """The target; every row must be usable."""
+def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = "target") -> tuple[Pool, Index]:
+    """The target (or the test); every row must be usable."""
     target = open_rows(inputs, settings)
-    return target, index_rows(target, role="target")
+    return target, index_rows(target, role=role)
 
 
 def read_pool(inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, leak_guard: bool) -> Rows:
@@ -94,16 +96,16 @@ def read_pool(inputs: Sequence[Input], settings: DataSettings, target_prompts: n
     return Rows(pool, index, exclusions(index, target_prompts, leak_guard=leak_guard))
 
 
-def check_n(n: int, rows: Rows) -> None:
+def check_n(n: int, rows: Rows, flag: str = "--n") -> None:
     """Raises DataError, with what was left out and why, if fewer than n rows may be chosen."""
     usable = int(rows.usable.sum())
     if n > usable:
         guarded = np.isin(rows.excluded, (IN_TARGET, DUPLICATE)).any()
         reasons = left_out(rows.excluded, rows.index)
         raise DataError(
-            f"--n {n:,} rows wanted, but the pool has {usable:,} usable rows of {len(rows.pool):,}"
+            f"{flag} {n:,} rows wanted, but the pool has {usable:,} usable rows of {len(rows.pool):,}"
             + (f"; left out: {reasons}" if reasons else ""),
-            fix="lower --n or add rows"
+            fix=f"lower {flag} or add rows"
             + ("; --no-leak-guard allows rows of the target, and repeats" if guarded else ""),
         )
 
@@ -166,9 +168,9 @@ def fit_stage(
     if (run.path / "manifest.json").exists():
         return open_path(run.path)
     with run.stage("fit"):
-        encoded, lost = _encode_target(target[0], opened)
+        encoded, lost = encode_target(target[0], opened)
         schedule = schedule_for(settings, base_size_for(settings, int(rows.usable.sum())))
-        base_ids, base = draw_base(rows, schedule.base_size, settings, opened)
+        base_ids, base = draw_rows(rows, schedule.base_size, generator(settings.seed, "base set"), opened)
         if len(base_ids) < schedule.base_size:
             schedule = schedule_for(settings, len(base_ids))
         clear(run.path)
@@ -213,33 +215,36 @@ def _fit(
     })  # fmt: skip
 
 
-def _encode_target(target: Pool, opened: Opened) -> tuple[Encoded, int]:
-    encoded = opened.encode(_usable(target.rows(0, len(target))))
+def encode_target(target: Pool, opened: Opened, *, role: str = "target") -> tuple[Encoded, int]:
+    """The rows of the target (or the test) that have a scored token, and how many have none."""
+    encoded = opened.encode(usable_rows(target.rows(0, len(target))))
     kept = np.flatnonzero(encoded.scored_counts > 0)
     if not len(kept):
         raise DataError(
-            f"none of the {len(target):,} target rows has a scored token within {opened.encode.max_length} tokens",
-            fix="raise --max-length, or check that the target's answers are not empty",
+            f"none of the {len(target):,} {role} rows has a scored token within {opened.encode.max_length} tokens",
+            fix=f"raise --max-length, or check that the {role}'s answers are not empty",
         )
     return encoded.take(kept), len(target) - len(kept)
 
 
-def _usable(rows: Iterable[Row | BadRow]) -> list[Row]:
+def usable_rows(rows: Iterable[Row | BadRow]) -> list[Row]:
+    """Those that could be read."""
     return [row for row in rows if not isinstance(row, BadRow)]
 
 
-def draw_base(rows: Rows, size: int, settings: PathSettings, opened: Opened) -> tuple[np.ndarray, Encoded]:
-    """U: rows drawn uniformly without repeats from the usable rows that have a scored token.
+def draw_rows(rows: Rows, size: int, random: np.random.Generator, opened: Opened) -> tuple[np.ndarray, Encoded]:
+    """Rows drawn uniformly without repeats from the usable rows that have a scored token; from one seed the fewer are the
+    first of the more.
 
     Returns:
-        (|U|,) row ids in the order drawn, and the rows encoded; fewer than `size` only if the pool has no more.
+        (size,) row ids in the order drawn, and the rows encoded; fewer only if the pool has no more.
     """
-    candidates = generator(settings.seed, "base set").permutation(np.flatnonzero(rows.usable))
+    candidates = random.permutation(np.flatnonzero(rows.usable))
     ids: list[int] = []
     parts: list[Encoded] = []
     for start in range(0, len(candidates), max(size, 1)):
         block = candidates[start : start + size]
-        encoded = opened.encode(_usable(rows.pool.at(block)))
+        encoded = opened.encode(usable_rows(rows.pool.at(block)))
         good = np.flatnonzero(encoded.scored_counts > 0)[: size - len(ids)]
         ids += block[good].tolist()
         parts.append(encoded.take(good))
@@ -271,7 +276,7 @@ def scan_stage(
             fix="put the old weights back, or fit again (--force)",
         )
     loaded, base = opened.loaded, unhex(stored.manifest["base"]["content"])
-    batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if loaded.device.type == "cpu" else BATCH_TOKENS)
+    batch_tokens = batch_tokens or auto_batch_tokens(loaded.device)
     job = Job(
         pool=rows.pool, index=rows.index, excluded=rows.excluded, in_base=np.isin(rows.index.content, base),
         pairs=partial(stored.pairs, amplify), encode=opened.encode,
@@ -299,13 +304,18 @@ def scan_stage(
 def _noise(job: Job, opened: Opened) -> dict[str, float]:
     picked = np.flatnonzero(job.excluded == USABLE)
     picked = np.sort(generator(0, "noise floor").choice(picked, min(NOISE_ROWS, len(picked)), replace=False))
-    encoded = job.encode(_usable(job.pool.at(picked)))
+    encoded = job.encode(usable_rows(job.pool.at(picked)))
     encoded = encoded.take(np.flatnonzero(encoded.scored_counts > 0))
     if not len(encoded):
         return {}
     with scanning(opened.adapted) as set_state:
         model, state = opened.adapted.get_base_model(), next(iter(job.pairs()))[1]
         return noise_floor(model, set_state, encoded, state, batch_tokens=job.batch_tokens)
+
+
+def auto_batch_tokens(device: torch.device) -> int:
+    """Tokens in a batch of forward passes where none were asked for."""
+    return CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS
 
 
 def hexes(hashes: np.ndarray) -> list[str]:

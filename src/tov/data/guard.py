@@ -6,8 +6,8 @@ import numpy as np
 
 from tov.data.pool import Index
 
-USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS = range(5)
-REASONS = ("", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens")
+USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST = range(6)
+REASONS = ("", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens", "prompt in test")
 """The words for the codes above; they stand in the score table's column `excluded`."""
 
 
@@ -22,16 +22,19 @@ def left_out(codes: np.ndarray, pool: Index) -> str:
     return ", ".join(said)
 
 
-def exclusions(pool: Index, target_prompts: np.ndarray, *, leak_guard: bool) -> np.ndarray:
+def exclusions(
+    pool: Index, target_prompts: np.ndarray, *, leak_guard: bool, test_prompts: np.ndarray | None = None
+) -> np.ndarray:
     """(N,) uint8 code of every pool row.
 
-    Under the leak guard a row is excluded if its prompt (case and white space ignored) is a prompt of the target, or if
-    an earlier pool row has the same conversation.
+    Under the leak guard a row is excluded if its prompt (case and white space ignored) is a prompt of the target or of the
+    test, or if an earlier pool row has the same conversation.
 
     Args:
         pool: hashes of the pool's rows.
         target_prompts: (M,) uint64 prompt hashes of the target.
         leak_guard: whether leaks and repeats are excluded.
+        test_prompts: uint64 prompt hashes of the test, if there is one.
     """
     codes = np.zeros(len(pool.content), np.uint8)
     if leak_guard:
@@ -39,5 +42,7 @@ def exclusions(pool: Index, target_prompts: np.ndarray, *, leak_guard: bool) -> 
         first[np.unique(pool.content, return_index=True)[1]] = True
         codes[~first] = DUPLICATE
         codes[np.isin(pool.prompt, target_prompts)] = IN_TARGET
+        if test_prompts is not None:
+            codes[np.isin(pool.prompt, test_prompts)] = IN_TEST
     codes[list(pool.bad)] = UNREADABLE
     return codes

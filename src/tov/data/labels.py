@@ -100,8 +100,10 @@ def agreed_labels(
     return tuple(sorted(ours | theirs))
 
 
-def known_labels(found: Sequence[frozenset[str]], names: Sequence[str], head: Sequence[str], task: str) -> None:
-    """Checks that a new pool has no label that a fitted path does not know.
+def known_labels(
+    found: Sequence[frozenset[str]], names: Sequence[str], head: Sequence[str], task: str, *, role: str = "pool"
+) -> None:
+    """Checks that a new pool (or a test) has no label that a fitted path does not know.
 
     Raises:
         DataError: it has; both sets are listed.
@@ -110,7 +112,7 @@ def known_labels(found: Sequence[frozenset[str]], names: Sequence[str], head: Se
     for name, labels in zip(names, found, strict=True):
         if labels - known:
             raise DataError(
-                f"pool '{name}' has labels that the path was not fitted with: {_listed(labels - known)}\n"
+                f"{role} '{name}' has labels that the path was not fitted with: {_listed(labels - known)}\n"
                 f"  the path: {_listed(frozenset(known))}",
                 fix="map them: --label-map FILE, a YAML file of 'THEIRS: OURS'; or fit a path with them",
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,15 @@ class Pool:
         index = int(self.source_index(np.array([row_id]))[0])
         return dict(self.sources[index].table[row_id - int(self.starts[index])])
 
+    def subset(self, row_ids: np.ndarray) -> Pool:
+        """The pool of these rows alone, which must be in order; every source stays, even with no row left."""
+        indices, starts = self.source_index(row_ids), self.starts
+        sources = tuple(
+            replace(source, table=source.table.select(row_ids[indices == index] - starts[index]))
+            for index, source in enumerate(self.sources)
+        )
+        return replace(self, sources=sources)
+
     def take(self, row_ids: np.ndarray) -> datasets.Dataset:
         """The original rows with these ids, in this order, all columns as they are (absent ones null)."""
         indices, starts = self.source_index(row_ids), self.starts
@@ -167,6 +176,12 @@ class Index:
     def fingerprint(self) -> str:
         """16 hex digits: the same rows in the same order, the same fingerprint."""
         return hashlib.sha256(self.content.tobytes()).hexdigest()[:16]
+
+    def subset(self, row_ids: np.ndarray) -> Index:
+        """The index of these rows alone; `labels` and `repaired` stay those of all."""
+        places = {int(row_id): place for place, row_id in enumerate(row_ids)}
+        bad = {places[row_id]: reason for row_id, reason in self.bad.items() if row_id in places}
+        return replace(self, content=self.content[row_ids], prompt=self.prompt[row_ids], bad=bad)
 
 
 def open_pool(

@@ -55,13 +55,29 @@ def row_logprobs(model: Any, batch: Batch) -> Tensor:
         model: a transformers model under its adapter: causal, token or sequence classification.
         batch: B rows of up to T tokens, S labels in all.
     """
-    ids, labels = (torch.from_numpy(array).to(model.device, non_blocking=True) for array in (batch.ids, batch.labels))
-    if model.get_output_embeddings() is not None:
-        return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED))
+    if not is_causal(model):
+        return label_logprobs(*classifier_logits(model, batch))
+    ids, labels = _on_device(model, batch)
+    return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED))
+
+
+def is_causal(model: Any) -> bool:
+    """Whether a transformers model predicts the next token (else it is a classifier of words or texts)."""
+    return model.get_output_embeddings() is not None
+
+
+def classifier_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B, T, C) logits of words, or (B, C) of texts, and (B, T) labels."""
+    ids, labels = _on_device(model, batch)
     filled = None  # a batch without padding needs no mask
     if batch.lengths.min() < batch.ids.shape[1]:
         filled = torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(model.device)
-    return label_logprobs(model(input_ids=ids, attention_mask=filled).logits, labels)
+    return model(input_ids=ids, attention_mask=filled).logits, labels
+
+
+def _on_device(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    ids, labels = (torch.from_numpy(array).to(model.device, non_blocking=True) for array in (batch.ids, batch.labels))
+    return ids, labels
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ def train_epoch(
     """
     device, trained = next(adapted.parameters()).device, list(parameters(adapted).values())
     total, progress = 0.0, progress or Silent()
+    optimizer.zero_grad()  # a training that diverged leaves its gradients behind
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), training(adapted):
         torch.manual_seed(seed)  # dropout
         for step in range(math.ceil(len(order) / batch_size)):

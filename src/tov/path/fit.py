@@ -93,7 +93,7 @@ def fit(
     Differs: the paper gives neither optimizer, rate nor what happens to the moments; see docs/defaults.md for the choice.
 
     Returns:
-        One record a step: epoch, data, rate, mean log-loss.
+        One record a step: epoch, data, states, mean log-loss, tokens.
 
     Raises:
         NumericError: training diverged.
@@ -114,7 +114,10 @@ def fit(
             seed=derive(settings.seed, "dropout", step.data, step.epoch), progress=progress,
         )  # fmt: skip
         states[step.result] = (read_state(adapted), moments_of(optimizer) if kind == "carry" else moments)
-        log.append({"epoch": step.epoch, "data": step.data, "from": step.source, "to": step.result, "log_loss": loss})
+        log.append({
+            "epoch": step.epoch, "data": step.data, "from": step.source, "to": step.result, "log_loss": loss,
+            "tokens": int(rows.lengths.sum()),
+        })  # fmt: skip
         if not step.result.startswith("mixed"):
             keep(step, states[step.result][0])
         needed = {later.source for later in steps[position + 1 :]}

@@ -1,0 +1,191 @@
+"""The Markdown report of a comparison: renders what `comparison.statistics` found. Computes nothing but the look of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tov.progress import duration
+from tov.report import table
+
+NONE = "-"
+
+
+def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+    """The report as one Markdown text.
+
+    Args:
+        results: what `tov.comparison.statistics.summarize` returns.
+        about: what stands at its head, a line an entry: model, inputs, training, versions.
+    """
+    sizes = results["sizes"]
+    parts = ["# tov compare", "\n".join(f"- {name}: {value}" for name, value in about.items()), _legend(results)]
+    if results["notes"]:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
+    for size in sizes:
+        parts += [f"## {size['n']:,} rows", _arms(size["arms"], results["metric"])]
+    parts += ["## Cost", COSTS_LEGEND, _costs(results)]
+    for size in sizes:
+        parts += [f"## Where the rows come from, {size['n']:,} rows", _composition(size["arms"])]
+    parts += ["## Random rows", CURVE_LEGEND, _curve(results["random_curve"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def grid_markdown(experiments: Mapping[str, Mapping[str, Any]]) -> str:
+    """The joint report of a grid: for each size a table of gains over random rows, arms by experiments.
+
+    Args:
+        experiments: name -> what `tov.comparison.statistics.summarize` returns.
+    """
+    parts = [
+        "# tov compare",
+        "Better than random, % of its test log-loss [95 % t interval over seeds]; each has a report of its own.",
+    ]
+    for n in sorted({size["n"] for results in experiments.values() for size in results["sizes"]}):
+        parts += [f"## {n:,} rows", _grid_table(n, experiments)]
+    notes = [f"- {name}: {note}" for name, results in experiments.items() for note in results["notes"]]
+    return "\n\n".join([*parts, *(["## Notes", "\n".join(notes)] if notes else [])]) + "\n"
+
+
+def _grid_table(n: int, experiments: Mapping[str, Mapping[str, Any]]) -> str:
+    cells: dict[str, dict[str, str]] = {}
+    for name, results in experiments.items():
+        for size in results["sizes"]:
+            for arm in size["arms"] if size["n"] == n else []:
+                cells.setdefault(arm["arm"], {})[name] = (
+                    _loss(arm["loss"]) if arm["role"] == "yardstick" else _gain(arm)
+                )
+    rows = [[f"{arm} (nat)" if arm == "random" else arm, *(found.get(name, NONE) for name in experiments)]
+            for arm, found in cells.items()]  # fmt: skip
+    return table(["arm", *experiments], rows)
+
+
+COSTS_LEGEND = (
+    "Means over the finished trials. Scoring is what choosing the rows took, apart from training on them; a token of "
+    "training goes forward and backward."
+)
+CURVE_LEGEND = (
+    "The curve that the worth of an arm is read from: test log-loss after training on random rows, made non-increasing, "
+    "linear in log n between the sizes."
+)
+
+
+def _legend(results: Mapping[str, Any]) -> str:
+    level = f"{100 * results['confidence']:g} %"
+    return (
+        f"Test log-loss: mean over test rows of a row's mean log-loss, in nats, ± standard deviation over seeds. Better: "
+        f"fall of the loss in % of that of random rows at the same size and seed, with a {level} t interval over seeds. "
+        f"A tie is a gain within ±{results['tie']:g} %. Worth: how many times the rows random would need for the same loss, "
+        f"with a {level} bootstrap interval over seeds. zero-shot (no training) and full (every usable row) have sizes of "
+        f"their own and no interval."
+    )
+
+
+def _arms(arms: list[dict[str, Any]], metric: str | None) -> str:
+    header = ["arm", "rows", "seeds", "test log-loss", "better than random, %", "wins / ties / losses"]
+    header += [metric, f"{metric} over random's"] if metric else []
+    rows = []
+    for arm in arms:
+        row = [arm["arm"], f"{arm['rows']:,}", _seeds(arm), _loss(arm["loss"]), _gain(arm), _counts(arm["gain"])]
+        row += _metric(arm["metric"]) if metric else []
+        rows.append([*row, _worth(arm["equivalent"])])
+    return table([*header, "worth × random rows"], rows)
+
+
+def _seeds(arm: Mapping[str, Any]) -> str:
+    done, failed = len(arm["seeds"]), arm["failed"]["count"]
+    return f"{done} of {done + failed}" if failed else str(done)
+
+
+def _loss(loss: Mapping[str, Any]) -> str:
+    return _number(loss["mean"], ".4f") + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}")
+
+
+def _gain(arm: Mapping[str, Any]) -> str:
+    gain = arm["gain"]
+    return _number(gain["mean"], "+.1f") + _interval(gain, "+.1f")
+
+
+def _counts(gain: Mapping[str, Any]) -> str:
+    return NONE if gain["wins"] is None else f"{gain['wins']} / {gain['ties']} / {gain['losses']}"
+
+
+def _metric(metric: Mapping[str, Any]) -> list[str]:
+    return [_number(metric["mean"], ".3f"), _number(metric["difference"], "+.3f") + _interval(metric, "+.3f")]
+
+
+def _number(value: float | None, spec: str) -> str:
+    return NONE if value is None else format(value, spec)
+
+
+def _interval(values: Mapping[str, Any], spec: str) -> str:
+    return "" if values["low"] is None else f" [{values['low']:{spec}}, {values['high']:{spec}}]"
+
+
+def _worth(equivalent: Mapping[str, Any] | None) -> str:
+    """`2.5 [1.9, at least 4.0]`"""
+    if equivalent is None:
+        return NONE
+    ends = "" if equivalent["low"] is None else f" [{_ratio(equivalent['low'])}, {_ratio(equivalent['high'])}]"
+    return _ratio(equivalent["point"]) + ends
+
+
+def _ratio(end: Mapping[str, Any]) -> str:
+    bound = "at least " if end["at_least"] else "at most " if end["at_most"] else ""
+    return bound + _number(end["ratio"], ".2f" if end["ratio"] < 1 else ".1f" if end["ratio"] < 10 else ",.0f")
+
+
+def _costs(results: Mapping[str, Any]) -> str:
+    header = ["arm", "rows", "scoring", "tokens forward", "tokens backward", "stored", "training", "tokens trained on"]
+    rows = {
+        (arm["arm"], arm["rows"]): [
+            arm["arm"],
+            f"{arm['rows']:,}",
+            _time(arm["cost"]["scoring_seconds"]),
+            _number(arm["cost"]["scoring_tokens_forward"], ",.0f"),
+            _number(arm["cost"]["scoring_tokens_backward"], ",.0f"),
+            _bytes(arm["cost"]["scoring_bytes"]),
+            _time(arm["cost"]["train_seconds"]),
+            _number(arm["cost"]["train_tokens"], ",.0f"),
+        ]
+        for size in results["sizes"]
+        for arm in size["arms"]
+    }
+    return table(header, list(rows.values()))
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return NONE
+    return duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return NONE
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
+def _composition(arms: list[dict[str, Any]]) -> str:
+    """Shares by source of the rows that each arm trained on."""
+    sources = sorted({source for arm in arms for source in arm["chosen"]})
+    if not sources:
+        return "No arm chose any rows."
+    shown = [arm for arm in arms if arm["chosen"]]
+    return table(
+        ["arm", *sources],
+        [[arm["arm"], *(f"{100 * arm['chosen'].get(source, 0):.1f} %" for source in sources)] for arm in shown],
+    )
+
+
+def _curve(points: list[dict[str, Any]]) -> str:
+    if not points:
+        return "No random trial finished."
+    return table(
+        ["rows", "seeds", "test log-loss", "non-increasing"],
+        [[f"{point['n']:,}", len(point["seeds"]), _loss(point), _number(point["fitted"], ".4f")] for point in points],
+    )

@@ -1,0 +1,205 @@
+"""`tov compare` from settings to a folder: trials, numbers, tables, pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tov import compare_report
+from tov.comparison.grid import Grid
+from tov.comparison.split import Data, read_data
+from tov.comparison.statistics import summarize
+from tov.comparison.trials import arms_of, check_pattern, read_trials, run_trials
+from tov.config import CompareConfig, build
+from tov.data.pool import check_mapping, files_of
+from tov.data.sources import Input
+from tov.errors import ConfigError, RunError
+from tov.files import digest, write_json, write_text
+from tov.inputs import Inputs, list_inputs, name_inputs
+from tov.metrics import NAMES
+from tov.path.store import open_path
+from tov.run import open_run, start_run
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A finished comparison.
+
+    Attributes:
+        folder: its folder: `trials.jsonl`, `results.json`, `report.md`, `gain.svg`, `loss.svg`.
+        manifest: what `manifest.json` says.
+        results: the numbers of the report (`tov.comparison.statistics.summarize`).
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    results: dict[str, Any]
+
+    @cached_property
+    def trials(self) -> list[dict[str, Any]]:
+        """One record a trial, in the order in which they were run."""
+        return read_trials(self.folder / "trials.jsonl")
+
+    @property
+    def report(self) -> str:
+        """The report in Markdown."""
+        return (self.folder / "report.md").read_text(encoding="utf-8")
+
+
+def compare(
+    *,
+    sizes: int | Sequence[int],
+    test: Inputs | None = None,
+    from_run: str | Path | None = None,
+    model: str | None = None,
+    pool: Inputs | None = None,
+    target: Inputs | None = None,
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Compared:
+    """Trains on what each method chooses, tests, and says how much better than random it was.
+
+    The same call again returns the finished comparison, or goes on where it was interrupted; more methods, sizes or seeds are
+    added to what is there.
+
+    Args:
+        sizes: rows to choose.
+        test: held-out rows like the target; or `test_rows`.
+        from_run: a run whose model, pool, target and settings are taken.
+        model: Hub id, local folder, .gguf file or alias.
+        pool: rows to choose from.
+        target: examples of what is wanted.
+        out: the comparison's folder; default `tov-runs/<fingerprint>`.
+        **settings: any other setting of `tov compare --help`.
+
+    Raises:
+        TovError: one of its six kinds; the text says what to do. A trial that fails is a line of the report, not an error.
+    """
+    inputs = {"pool": pool, "target": target, "test": test}
+    listed = {name: list_inputs(given) for name, given in inputs.items() if given is not None}
+    given = {
+        "sizes": sizes,
+        "out": str(out or "auto"),
+        **settings,
+        **{name: name_inputs(one) for name, one in listed.items()},
+    }
+    given |= {name: str(value) for name, value in (("model", model), ("from_run", from_run)) if value is not None}
+    return run_compare(compare_config(given), **listed)
+
+
+def compare_config(given: Mapping[str, Any]) -> CompareConfig:
+    """The record of a comparison; under `from_run` what is not given is the run's.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong.
+        RunError: no such run.
+    """
+    if given.get("from_run"):
+        given = {**_of_run(str(given["from_run"]), given), **given}
+    return build(CompareConfig, given)
+
+
+def _of_run(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run, its pool and target by their absolute paths."""
+    origin = open_run(folder)
+    if not (origin.path / "manifest.json").exists():
+        raise RunError(f"{folder} holds no fitted path", fix="name the --out of a tov select or tov fit")
+    identity, scan = origin.manifest["identity"].get("settings", {}), origin.manifest.get("scan_settings", {})
+    found = {**open_path(origin.path).manifest["settings"], **identity, **scan}
+    for name in ("pool", "target"):
+        if name not in given:
+            found[name] = origin.manifest["inputs"].get(name)
+            if not found[name]:
+                raise ConfigError(
+                    f"the {name} of {folder} was in memory", fix=f"pass it again: tov.compare(..., {name}=...)"
+                )
+    return {name: value for name, value in found.items() if name in CompareConfig.model_fields and value is not None}
+
+
+def run_compare(
+    config: CompareConfig,
+    *,
+    pool: Sequence[Input] | None = None,
+    target: Sequence[Input] | None = None,
+    test: Sequence[Input] | None = None,
+) -> Compared:
+    """`compare` from a record of settings; inputs in memory are passed beside it."""
+    check_pattern(config)
+    data = read_data(config, pool or config.pool, target or config.target, test or config.test)
+    config = config.for_task(data.target[0].task)
+    check_mapping(config.columns, data.pool[0], data.target[0])
+    arms_of(config)
+    identity = _identity(config, data)
+    folder = Path("tov-runs") / digest(identity) if config.out == "auto" else Path(config.out).expanduser()
+    reads = [path for read in (data.pool, data.target, data.test) if read for path in files_of(read[0])]
+    shown = config.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
+    run = start_run(folder, command="compare", identity=identity, settings=shown, force=config.force, reads=reads)
+    records = run_trials(run, data, config)
+    metric = NAMES[config.task or "instruction"] if config.task != "instruction" or config.exact_match else None
+    results = summarize(records, sizes=config.sizes, metric=metric)
+    run.note(asked={"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds})
+    write_json(folder / "results.json", results)
+    write_text(folder / "report.md", compare_report.comparison_markdown(results, _about(config, run.manifest, data)))
+    from tov import pictures  # matplotlib takes half a second to import
+
+    pictures.gain_picture(results, folder / "gain.svg")
+    pictures.curve_picture(results, folder / "loss.svg")
+    run.finish()
+    return Compared(folder, run.manifest, results)
+
+
+def run_grid(grid: Grid, given: Mapping[str, Any]) -> str:
+    """Runs a grid's experiments one after another, each in a folder of its name under `out`; returns the joint report.
+
+    Args:
+        grid: from `read_grid`.
+        given: settings that override the file's; `out` is the folder of all.
+
+    Raises:
+        TovError: an experiment's settings or data are wrong; those before it stay, and the same call goes on from there.
+    """
+    if "out" not in given:
+        raise ConfigError("--out is missing", fix="name the folder of the whole grid, e.g. --out runs/grid")
+    configs = {name: compare_config(grid.settings_of(name, given, str(given["out"]))) for name in grid.experiments}
+    done = {}
+    for name, config in configs.items():
+        if not config.quiet:
+            print(f"== {name}", file=sys.stderr)
+        done[name] = run_compare(config).results
+        report = compare_report.grid_markdown(done)
+        write_text(Path(given["out"]) / "report.md", report)
+        write_json(Path(given["out"]) / "results.json", done)
+    return report
+
+
+def _about(config: CompareConfig, manifest: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """What stands at the head of a report."""
+    versions, hardware = manifest["versions"], manifest["hardware"]
+    return {
+        "model": config.model,
+        "task": config.task,
+        "pool": ", ".join(source.name for source in data.pool[0].sources)
+        + (f" ({config.pool_rows:,} rows each)" if config.pool_rows else f" ({len(data.pool[0]):,} rows)"),
+        "target": f"{', '.join(source.name for source in data.target[0].sources)} ({config.target_rows or 'all'} rows)",
+        "test": f"{config.test_rows or len((data.test or data.target)[0]):,} rows",
+        "training": f"{config.train_epochs or f'{config.train_rows:,} / n'} epochs, rate {config.train_learning_rate:g}, "
+        f"batches of {config.train_batch_size}, LoRA rank {config.lora_rank}, alpha {config.lora_alpha:g}",
+        "seeds": f"{config.seed} to {config.seed + config.seeds - 1}",
+        "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "on": f"{hardware['cpu']}, {hardware['threads']} threads" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
+    }
+
+
+def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
+    """What every trial depends on. Which trials there are may change: they are added."""
+    kept = config.of_stage("path", "scan", "selection", "training")
+    settings = {name: value for name, value in kept.items() if name not in ("pool", "target", "test", "from_run")}
+    reads = {"pool": data.pool, "target": data.target, "test": data.test}
+    return {
+        "settings": settings,
+        **{name: {"rows": len(read[0]), "fingerprint": read[1].fingerprint} for name, read in reads.items() if read},
+    }

@@ -1,0 +1,312 @@
+"""Running a comparison: score tables once a seed, then one training a trial, one appended line each.
+
+A trial is an arm, a size and a seed. The seed fixes split, U, initial weights, order of rows and number of batches for all arms
+alike. `trials.jsonl` is append-only: a killed comparison goes on after its last whole line, and a finished trial is never run
+again. A trial that fails is a line with its error, and is tried again by the next call.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tov.comparison.split import Data, Split, make_split
+from tov.config import CompareConfig, build
+from tov.data.conversations import Conversation
+from tov.data.labels import known_labels
+from tov.errors import ConfigError, DataError, TovError
+from tov.files import append_json_line, digest
+from tov.methods import Arm, parse_arm
+from tov.metrics import accuracy, entity_f1, exact_match
+from tov.model.adapters import State, read_state, write_state
+from tov.model.evaluate import Evaluation, evaluate
+from tov.model.generate import answers
+from tov.progress import duration
+from tov.run import Run, start_run
+from tov.scan.shards import read_scores
+from tov.seeds import derive, generator
+from tov.selection import choose
+from tov.stages import (
+    SCAN_SETTINGS,
+    Opened,
+    auto_batch_tokens,
+    check_n,
+    draw_rows,
+    encode_target,
+    fit_stage,
+    labels_of,
+    open_model,
+    scan_stage,
+    usable_rows,
+)
+from tov.text.encode import Encoded
+from tov.training import train
+
+CURVE = (0.5, 1.0, 2.0, 4.0)
+"""Sizes of the random curve, over each size asked for."""
+BASELINE = "random"
+MODEL_SETTINGS = (
+    "model", "revision", "trust_remote_code", "dtype", "device", "seed", "task", "max_length",
+    "lora_rank", "lora_alpha", "lora_dropout", "lora_targets",
+)  # fmt: skip
+"""What a model's initial state depends on."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An arm at a size under a seed; n is 0 for zero-shot, and the number of usable rows for the full pool."""
+
+    arm: Arm
+    n: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What tells it from all others of its comparison."""
+        return self.arm.name, self.n, self.seed
+
+
+@dataclass
+class Bench:
+    """What the trials of one seed share.
+
+    Attributes:
+        config: the comparison's settings under this seed.
+        split: its rows.
+        labels: of a classifier.
+        opened: the model, and the state it starts from; by the settings it was opened with.
+    """
+
+    config: CompareConfig
+    split: Split
+    labels: tuple[str, ...]
+    opened: dict[str, tuple[Opened, State]] = field(default_factory=dict)
+
+    def model(self, config: CompareConfig) -> Opened:
+        """The model in its initial state (pretrained weights, seeded adapter and head); the last one is kept."""
+        key = digest([getattr(config, name) for name in MODEL_SETTINGS])
+        if key not in self.opened:
+            self.opened.clear()
+            opened = open_model(config, self.labels)
+            self.opened[key] = opened, read_state(opened.adapted)
+        opened, start = self.opened[key]
+        write_state(opened.adapted, start)
+        return opened
+
+
+def arms_of(config: CompareConfig) -> list[Arm]:
+    """The arms asked for; random is always among them, as what the others are compared with.
+
+    Raises:
+        ConfigError: an arm or a value in it is wrong.
+    """
+    arms = [parse_arm(name) for name in dict.fromkeys([*config.methods, BASELINE])]
+    for arm in arms:
+        _with_options(config, arm)
+    return arms
+
+
+def plan_trials(arms: Sequence[Arm], sizes: Sequence[int], seed: int, usable: int) -> Iterator[Trial]:
+    """Every trial of a seed, the baseline's first."""
+    curve = sorted({round(factor * n) for n in sizes for factor in CURVE} | set(sizes))
+    for arm in sorted(arms, key=lambda arm: arm.name != BASELINE):
+        of_method = {"none": [0], "all": [usable], "random": [n for n in curve if 2 <= n <= usable]}
+        for n in of_method.get(arm.method.takes, sizes):
+            yield Trial(arm, n, seed)
+
+
+def run_trials(run: Run, data: Data, config: CompareConfig) -> list[dict[str, Any]]:
+    """Runs what has not been run yet; returns every finished or failed trial's record, the last of each key."""
+    file, arms = run.folder / "trials.jsonl", arms_of(config)
+    records = {key_of(record): record for record in read_trials(file)}
+    for seed in range(config.seed, config.seed + config.seeds):
+        seeded = config.model_copy(update={"seed": seed})
+        split = make_split(data, seeded, seed)
+        check_n(max(config.sizes), split.rows, "--sizes")
+        trials = list(plan_trials(arms, config.sizes, seed, int(split.rows.usable.sum())))
+        todo = [trial for trial in trials if records.get(trial.key, {}).get("status") != "done"]
+        if not todo:
+            continue
+        bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
+        if bench.labels:
+            names = [source.name for source in split.test[0].sources]
+            known_labels(split.test[1].labels, names, bench.labels, seeded.task or "", role="test")
+        for record in _seed_trials(run, bench, todo):
+            append_json_line(file, record)
+            records[key_of(record)] = record
+            _tell(record, config)
+    wanted = {(arm.name) for arm in arms}
+    return [record for record in records.values() if record["arm"] in wanted]
+
+
+def key_of(record: dict[str, Any]) -> tuple[str, int, int]:
+    """A record's `Trial.key`."""
+    return record["arm"], record["n"], record["seed"]
+
+
+def read_trials(file: Path) -> list[dict[str, Any]]:
+    """The records written so far; a last line that a kill cut short is removed from the file."""
+    if not file.exists():
+        return []
+    data = file.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with open(file, "rb+") as broken:
+            broken.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
+    """Score tables first (each on its own model), then the trainings (all from one)."""
+    tables: dict[str, _Table | TovError] = {}
+    for trial in todo:
+        if trial.arm.method.takes == "best" and trial.arm.name not in tables:
+            tables[trial.arm.name] = _score_table(run, bench, trial.arm)
+    opened = bench.model(bench.config)
+    test, lost = encode_target(bench.split.test[0], opened, role="test")
+    for trial in todo:
+        yield _try(trial, bench, tables.get(trial.arm.name), test, lost)
+
+
+@dataclass(frozen=True)
+class _Table:
+    scores: pa.Table
+    config: CompareConfig
+    cost: dict[str, Any]
+
+
+def _with_options(config: CompareConfig, arm: Arm) -> CompareConfig:
+    given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"}}
+    return build(CompareConfig, {**given, **arm.options}).for_task(config.task or "")
+
+
+def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | TovError:
+    """Fits and scans as the arm says, or reads what an earlier call has left; arms of one path and scan share a table."""
+    config = _with_options(bench.config, arm)
+    stages = config.of_stage("path", "scan")
+    folder = run.folder / "scores" / f"seed-{config.seed}" / digest(stages)
+    rows = bench.split.rows
+    identity = {"settings": stages, "pool": rows.index.fingerprint, "excluded": rows.excluded_fingerprint}
+    try:
+        table = start_run(folder, command="compare", identity=identity, settings=stages)
+        if not table.finished:
+            opened = bench.model(config)
+            stored = fit_stage(table, rows, bench.split.target, config, opened, quiet=config.quiet)
+            scan = {name: getattr(config, name) for name in SCAN_SETTINGS}
+            scan_stage(table, rows, stored, opened, quiet=config.quiet, **scan)
+            table.note(cost=_cost(table, stored.manifest["log"]))
+            table.finish()
+    except TovError as error:
+        return error
+    return _Table(read_scores(table.scores, len(rows.pool)), config, table.manifest["cost"])
+
+
+def _cost(table: Run, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    trained = sum(entry["tokens"] for entry in log)
+    files = [file for folder in (table.path, table.scores) for file in folder.rglob("*") if file.is_file()]
+    return {
+        "seconds": round(sum(table.manifest["timings"].values()), 3),
+        "tokens_forward": table.manifest["scan"]["tokens_passed"] + trained,
+        "tokens_backward": trained,
+        "bytes": sum(file.stat().st_size for file in files),
+    }
+
+
+def _try(trial: Trial, bench: Bench, table: _Table | TovError | None, test: Encoded, lost: int) -> dict[str, Any]:
+    start = time.monotonic()
+    record: dict[str, Any] = {
+        "arm": trial.arm.name, "method": trial.arm.method.name, "n": trial.n, "seed": trial.seed, "status": "done",
+        "error": None,
+    }  # fmt: skip
+    try:
+        if isinstance(table, TovError):
+            raise table
+        record |= _run_trial(trial, bench, table, test)
+    except (TovError, RuntimeError, MemoryError) as error:  # torch tells of memory and shapes by RuntimeError
+        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    return {
+        **record,
+        "test_rows": len(test),
+        "test_rows_without_tokens": lost,
+        "seconds": round(time.monotonic() - start, 3),
+    }
+
+
+def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) -> dict[str, Any]:
+    opened, config = bench.model(bench.config), bench.config
+    record: dict[str, Any] = {"scoring": table.cost if table else None, "train": None, "chosen": {}, "by_score": 0}
+    if trial.arm.method.takes != "none":
+        row_ids, rows, by_score = _chosen(trial, bench, table, opened)
+        log = train(opened.adapted, rows, config, seed=derive(config.seed, "final training"))
+        record |= {
+            "train": log.facts(),
+            "chosen": dict(Counter(bench.split.rows.pool.source_names(row_ids))),
+            "by_score": by_score,
+            "rows_fingerprint": digest([int(row_id) for row_id in row_ids]),
+        }
+    result = evaluate(opened.adapted, test, batch_tokens=config.batch_tokens or auto_batch_tokens(opened.loaded.device))
+    return {**record, "loss": result.loss, "metric": _metric(result, bench, opened)}
+
+
+def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) -> tuple[np.ndarray, Encoded, int]:
+    """The rows to train on: ids, tokens, and how many the score chose."""
+    rows = bench.split.rows
+    if table is None:
+        row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, "random rows"), opened)
+        if len(row_ids) < trial.n and trial.arm.method.takes == "random":
+            raise DataError(
+                f"{trial.n:,} random rows wanted, but {len(row_ids):,} have a scored token", fix="lower --sizes"
+            )
+        return row_ids, encoded, 0
+    assert trial.arm.method.ranking
+    choice = choose(
+        scores=trial.arm.method.ranking(table.scores, table.config), tokens=table.scores["tokens"].to_numpy(),
+        in_base=table.scores["in_base"].to_numpy(),
+        usable=np.array([not reason for reason in table.scores["excluded"].to_pylist()]),
+        n=trial.n, rule=table.config.rule, bins=table.config.bins, seed=trial.seed,
+    )  # fmt: skip
+    encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
+    return choice.row_ids, encoded, int((choice.reasons == "score").sum())
+
+
+def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
+    if bench.config.task == "ner":
+        names = np.array(bench.labels, dtype=object)
+        gold, predicted = (np.split(names[tags], result.offsets[1:-1]) for tags in (result.labels, result.predicted))
+        return entity_f1([list(tags) for tags in gold], [list(tags) for tags in predicted])
+    if bench.config.task == "classification":
+        return accuracy(result.labels, result.predicted)
+    if not bench.config.exact_match:
+        return None
+    pool = bench.split.test[0]
+    rows = [row for row in pool.rows(0, min(len(pool), bench.config.exact_match)) if isinstance(row, Conversation)]
+    said = answers(opened.adapted, opened.encode.tokenizer, rows, max_length=opened.encode.max_length)
+    return exact_match([row.answer for row in rows], said, bench.config.answer_pattern)
+
+
+def check_pattern(config: CompareConfig) -> None:
+    """Raises ConfigError if --answer-pattern is no regular expression."""
+    try:
+        re.compile(config.answer_pattern)
+    except re.error as error:
+        raise ConfigError(f"--answer-pattern {config.answer_pattern!r}: {error}", fix="correct it") from None
+
+
+def _tell(record: dict[str, Any], config: CompareConfig) -> None:
+    if config.quiet:
+        return
+    said = f"{record['loss']:.4f} nat" if record["status"] == "done" else f"failed: {record['error']}"
+    if record.get("metric") is not None:
+        said += f", metric {record['metric']:.3f}"
+    n = f" n = {record['n']:,}" if record["n"] else ""
+    print(f"seed {record['seed']}  {record['arm']}{n}: {said}  ({duration(record['seconds'])})", file=sys.stderr)

@@ -1,0 +1,66 @@
+"""Answers that a causal model writes by itself, by transformers' own generation. Greedy, so that a seed has no part in it.
+
+An answer ends where the chat template ends a turn, which the generation settings of base models do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tov.data.conversations import Conversation
+from tov.text.chat import apply
+from tov.text.encode import encode
+
+BATCH_ROWS = 16
+NEW_TOKENS = 256
+"""Most tokens of an answer."""
+
+
+@torch.inference_mode()
+def answers(adapted: Any, tokenizer: Any, rows: Sequence[Conversation], *, max_length: int) -> list[str]:
+    """What the model answers to each row's prompt.
+
+    Args:
+        adapted: a PeftModel of a causal model.
+        tokenizer: its tokenizer, with a chat template.
+        rows: everything before the last assistant turn is the prompt.
+        max_length: tokens of a prompt; of a longer one the end is kept.
+    """
+    was_training, side = adapted.training, tokenizer.padding_side
+    adapted.eval()
+    tokenizer.padding_side = "left"
+    try:
+        prompts = [apply(tokenizer, row.prompt, generation_prompt=True) for row in rows]
+        starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, tokenizer, rows)
+        batches = (prompts[at : at + BATCH_ROWS] for at in starts)
+        return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, ends)]
+    finally:
+        tokenizer.padding_side = side
+        adapted.train(was_training)
+
+
+def _ends(adapted: Any, tokenizer: Any, rows: Sequence[Conversation]) -> list[int]:
+    """Tokens that end an answer: the model's and the tokenizer's own, and the special one that ends a row's last turn."""
+    known = adapted.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
+    encoded = encode(tokenizer, rows[:1], max_length=10**9)
+    scored = encoded.ids[encoded.scored]
+    if len(scored) and int(scored[-1]) in tokenizer.all_special_ids:
+        ends.add(int(scored[-1]))
+    return sorted(end for end in ends if end is not None)
+
+
+def _batch(adapted: Any, tokenizer: Any, prompts: Sequence[str], max_length: int, ends: list[int]) -> list[str]:
+    kept = [tokenizer(prompt, add_special_tokens=False)["input_ids"][-max_length:] for prompt in prompts]
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    width, device = max(map(len, kept)), next(adapted.parameters()).device
+    ids = torch.tensor([[padding] * (width - len(row)) + row for row in kept], device=device)
+    filled = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in kept], device=device)
+    made = adapted.generate(
+        input_ids=ids, attention_mask=filled, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=padding,
+        eos_token_id=ends or None, temperature=None, top_p=None, top_k=None,
+    )  # fmt: skip
+    return list(tokenizer.batch_decode(made[:, width:], skip_special_tokens=True))

@@ -1,0 +1,381 @@
+"""`tov compare`: shared seeds, splits that part nothing, trials that survive kills, and a case whose answer is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tov
+from tiny import make_rows, tiny_encoder_folder, write_jsonl
+from tov.comparison.grid import read_grid
+from tov.comparison.split import make_split, read_data
+from tov.comparison.trials import plan_trials
+from tov.config import CompareConfig, build
+from tov.demo_data import read_topics
+from tov.errors import ConfigError, DataError, RunError
+from tov.methods import METHODS, parse_arm
+
+QUICK = {"base_size": 8, "epochs": 1, "max_length": 64, "train_rows": 32, "quiet": True}
+
+
+def compare(folder: Path, model: Path, **changed: Any) -> Any:
+    """A comparison on a tiny pool: 40 rows, target 6, test 5."""
+    given = {
+        "model": str(model), "pool": make_rows(40, seed=1), "target": make_rows(6, seed=2), "test": make_rows(5, seed=3),
+        "methods": ["tov", "random", "zero-shot"], "sizes": [8], "seeds": 2, "out": folder, **QUICK, **changed,
+    }  # fmt: skip
+    return tov.compare(**given)
+
+
+def table_of(report: str) -> str:
+    """The report without what it cost, which no two runs share, and without its head, which names versions."""
+    return re.sub(r"## Cost.*?(?=\n## )", "", report[report.index("\n## ") :], flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Any:
+    methods = ["tov", "tov/abs/score-only", "uncertainty", "highest-loss", "lowest-loss", "full", "zero-shot"]
+    return compare(tmp_path_factory.mktemp("compared") / "run", tiny_folder, methods=methods)
+
+
+def trial(compared: Any, arm: str, n: int, seed: int = 0) -> dict[str, Any]:
+    found = [one for one in compared.trials if (one["arm"], one["n"], one["seed"]) == (arm, n, seed)]
+    assert len(found) == 1, f"{len(found)} trials {arm}, n = {n}, seed {seed}"
+    return found[0]
+
+
+def test_every_arm_has_one_trial_a_size_and_seed_and_random_its_curve(compared: Any) -> None:
+    keys = {(one["arm"], one["n"], one["seed"]) for one in compared.trials}
+    assert len(keys) == len(compared.trials)
+    for seed in (0, 1):
+        assert {n for arm, n, at in keys if arm == "random" and at == seed} == {4, 8, 16, 32}
+        assert {n for arm, n, at in keys if arm == "zero-shot" and at == seed} == {0}
+        assert {n for arm, n, at in keys if arm == "full" and at == seed} == {40}
+        for arm in ("tov", "tov/abs/score-only", "uncertainty", "highest-loss", "lowest-loss"):
+            assert {n for name, n, at in keys if name == arm and at == seed} == {8}
+    assert all(one["status"] == "done" for one in compared.trials), [one["error"] for one in compared.trials]
+
+
+def test_equal_sizes_have_equal_steps_and_a_seed_its_own_rows(compared: Any) -> None:
+    steps = {one["train"]["steps"] for one in compared.trials if one["n"] == 8}
+    assert steps == {4}, "32 rows in batches of at most 16 of 8 rows are 4 steps, for every arm"
+    assert trial(compared, "random", 8, 0)["rows_fingerprint"] != trial(compared, "random", 8, 1)["rows_fingerprint"]
+    assert trial(compared, "zero-shot", 0, 0)["train"] is None
+    assert trial(compared, "random", 8)["loss"] != trial(compared, "zero-shot", 0)["loss"], "training changed nothing"
+
+
+def test_scores_are_made_once_a_seed_for_all_arms_of_one_path(compared: Any) -> None:
+    tables = [path.parent for path in compared.folder.glob("scores/*/*/manifest.json")]
+    assert len(tables) == 2, "four arms rank by one table, once a seed"
+    cost = {json.dumps(trial(compared, arm, 8)["scoring"]) for arm in ("tov", "uncertainty", "highest-loss")}
+    assert len(cost) == 1
+    assert trial(compared, "random", 8)["scoring"] is None
+
+
+def test_highest_and_lowest_loss_choose_the_ends(compared: Any) -> None:
+    """By the score table of the same seed: an oracle that sorts."""
+    [folder] = compared.folder.glob("scores/seed-0/*/scores")
+    from tov.scan.shards import read_scores
+
+    scores = read_scores(folder)
+    table = {name: scores[name].to_numpy() for name in ("loss_base_1", "in_base")}
+    highest, lowest = (METHODS[name].ranking for name in ("highest-loss", "lowest-loss"))
+    config = build(CompareConfig, {"model": "m", "pool": "p", "target": "t", "sizes": 8, "out": "o"})
+    assert highest
+    assert lowest
+    np.testing.assert_array_equal(highest(scores, config), table["loss_base_1"].astype(np.float64))
+    np.testing.assert_array_equal(lowest(scores, config), -table["loss_base_1"].astype(np.float64))
+
+
+def test_a_finished_comparison_runs_nothing_again_and_more_is_added(tmp_path: Path, tiny_folder: Path) -> None:
+    first = compare(tmp_path / "run", tiny_folder)
+    before = (first.folder / "trials.jsonl").read_bytes()
+    again = compare(tmp_path / "run", tiny_folder)
+    assert (again.folder / "trials.jsonl").read_bytes() == before, "a finished trial was run again"
+    more = compare(tmp_path / "run", tiny_folder, methods=["tov", "lowest-loss", "zero-shot"], seeds=3)
+    after = (more.folder / "trials.jsonl").read_bytes()
+    assert after.startswith(before), "the file is append-only"
+    added = [json.loads(line) for line in after[len(before) :].splitlines()]
+    assert {one["arm"] for one in added if one["seed"] < 2} == {"lowest-loss"}
+    assert {one["arm"] for one in added if one["seed"] == 2} == {"random", "tov", "lowest-loss", "zero-shot"}
+    fresh = compare(tmp_path / "fresh", tiny_folder, methods=["tov", "lowest-loss", "zero-shot"], seeds=3)
+    assert table_of(more.report) == table_of(fresh.report)
+
+
+def test_another_pool_or_rate_is_refused_with_the_difference(tmp_path: Path, tiny_folder: Path) -> None:
+    compare(tmp_path / "run", tiny_folder, seeds=1)
+    with pytest.raises(RunError, match=r"train_learning_rate: 0\.0005 -> 0\.01"):
+        compare(tmp_path / "run", tiny_folder, seeds=1, train_learning_rate=0.01)
+    with pytest.raises(RunError, match=r"pool\.fingerprint"):
+        compare(tmp_path / "run", tiny_folder, seeds=1, pool=make_rows(41, seed=9))
+
+
+def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path, tiny_folder: Path) -> None:
+    methods = ["tov", "tov/learning_rate=1e30", "random"]
+    compared = compare(tmp_path / "run", tiny_folder, methods=methods, seeds=1, base_size=32)
+    failed = trial(compared, "tov/learning_rate=1e30", 8)
+    assert "diverged" in failed["error"], failed
+    assert trial(compared, "tov", 8)["status"] == "done", trial(compared, "tov", 8)
+    assert any(
+        "tov/learning_rate=1e30" in note and "1 of 1 trials failed" in note for note in compared.results["notes"]
+    )
+    lines = len(compared.trials)
+    again = compare(tmp_path / "run", tiny_folder, methods=methods, seeds=1, base_size=32)
+    assert len(again.trials) == lines + 1, "the failed trial, and no other, is tried again"
+
+
+def test_a_run_can_be_compared_without_naming_anything_again(tmp_path: Path, tiny_folder: Path) -> None:
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
+             for name, rows, seed in (("pool", 40, 1), ("target", 6, 2), ("test", 5, 3))}  # fmt: skip
+    picked = tov.select(
+        model=str(tiny_folder), pool=str(files["pool"]), target=str(files["target"]), n=8, transform="abs", seed=3,
+        out=tmp_path / "picked", base_size=8, epochs=1, max_length=64, quiet=True,
+    )  # fmt: skip
+    compared = tov.compare(
+        from_run=picked.folder, test=str(files["test"]), sizes=8, seeds=1, methods="tov", train_rows=32, quiet=True,
+        out=tmp_path / "compared",
+    )  # fmt: skip
+    chosen = trial(compared, "tov", 8, seed=3)
+    from tov.files import digest
+
+    assert chosen["rows_fingerprint"] == digest(list(picked.dataset["tov_row_id"])), (
+        "the run's own choice, by its own settings"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_killed_three_times_it_ends_with_the_table_of_an_undisturbed_one(tmp_path: Path, tiny_folder: Path) -> None:
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
+             for name, rows, seed in (("pool", 40, 1), ("target", 6, 2), ("test", 5, 3))]  # fmt: skip
+
+    def command(out: Path) -> list[str]:
+        return [
+            sys.executable, "-m", "tov", "compare", "--model", str(tiny_folder), "--pool", str(files[0]), "--target",
+            str(files[1]), "--test", str(files[2]), "--methods", "tov,tov/paired,random,uncertainty", "--sizes", "4,8",
+            "--seeds", "3", "--out", str(out), "--base-size", "8", "--epochs", "1", "--max-length", "64", "--train-rows", "64",
+        ]  # fmt: skip
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    out = tmp_path / "killed"
+
+    def lines() -> int:
+        file = out / "trials.jsonl"
+        return file.read_bytes().count(b"\n") if file.exists() else 0
+
+    counts = []
+    for moment in (1, 9, 20):
+        process = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        stop = time.monotonic() + 120
+        while lines() < moment:
+            assert process.poll() is None, f"it ended by itself:\n{process.stderr.read().decode()}"  # type: ignore[union-attr]
+            assert time.monotonic() < stop, "the comparison never came to the moment at which it should be killed"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        counts.append(lines())
+        with open(out / "trials.jsonl", "a") as file:
+            file.write('{"arm": "tov", "n"')  # what a kill in the middle of a write leaves
+    assert counts == sorted(counts), f"finished trials were lost: {counts}"
+    assert counts[-1] < 36, f"no kill fell into the trials: {counts}"
+    last = subprocess.run(command(out), capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    reports = [(folder / "report.md").read_text() for folder in (tmp_path / "whole", out)]
+    assert table_of(reports[0]) == table_of(reports[1])
+    keys = [
+        (one["arm"], one["n"], one["seed"]) for one in map(json.loads, (out / "trials.jsonl").read_text().splitlines())
+    ]
+    assert len(keys) == len(set(keys)), "a finished trial was run again"
+    for picture in ("gain.svg", "loss.svg"):
+        assert (out / picture).read_bytes() == (tmp_path / "whole" / picture).read_bytes()
+
+
+# Which rows are whose
+
+
+def rows_with_groups(count: int, groups: int, seed: int) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    return [{**row, "template": f"t{draw.randrange(groups)}"} for row in make_rows(count, seed=seed)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), groups=st.integers(20, 30), test_rows=st.integers(1, 8), target_rows=st.integers(1, 8)
+)
+def test_a_split_parts_no_group_and_no_prompt(seed: int, groups: int, test_rows: int, target_rows: int) -> None:
+    rows = rows_with_groups(60, groups, seed=5)
+    config = build(CompareConfig, {
+        "model": "m", "pool": "p", "target": "t", "sizes": 8, "out": "o", "test_rows": test_rows, "target_rows": target_rows,
+        "group_by": "template", "pool_rows": 20,
+    })  # fmt: skip
+    data = read_data(config, [rows, make_rows(30, seed=6)], [rows], [])
+    split = make_split(data, config, seed)
+    held = {name: [dict(row) for source in read[0].sources for row in source.table] for name, read in
+            (("target", split.target), ("test", split.test), ("pool", (split.rows.pool, None)))}  # fmt: skip
+    assert (len(held["target"]), len(held["test"])) == (target_rows, test_rows)
+    templates = {name: {row["template"] for row in found if row.get("template")} for name, found in held.items()}
+    for one, other in (("target", "test"), ("target", "pool"), ("test", "pool")):
+        assert not templates[one] & templates[other], f"{one} and {other} share a template"
+        prompts = [{row["prompt"] for row in held[name]} for name in (one, other)]
+        assert not prompts[0] & prompts[1], f"{one} and {other} share a prompt"
+    assert all(len(source.table) <= 20 for source in split.rows.pool.sources)
+    assert split.rows.usable.all(), "rows were drawn from those that may be chosen"
+    same = make_split(data, config, seed)
+    assert same.target[1].fingerprint == split.target[1].fingerprint
+    assert same.rows.index.fingerprint == split.rows.index.fingerprint
+
+
+def test_pool_rows_of_the_test_cannot_be_chosen(tmp_path: Path, tiny_folder: Path) -> None:
+    test = make_rows(5, seed=3)
+    compared = compare(tmp_path / "run", tiny_folder, pool=make_rows(40, seed=1) + test, methods=["full"], seeds=1)
+    assert trial(compared, "full", 40)["train"]["steps"] == 3, "the five rows of the test are not among the usable"
+
+
+def test_the_trials_of_a_seed() -> None:
+    arms = [parse_arm(name) for name in ("tov", "zero-shot", "random", "full")]
+    planned = [(one.arm.name, one.n) for one in plan_trials(arms, [10, 20], 0, 50)]
+    assert planned == [
+        ("random", 5), ("random", 10), ("random", 20), ("random", 40), ("tov", 10), ("tov", 20), ("zero-shot", 0), ("full", 50)
+    ]  # fmt: skip
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ("tof", r"no method 'tof' \(did you mean 'tov'\?\)"),
+        ("tov/abz", r"'abz' is no option of tov"),
+        ("random/abs", r"'abs' is no option of random"),
+        ("uncertainty/abs", r"'abs' is no option of uncertainty"),
+        ("tov/abs/identity", r"transform is given twice"),
+        ("tov/n=4", r"'n=4' is no option of tov"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused_with_what_can(arm: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_arm(arm)
+
+
+def test_bad_values_and_missing_tests_are_said_before_anything_runs(tmp_path: Path, tiny_folder: Path) -> None:
+    for changed, says in (
+        ({"methods": ["tov/eps=-1"]}, "eps"),
+        ({"test": None}, "no test"),
+        ({"test_rows": 2}, "two tests"),
+        ({"sizes": [1]}, "at least 2"),
+        ({"answer_pattern": "("}, "--answer-pattern"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            compare(tmp_path / "run", tiny_folder, **changed)
+    with pytest.raises(DataError, match=r"--sizes 400 rows wanted, but the pool has 40"):
+        compare(tmp_path / "other", tiny_folder, sizes=[400])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_grid_extends_another_and_names_its_unset_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "full.yaml").write_text(yaml.safe_dump({
+        "model": "m", "sizes": [64], "experiments": {"A": {"target": "${PLACE}/a.jsonl"}, "B": {"target": "b", "seed": 1}},
+    }))  # fmt: skip
+    (tmp_path / "quick.yaml").write_text("extends: full.yaml\nsizes: [8]\nexperiments: {B: {seed: 2}}\n")
+    with pytest.raises(ConfigError, match=r"\$\{PLACE\} is not set"):
+        read_grid(tmp_path / "quick.yaml")
+    monkeypatch.setenv("PLACE", "/there")
+    grid = read_grid(tmp_path / "quick.yaml")
+    assert grid.settings_of("A", {"model": "n"}, "out") == {
+        "model": "n", "sizes": [8], "target": "/there/a.jsonl", "out": str(Path("out/A"))
+    }  # fmt: skip
+    assert grid.experiments["B"] == {"target": "b", "seed": 2}
+    assert list(read_grid(tmp_path / "quick.yaml", ("B",)).experiments) == ["B"]
+    with pytest.raises(ConfigError, match=r"no such experiment \(did you mean 'B'\?\)|--only b"):
+        read_grid(tmp_path / "quick.yaml", ("b",))
+
+
+def test_a_grid_runs_and_joins_its_tables(tmp_path: Path, tiny_folder: Path) -> None:
+    for name, rows, seed in (("pool", 40, 1), ("target", 6, 2), ("test", 5, 3)):
+        write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
+    experiment = {name: str(tmp_path / f"{name}.jsonl") for name in ("pool", "target", "test")}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({
+        "model": str(tiny_folder), "sizes": [8], "seeds": 1, "methods": ["tov", "zero-shot"], "base_size": 8, "epochs": 1,
+        "max_length": 64, "train_rows": 32, "experiments": {"one": experiment, "two": {**experiment, "seed": 5}},
+    }))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "tov", "compare", str(tmp_path / "grid.yaml"), "--out", str(tmp_path / "out"), "--quiet"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "out" / "report.md").read_text()
+    [head] = [line for line in report.splitlines() if line.startswith("| arm")]
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["arm", "one", "two"]
+    assert all((tmp_path / "out" / name / "report.md").exists() for name in ("one", "two"))
+    for name in ("tov", "zero-shot"):
+        assert name in report
+
+
+# A case whose answer is known
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_rows_with_right_labels_are_found_among_wrong_ones(minilm: str, corpus: None, tmp_path: Path) -> None:
+    """Questions and answers labelled by their topic, three in four with a topic drawn at random: right labels help, wrong
+    ones harm, and nothing but the label tells them apart. Those of which the model is least sure are the wrong ones."""
+    rows = [{"text": f"{row['prompt']} {row['completion']}", "label": topic}
+            for topic, found in read_topics().items() for row in found]  # fmt: skip
+    rows = list({row["text"]: row for row in rows}.values())
+    random.Random(0).shuffle(rows)
+    target, test, pool = rows[:64], rows[64:264], rows[264:]
+    wrong = random.Random(1)
+    topics = sorted({row["label"] for row in rows})
+    clean, shuffled = pool[: len(pool) // 4], pool[len(pool) // 4 :]
+    shuffled = [
+        {**row, "label": wrong.choice([topic for topic in topics if topic != row["label"]])} for row in shuffled
+    ]
+    compared = tov.compare(
+        model=minilm, target=target, test=test, pool=[write_jsonl(tmp_path / "clean.jsonl", clean),
+        write_jsonl(tmp_path / "shuffled.jsonl", shuffled)], methods=["tov/score-only", "uncertainty/score-only"],
+        sizes=len(clean) // 2, seeds=4, train_rows=640, out=tmp_path / "run", quiet=True,
+    )  # fmt: skip
+    [size] = compared.results["sizes"]
+    gains = {one["arm"]: one["gain"] for one in size["arms"]}
+    print(compared.report)
+    assert gains["tov/score-only"]["low"] > 0, f"the interval should exclude 0: {gains['tov/score-only']}"
+    assert gains["uncertainty/score-only"]["mean"] < 0, gains["uncertainty/score-only"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder_folder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.mark.parametrize("task", ["ner", "classification"])
+def test_classifiers_are_compared_with_their_metric(task: str, encoder: Path, tmp_path: Path) -> None:
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        draw = random.Random(seed)
+        if task == "ner":
+            return [{"tokens": [draw.choice("abcdef"), draw.choice("uvwxyz"), f"s{seed}n{at}"], "ner_tags": ["B-LOC", "O", "O"]}
+                    for at in range(count)]  # fmt: skip
+        return [{"text": f"{draw.choice('abcdef')} s{seed}n{at}", "label": "xy"[at % 2]} for at in range(count)]
+
+    compared = compare(
+        tmp_path / "run", encoder, pool=rows(40, 1), target=rows(6, 2), test=rows(5, 3), seeds=1, train_rows=160,
+        train_learning_rate=0.02,
+    )  # fmt: skip
+    assert compared.results["metric"] == {"ner": "entity F1", "classification": "accuracy"}[task]
+    trained, untrained = trial(compared, "random", 8), trial(compared, "zero-shot", 0)
+    assert 0 <= trained["metric"] <= 1
+    assert trained["loss"] < untrained["loss"]
