@@ -144,7 +144,7 @@ class _FrozenHead(torch.autograd.Function):
         with _exact_products(head, hidden):
             for words in _blocks(head):
                 weight = head.weight[words].to(dtype)
-                logits = _logits(head, wide, words, weight)
+                logits = _logits(head, wide, words, None if wide.is_cuda else weight)  # a GPU takes the weight as it is
                 slope = _slope(head, logits)
                 share = logits.sub_(label[:, None]).exp_()
                 total += share.sum(1)
