@@ -1,6 +1,6 @@
-"""Attention in training on a CPU: in fp32 under a bf16 model, where torch's backward pass is two to three times as fast.
+"""Attention in training on a CPU: in fp32 under a bf16 model, where torch's backward pass is faster.
 
-docs/speed.md has the figures. Elsewhere than on a CPU, and in a scan, this module does nothing.
+Elsewhere than on a CPU, and in a scan, this module does nothing.
 """
 
 from __future__ import annotations

@@ -146,20 +146,30 @@ def token_logprobs(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log p with its gradient in the hidden state worked out on the way: d log p / dh = sum_v (1[v = label] - p_v) w_v."""
+    """Log p with its gradient in the hidden state worked out on the way: d log p / dh = sum_v (1[v = label] - p_v) w_v.
+
+    In one walk over the vocabulary: p_v = exp(logit_v - logit_label) / sum, and the sum is divided by at the end.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
-        logp = _chunk(head, hidden, labels)
-        wide = hidden.to(logp.dtype)
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        wide = hidden.to(dtype)
         label = _label_logits(head, wide, labels)
-        gradient = head.weight[labels].to(wide.dtype) * _slope(head, label)[:, None]
-        log_total = (label - logp)[:, None]
+        total, pull = torch.zeros_like(label), torch.zeros_like(wide)
         with _exact_products(head, hidden):
             for words in _blocks(head):
-                logits = _logits(head, wide, words)
-                share = (logits - log_total).exp_().mul_(_slope(head, logits))
-                gradient -= share @ head.weight[words].to(wide.dtype)
+                weight = head.weight[words].to(dtype)
+                logits = _logits(head, wide, words, None if wide.is_cuda else weight)  # a GPU takes the weight as it is
+                slope = _slope(head, logits)
+                share = logits.sub_(label[:, None]).exp_()
+                total += share.sum(1)
+                pull.addmm_(share if slope is None else share.mul_(slope), weight)
+        logp = -total.log()
+        gradient = _sloped(head, head.weight[labels].to(dtype), label[:, None]) - pull / total[:, None]
+        far = ~(torch.isfinite(logp) & torch.isfinite(gradient).all(1))  # as in `_chunk`
+        if far.any():
+            logp[far], gradient[far] = _dense_gradient(head, wide[far], labels[far])
         ctx.save_for_backward(gradient.to(hidden.dtype))
         return logp
 
@@ -167,6 +177,14 @@ class _FrozenHead(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * upstream[:, None]).to(gradient.dtype), None, None
+
+
+def _dense_gradient(head: Head, wide: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Log p and its gradient of a few tokens, against the whole vocabulary by autograd."""
+    with torch.enable_grad():
+        wide = wide.detach().requires_grad_()
+        logp = _chunk_dense(head, wide, labels)
+        return logp.detach(), torch.autograd.grad(logp.sum(), wide)[0]
 
 
 def _blocks(head: Head) -> Iterator[slice]:
@@ -208,9 +226,9 @@ def _label_logits(head: Head, wide: Tensor, labels: Tensor) -> Tensor:
     return _after(head, logits)
 
 
-def _logits(head: Head, wide: Tensor, words: slice) -> Tensor:
-    """(S, words) logits in the dtype of `wide`."""
-    weight = head.weight[words]
+def _logits(head: Head, wide: Tensor, words: slice, weight: Tensor | None = None) -> Tensor:
+    """(S, words) logits in the dtype of `wide`; `weight` is these words' own, where it is at hand in another dtype."""
+    weight = head.weight[words] if weight is None else weight
     if wide.is_cuda and weight.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         logits = torch.mm(wide.to(weight.dtype), weight.T, out_dtype=torch.float32)
     else:
@@ -231,10 +249,16 @@ def _after(head: Head, logits: Tensor) -> Tensor:
     return logits
 
 
-def _slope(head: Head, logits: Tensor) -> Tensor:
-    """The derivative of `_after`, from its result."""
-    slope = torch.full_like(logits, head.scale)
-    return slope if head.softcap is None else slope * (1.0 - (logits / head.softcap) ** 2)
+def _slope(head: Head, logits: Tensor) -> Tensor | None:
+    """The derivative of `_after`, from its result; None for 1."""
+    if head.softcap is not None:
+        return head.scale * (1.0 - (logits / head.softcap) ** 2)
+    return None if head.scale == 1.0 else torch.full_like(logits, head.scale)
+
+
+def _sloped(head: Head, values: Tensor, logits: Tensor) -> Tensor:
+    slope = _slope(head, logits)
+    return values if slope is None else values * slope
 
 
 @contextlib.contextmanager

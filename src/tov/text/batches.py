@@ -47,10 +47,10 @@ def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.
     return groups
 
 
-def collate(encoded: Encoded, rows: np.ndarray) -> Batch:
-    """One padded batch of these rows; the row order in the shard's scored tokens is that of `rows`."""
+def collate(encoded: Encoded, rows: np.ndarray, width: int = 0) -> Batch:
+    """One batch of these rows, padded to the longest or to `width`; the row order in its scored tokens is that of `rows`."""
     lengths = encoded.lengths[rows]
-    filled = np.arange(int(lengths.max())) < lengths[:, None]
+    filled = np.arange(max(int(lengths.max()), width)) < lengths[:, None]
     ids, labels = np.zeros(filled.shape, np.int64), np.full(filled.shape, IGNORED, np.int64)
     taken = np.repeat(encoded.offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
     ids[filled], labels[filled] = encoded.ids[taken], encoded.labels[taken]
