@@ -348,7 +348,7 @@ def test_rows_with_right_labels_are_found_among_wrong_ones(minilm: str, corpus: 
     compared = tov.compare(
         model=minilm, target=target, test=test, pool=[write_jsonl(tmp_path / "clean.jsonl", clean),
         write_jsonl(tmp_path / "shuffled.jsonl", shuffled)], methods=["tov/score-only", "uncertainty/score-only"],
-        sizes=len(clean) // 2, seeds=4, train_rows=640, out=tmp_path / "run", quiet=True,
+        sizes=len(clean) // 2, seeds=4, train_rows=320, max_length=48, out=tmp_path / "run", quiet=True,
     )  # fmt: skip
     [size] = compared.results["sizes"]
     gains = {one["arm"]: one["gain"] for one in size["arms"]}

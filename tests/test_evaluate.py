@@ -165,7 +165,9 @@ def test_accuracy() -> None:
 def test_a_classifier_s_metric_by_its_task() -> None:
     gold, predicted, offsets = np.array([1, 2, 0, 1]), np.array([1, 2, 0, 2]), np.array([0, 3, 4])
     assert label_metric("ner", TAGS, gold, predicted, offsets) == 1.0, "the second sentence's I- begins an entity"
-    assert label_metric("ner", TAGS, gold, predicted, np.array([0, 2, 4])) == 1.0
+    both = np.array([1, 2]), np.array([1, 1])
+    assert label_metric("ner", TAGS, *both, np.array([0, 1, 2])) == 1.0, "entities end with the sentence"
+    assert label_metric("ner", TAGS, *both, np.array([0, 2])) == 0.0
     assert label_metric("ner", TAGS, gold[:2], np.array([1, 0]), np.array([0, 2])) == 0.0
     assert label_metric("classification", TAGS, gold, predicted, offsets) == 0.75
     assert label_metric("instruction", (), gold, predicted, offsets) is None

@@ -36,7 +36,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "amplify": 1.0,
         "normalize": "initial-loss",
         "epochs": 1,
-        "train_learning_rate": 5e-4,
+        "train_learning_rate": 1e-3,
     },
     "classification": {
         "lora_rank": 8,
