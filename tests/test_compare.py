@@ -20,12 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tov
+from test_classifiers import sentence
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.comparison.grid import read_grid
 from tov.comparison.split import make_split, read_data
 from tov.comparison.trials import plan_trials
 from tov.config import CompareConfig, build
-from tov.demo_data import read_topics
 from tov.errors import ConfigError, DataError, RunError
 from tov.methods import METHODS, parse_arm
 
@@ -329,32 +329,34 @@ def test_a_grid_runs_and_joins_its_tables(tmp_path: Path, tiny_folder: Path) -> 
 # A case whose answer is known
 
 
-@pytest.mark.model
+def planted(draw: random.Random, count: int) -> list[dict[str, Any]]:
+    """Distinct sentences with their right tags."""
+    found: dict[str, dict[str, Any]] = {}
+    while len(found) < count:
+        row = sentence(draw, draw.choice(["PER", "LOC"]))
+        found[json.dumps(row)] = row
+    return list(found.values())
+
+
 @pytest.mark.slow
-def test_rows_with_right_labels_are_found_among_wrong_ones(minilm: str, corpus: None, tmp_path: Path) -> None:
-    """Questions and answers labelled by their topic, three in four with a topic drawn at random: right labels help, wrong
-    ones harm, and nothing but the label tells them apart. Those of which the model is least sure are the wrong ones."""
-    rows = [{"text": f"{row['prompt']} {row['completion']}", "label": topic}
-            for topic, found in read_topics().items() for row in found]  # fmt: skip
-    rows = list({row["text"]: row for row in rows}.values())
-    random.Random(0).shuffle(rows)
-    target, test, pool = rows[:64], rows[64:264], rows[264:]
-    wrong = random.Random(1)
-    topics = sorted({row["label"] for row in rows})
-    clean, shuffled = pool[: len(pool) // 4], pool[len(pool) // 4 :]
-    shuffled = [
-        {**row, "label": wrong.choice([topic for topic in topics if topic != row["label"]])} for row in shuffled
-    ]
+def test_rows_with_right_tags_are_found_among_wrong_ones(encoder: Path, tmp_path: Path) -> None:
+    """A quarter of the pool has its right tags, the rest tags drawn at random, and nothing but the tags tells them apart: right
+    ones help, wrong ones harm, and the rows that a model is least sure of are mostly wrong ones."""
+    draw = random.Random(0)
+    rows = planted(draw, 900)
+    target, test, right, wrong = rows[:48], rows[48:148], rows[148:338], rows[338:]
+    wrong = [{**row, "ner_tags": [draw.choice(["O", "B-PER", "B-LOC"]) for _ in row["tokens"]]} for row in wrong]
+    pool = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("right", right), ("wrong", wrong))]
     compared = tov.compare(
-        model=minilm, target=target, test=test, pool=[write_jsonl(tmp_path / "clean.jsonl", clean),
-        write_jsonl(tmp_path / "shuffled.jsonl", shuffled)], methods=["tov/score-only", "uncertainty/score-only"],
-        sizes=len(clean) // 2, seeds=4, train_rows=320, max_length=48, out=tmp_path / "run", quiet=True,
+        model=str(encoder), target=target, test=test, pool=pool, methods=["tov/score-only", "uncertainty/score-only"],
+        sizes=96, seeds=5, train_rows=1536, train_learning_rate=0.005, learning_rate=0.01, eps=1.0, lora_rank=4,
+        normalize="none", out=tmp_path / "run", quiet=True,
     )  # fmt: skip
-    [size] = compared.results["sizes"]
-    gains = {one["arm"]: one["gain"] for one in size["arms"]}
-    print(compared.report)
-    assert gains["tov/score-only"]["low"] > 0, f"the interval should exclude 0: {gains['tov/score-only']}"
-    assert gains["uncertainty/score-only"]["mean"] < 0, gains["uncertainty/score-only"]
+    arms = {one["arm"]: one for one in compared.results["sizes"][0]["arms"]}
+    tov_gain, least_sure = arms["tov/score-only"]["gain"], arms["uncertainty/score-only"]["gain"]
+    assert tov_gain["low"] > 0, f"the interval should exclude 0: {tov_gain}"
+    assert least_sure["mean"] < 0, f"rows with wrong tags should do harm: {least_sure}"
+    assert arms["tov/score-only"]["chosen"]["right"] > 1.5 * arms["random"]["chosen"]["right"]
 
 
 @pytest.fixture(scope="module")

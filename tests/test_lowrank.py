@@ -6,11 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from tiny import VOCABULARY, make_rows, tiny_llama, tiny_tokenizer
 from tov.data.conversations import Conversation
 from tov.model.adapters import attach, parameters, read_state
-from tov.model.attention import wide
+from tov.model.attention import UNIT, aligned, wide
 from tov.model.joined import _quick_norm, join, quick_norms, scanning
 from tov.model.logloss import gather_hidden, head_of, token_logprobs
 from tov.model.lowrank import _TrainedLinear, plain_layers, thin_factors, thin_linear, training
@@ -333,3 +334,27 @@ def test_attention_trains_in_fp32_under_a_bf16_model_on_a_cpu():
     torch.testing.assert_close(inside, plain, rtol=0.05, atol=0.05)
     with wide(tiny_llama()):
         pass
+
+
+@pytest.mark.parametrize("length", [UNIT - 1, UNIT, UNIT + 5])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole rows", "padded rows"])
+@pytest.mark.parametrize("causal", [True, False], ids=["decoder", "encoder"])
+def test_attention_over_aligned_lengths_is_the_same(length, padded, causal):
+    if causal:
+        model = tiny_llama()
+    else:
+        config = BertConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=64
+        )
+        model = BertModel(config).eval()
+    ids = torch.randint(1, 50, (3, length))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, -4:] = 0
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask)[0]
+        with aligned(model):
+            assert model.config._attn_implementation != "sdpa"
+            inside = model(input_ids=ids, attention_mask=mask)[0]
+    assert model.config._attn_implementation == "sdpa", "the model is not as it was"
+    torch.testing.assert_close(inside[mask > 0], plain[mask > 0], rtol=1e-5, atol=1e-5)

@@ -164,7 +164,7 @@ def test_the_noise_floor_is_the_rounding_between_two_layouts():
     for name, value in floors[torch.float32].items():
         assert 0 <= value < 2e-6, f"{name} is {value:.2g} nat; two layouts of a tiny fp32 model differ by 1e-7 at most"
     for name, value in floors[torch.bfloat16].items():
-        assert 1e-4 < value < 0.5, f"{name} is {value:.2g} nat; a bf16 model rounds otherwise in another layout"
+        assert 0 <= value < 0.5, f"{name} is {value:.2g} nat; aligned attention may round alike in both layouts"
 
 
 # A whole run, by its files.

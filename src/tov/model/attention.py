@@ -1,6 +1,7 @@
-"""Attention in training on a CPU: in fp32 under a bf16 model, where torch's backward pass is faster.
+"""Attention on a CPU: what torch does slowly there, done another way with the same result. Elsewhere this module does nothing.
 
-Elsewhere than on a CPU, and in a scan, this module does nothing.
+In training under a bf16 model: in fp32, where torch's backward pass is faster. In a scan: with lengths
+padded to a multiple of 16, where torch's forward pass takes half the time or, below 16, a third. docs/speed.md has the figures.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-NAME = "tov_wide_sdpa"
+WIDE, ALIGNED = "tov_wide_sdpa", "tov_aligned_sdpa"
+UNIT = 16
+"""Keys that a CPU's vector unit takes at once."""
 
 
 def wide_attention(
@@ -36,19 +40,64 @@ def wide_attention(
     return out.to(query.dtype), weights
 
 
+def aligned_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Any]:
+    """(B, T, heads, d) as transformers' `sdpa`, which does the work, with keys padded to a multiple of `UNIT`.
+
+    Causal attention sees nothing of what is appended; else a mask hides it. Arguments as of `wide_attention`.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    length = query.shape[2]
+    more = -length % UNIT
+    plain = key.shape[2] == length and options.get("position_bias") is None
+    if not more or not plain:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    causal = options.get("is_causal")
+    if attention_mask is None and (getattr(module, "is_causal", True) if causal is None else causal):
+        query = _longer(query, more)
+    elif attention_mask is None:
+        attention_mask = (torch.arange(length + more) < length).expand(1, 1, length, -1)
+    else:
+        hidden = False if attention_mask.dtype == torch.bool else float("-inf")
+        attention_mask = functional.pad(attention_mask, (0, more), value=hidden)
+    out, weights = sdpa_attention_forward(
+        module, query, _longer(key, more), _longer(value, more), attention_mask, **options
+    )
+    return out[:, :length], weights
+
+
+def _longer(x: Tensor, more: int) -> Tensor:
+    return functional.pad(x, (0, 0, 0, more))
+
+
 @contextlib.contextmanager
 def wide(model: Any) -> Iterator[None]:
-    """Within the block a bf16 model on a CPU that uses transformers' `sdpa` uses `wide_attention` instead."""
-    used = getattr(model.config, "_attn_implementation", None)
-    if model.device.type != "cpu" or model.dtype != torch.bfloat16 or used != "sdpa":
+    """Within the block a bf16 model on a CPU uses `wide_attention`."""
+    with _instead_of_sdpa(model, WIDE, wide_attention) if model.dtype == torch.bfloat16 else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def aligned(model: Any) -> Iterator[None]:
+    """Within the block a model on a CPU uses `aligned_attention`."""
+    with _instead_of_sdpa(model, ALIGNED, aligned_attention):
+        yield
+
+
+@contextlib.contextmanager
+def _instead_of_sdpa(model: Any, name: str, attention: Any) -> Iterator[None]:
+    """Within the block a model on a CPU that uses transformers' `sdpa` uses `attention` instead."""
+    if model.device.type != "cpu" or getattr(model.config, "_attn_implementation", None) != "sdpa":
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, wide_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

@@ -25,8 +25,8 @@ from tov.text.encode import IGNORED
 
 CHUNK_TOKENS = 1024
 """Scored tokens that meet the head at once."""
-BLOCK_WORDS = 4096
-"""Vocabulary entries that a chunk meets at once: 1024 x 4096 fp32 stays in a CPU's cache."""
+BLOCK_WORDS = 2048
+"""Vocabulary entries that a chunk meets at once: 1024 x 2048 fp32 stays in a CPU's cache (4096 take a sixth longer)."""
 
 
 @dataclass(frozen=True)
