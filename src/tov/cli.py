@@ -169,7 +169,7 @@ def _option(record: type[Settings], name: str) -> click.Option:
 
 
 def _shown_default(default: Any) -> str:
-    if default is None or default == {}:
+    if default is None or default in ({}, ()):
         return ""
     if isinstance(default, bool):
         return f"  [{'on' if default else 'off'}]"

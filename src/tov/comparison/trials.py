@@ -27,7 +27,7 @@ from tov.data.labels import known_labels
 from tov.errors import ConfigError, DataError, TovError
 from tov.files import append_json_line, digest
 from tov.methods import Arm, parse_arm
-from tov.metrics import accuracy, entity_f1, exact_match
+from tov.metrics import exact_match, label_metric
 from tov.model.adapters import State, read_state, write_state
 from tov.model.evaluate import Evaluation, evaluate
 from tov.model.generate import answers
@@ -280,14 +280,9 @@ def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) ->
 
 
 def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
-    if bench.config.task == "ner":
-        names = np.array(bench.labels, dtype=object)
-        gold, predicted = (np.split(names[tags], result.offsets[1:-1]) for tags in (result.labels, result.predicted))
-        return entity_f1([list(tags) for tags in gold], [list(tags) for tags in predicted])
-    if bench.config.task == "classification":
-        return accuracy(result.labels, result.predicted)
-    if not bench.config.exact_match:
-        return None
+    if not bench.config.exact_match or bench.config.task != "instruction":
+        names = opened.loaded.labels
+        return label_metric(bench.config.task or "", names, result.labels, result.predicted, result.offsets)
     pool = bench.split.test[0]
     rows = [row for row in pool.rows(0, min(len(pool), bench.config.exact_match)) if isinstance(row, Conversation)]
     said = answers(opened.adapted, opened.encode.tokenizer, rows, max_length=opened.encode.max_length)
