@@ -29,7 +29,7 @@ from tov.path.variants import START, VARIANTS, Step
 from tov.progress import Silent
 from tov.scan.scan import token_losses
 from tov.scoring import log_loss, normalized, row_scores
-from tov.seeds import derive
+from tov.seeds import derive, generator
 from tov.stages import CPU_BATCH_TOKENS, draw_rows, open_model, read_pool, read_target
 from tov.text.batches import collate, plan
 

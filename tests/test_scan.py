@@ -155,7 +155,9 @@ def test_a_state_that_is_no_number_is_an_error():
 def test_the_noise_floor_is_the_rounding_between_two_layouts():
     rows, floors = encoded_rows(longest=60), {}
     for dtype in (torch.float32, torch.bfloat16):
-        wide = tiny_llama(dtype=dtype, hidden_size=256, intermediate_size=384)  # sums of 32 terms round alike in any order
+        wide = tiny_llama(
+            dtype=dtype, hidden_size=256, intermediate_size=384
+        )  # sums of 32 terms round alike in any order
         adapted = attach(wide, rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), seed=0)
         with scanning(adapted) as set_state:
             floors[dtype] = noise_floor(

@@ -82,7 +82,9 @@ def read_state(adapted: Any) -> State:
     """A copy of the adapter's parameters."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # else all of them, for an adapter on the head
+    state = get_peft_model_state_dict(
+        adapted, save_embedding_layers=False
+    )  # else all of them, for an adapter on the head
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
