@@ -860,6 +860,68 @@ def _(b: Bench) -> list[str]:
     return ["score", "--from", str(b / "run"), "--pool", str(new), "--out", str(b / "scored")]
 
 
+# Comparing and training
+
+
+def compare(b: Bench, *more: str | Path, **instead: Any) -> list[str]:
+    """A `tov compare` that would work."""
+    write_jsonl(b / "test.jsonl", make_rows(4, seed=11))
+    flags = {"test": b / "test.jsonl", "sizes": 6, "seeds": 1, "train-rows": 16, "n": None, **instead}
+    return ["compare", *b.select(*more, **flags)[1:]]
+
+
+@bad("compare without a test", "no test", "--test-rows")
+def _(b: Bench) -> list[str]:
+    return compare(b, test=None)
+
+
+@bad("compare an unknown method", "no method 'les'", "allowed: tov", "random")
+def _(b: Bench) -> list[str]:
+    return compare(b, methods="tov,les")
+
+
+@bad("an option that cannot take effect", "'abs' is no option of random")
+def _(b: Bench) -> list[str]:
+    return compare(b, methods="tov,random/abs")
+
+
+@bad("a wrong value in an arm", "--eps", "-1", "greater than 0")
+def _(b: Bench) -> list[str]:
+    return compare(b, methods="tov/eps=-1")
+
+
+@bad("compare more rows than the pool has", "--sizes 600 rows wanted", "30 usable rows")
+def _(b: Bench) -> list[str]:
+    return compare(b, sizes=600)
+
+
+@bad("a test too large for the target", "--test-rows", "the target's 6 rows are too few")
+def _(b: Bench) -> list[str]:
+    return compare(b, **{"test": None, "test-rows": 60})
+
+
+@bad("a grid with an unset variable", "${TOV_NOWHERE} is not set", "TOV_NOWHERE=... tov compare")
+def _(b: Bench) -> list[str]:
+    grid = b.raw("grid.yaml", b"experiments: {A: {target: '${TOV_NOWHERE}/a.jsonl'}}")
+    return ["compare", str(grid), "--out", str(b / "out")]
+
+
+@bad("--only of an unknown experiment", "no such experiment", "did you mean 'NER-E1'?")
+def _(b: Bench) -> list[str]:
+    grid = b.raw("grid.yaml", b"experiments: {NER-E1: {target: a.jsonl}}")
+    return ["compare", str(grid), "--only", "NER-E", "--out", str(b / "out")]
+
+
+@bad("train from what is no run", "holds no run", "name the --out of an earlier select")
+def _(b: Bench) -> list[str]:
+    return ["train", str(b / "nothing"), "--out", str(b / "model")]
+
+
+@bad("train from a run that is not finished", "holds no chosen rows")
+def _(b: Bench) -> list[str]:
+    return ["train", "--from", str(b.unfinished()), "--out", str(b / "model")]
+
+
 # Running them
 
 

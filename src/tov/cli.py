@@ -240,7 +240,7 @@ def _fit(config: str | None, **flags: Any) -> None:
 def _train(config: str | None, **flags: Any) -> None:
     from tov.config import TrainConfig, build
 
-    if config and Path(config).is_dir():  # tov train RUN
+    if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config
     record = build(TrainConfig, _gather(config, flags))
     from tov import final
