@@ -138,6 +138,36 @@ def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path
     assert len(again.trials) == lines + 1, "the failed trial, and no other, is tried again"
 
 
+def test_seeds_and_arms_that_were_not_asked_for_are_not_summed_up_but_told(tmp_path: Path, tiny_folder: Path) -> None:
+    compare(tmp_path / "run", tiny_folder, methods=["tov", "tov/abs", "tov/identity"], seeds=2)
+    fewer = compare(tmp_path / "run", tiny_folder, methods=["tov/abs"], seeds=1)
+    assert all(one["seeds"] == [0] for one in fewer.results["sizes"][0]["arms"])
+    assert any(
+        "2 more arms were trained here and are not shown: tov, tov/identity" in note for note in fewer.results["notes"]
+    )
+
+
+def test_another_model_under_the_same_name_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    import shutil
+
+    from tiny import tiny_model_folder
+    from tov.errors import ModelError
+
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    compare(tmp_path / "run", model, seeds=1)
+    shutil.rmtree(model)
+    tiny_model_folder(tmp_path, seed=9, name="model")
+    with pytest.raises(ModelError, match=r"no longer that of the earlier trials: fingerprint"):
+        compare(tmp_path / "run", model, seeds=2)
+
+
+def test_a_part_of_a_comparison_is_no_run_to_go_out_from(compared: Any) -> None:
+    [folder] = compared.folder.glob("scores/seed-0/*")
+    for place in (folder, compared.folder):
+        with pytest.raises(RunError, match="comparison"):
+            tov.reselect(place, n=4, out=compared.folder.parent / "again")
+
+
 def test_a_run_can_be_compared_without_naming_anything_again(tmp_path: Path, tiny_folder: Path) -> None:
     files = {name: write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
              for name, rows, seed in (("pool", 40, 1), ("target", 6, 2), ("test", 5, 3))}  # fmt: skip
@@ -212,6 +242,36 @@ def rows_with_groups(count: int, groups: int, seed: int) -> list[dict[str, Any]]
     return [{**row, "template": f"t{draw.randrange(groups)}"} for row in make_rows(count, seed=seed)]
 
 
+def test_a_test_file_keeps_its_groups_and_prompts_from_target_and_pool_whatever_the_guard() -> None:
+    rows = rows_with_groups(60, 20, seed=5)
+    test, rest = rows[:6], rows[6:]
+    held = {row["template"] for row in test}
+    pool = [{"prompt": test[0]["prompt"].upper(), "completion": "another answer"}, *make_rows(30, seed=6)]
+    for guard in (True, False):
+        config = config_of(test="x", group_by="template", leak_guard=guard)
+        split = make_split(read_data(config, [rest, pool], [rest], [test]), config, 0)
+        target = {row["template"] for source in split.target[0].sources for row in source.table}
+        assert not target & held, "the target shares a template with the test"
+        places = np.flatnonzero(split.rows.usable)
+        chosen = [split.rows.pool.original(int(place)) for place in places]
+        assert not {row.get("template") for row in chosen} & held, "the pool shares a template with the test"
+        assert all(row["prompt"] != pool[0]["prompt"] for row in chosen), "the pool has a prompt of the test"
+        assert any("group" in note for note in split.notes)
+
+
+def test_rows_without_a_group_are_not_one_group_and_a_prompt_joins_groups() -> None:
+    rows = [{**row, "template": None} for row in make_rows(20, seed=5)]
+    pair = [{"prompt": "the same", "completion": answer, "template": answer} for answer in ("a", "b")]
+    config = config_of(test_rows=4, target_rows=4, group_by="template")
+    data = read_data(config, [make_rows(30, seed=6)], [rows + pair], [])
+    for seed in range(20):
+        split = make_split(data, config, seed)
+        prompts = [
+            {row["prompt"] for source in read[0].sources for row in source.table} for read in (split.target, split.test)
+        ]
+        assert not prompts[0] & prompts[1], "one prompt, two groups: still one unit"
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10_000), groups=st.integers(20, 30), test_rows=st.integers(1, 8), target_rows=st.integers(1, 8)
@@ -245,12 +305,22 @@ def test_pool_rows_of_the_test_cannot_be_chosen(tmp_path: Path, tiny_folder: Pat
     assert trial(compared, "full", 40)["train"]["steps"] == 3, "the five rows of the test are not among the usable"
 
 
+def config_of(**given: Any) -> CompareConfig:
+    return build(CompareConfig, {"model": "m", "pool": "p", "target": "t", "sizes": 8, "out": "o", **given})
+
+
 def test_the_trials_of_a_seed() -> None:
     arms = [parse_arm(name) for name in ("tov", "zero-shot", "random", "full")]
-    planned = [(one.arm.name, one.n) for one in plan_trials(arms, [10, 20], 0, 50)]
-    assert planned == [
-        ("random", 5), ("random", 10), ("random", 20), ("random", 40), ("tov", 10), ("tov", 20), ("zero-shot", 0), ("full", 50)
-    ]  # fmt: skip
+
+    def planned(**given: Any) -> list[tuple[str, int]]:
+        return [(one.arm.name, one.n) for one in plan_trials(arms, config_of(sizes=[10, 20], **given), 0, 50)]
+
+    rest = [("tov", 10), ("tov", 20), ("zero-shot", 0), ("full", 50)]
+    assert planned() == [("random", 5), ("random", 10), ("random", 20), ("random", 40), *rest]
+    assert planned(train_rows=24) == [("random", 5), ("random", 10), ("random", 20), *rest], (
+        "40 rows would be more steps"
+    )
+    assert planned(train_rows=24, train_epochs=1)[3] == ("random", 40)
 
 
 # Bad input
@@ -265,6 +335,9 @@ def test_the_trials_of_a_seed() -> None:
         ("uncertainty/abs", r"'abs' is no option of uncertainty"),
         ("tov/abs/identity", r"transform is given twice"),
         ("tov/n=4", r"'n=4' is no option of tov"),
+        ("tov/eps={", r"'eps=\{' has no usable value"),
+        ("tov/eps=", r"'eps=' has no usable value"),
+        ("uncertainty/amplify=8", r"'amplify=8' is no option of uncertainty"),
     ],
 )
 def test_an_arm_that_cannot_be_is_refused_with_what_can(arm: str, says: str) -> None:
@@ -279,6 +352,10 @@ def test_bad_values_and_missing_tests_are_said_before_anything_runs(tmp_path: Pa
         ({"test_rows": 2}, "two tests"),
         ({"sizes": [1]}, "at least 2"),
         ({"answer_pattern": "("}, "--answer-pattern"),
+        ({"group_by": "tempalte"}, "no such column"),
+        ({"methods": ["tov", "tov/positive"]}, "'tov/positive' and 'tov' are the same"),
+        ({"methods": ["tov/sgd/eps=1"]}, "eps has no effect"),
+        ({"methods": ["tov/sgd_learning_rate=1"]}, "sgd_learning_rate has no effect"),
     ):
         with pytest.raises(ConfigError, match=says):
             compare(tmp_path / "run", tiny_folder, **changed)

@@ -180,21 +180,35 @@ def test_an_interval_may_be_open_at_one_end():
     lines = random_trials(6)
     lines += [trial("tov", 100, seed, log_loss(300 if seed % 2 else 900) + 0.01 * seed) for seed in range(6)]
     found = record(summary(lines))["equivalent"]
-    assert found["high"] == {"ratio": 4.0, "at_least": True, "at_most": False}, "some draws lie beyond the curve"
-    assert 2.9 < found["low"]["ratio"] < 4, "the lower end is on the curve"
+    assert found["high"] == {"ratio": 4.0, "at_least": True, "at_most": False}, "the upper end lies beyond the curve"
+    assert 2 < found["low"]["ratio"] < 4, "the lower end is on the curve"
     assert not found["low"]["at_least"]
 
 
-def test_the_bootstrap_spreads_as_the_seeds_do():
-    """One log-linear curve without noise; an arm's log worth is normal over 30 seeds: the known interval of a mean."""
+def test_the_interval_of_worth_is_that_of_the_paired_difference():
+    """One log-linear curve without noise; an arm's log worth is normal over 30 seeds: the known t interval of a mean."""
     seeds, spread = 30, 0.2
     logs = math.log(2) + spread * np.random.default_rng(5).normal(size=seeds)
-    sizes = np.array(SIZES)
     curve = np.repeat([[log_loss(n)] for n in SIZES], seeds, axis=1)
-    found = data_equivalent(sizes, curve, np.array([log_loss(100 * math.exp(log)) for log in logs]), 100)
-    half = 1.96 * logs.std() / math.sqrt(seeds)
+    found = data_equivalent(np.array(SIZES), curve, np.array([log_loss(100 * math.exp(log)) for log in logs]), 100)
     ends = [math.log(found[name]["ratio"]) for name in ("low", "point", "high")]
-    assert ends == pytest.approx([logs.mean() - half, logs.mean(), logs.mean() + half], abs=0.15 * half)
+    low, high = t_interval(logs)
+    assert ends == pytest.approx([low, logs.mean(), high])
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_the_interval_of_worth_holds_the_truth_as_often_as_it_says(seeds):
+    """Curve and arm share what the seed draws, and have noise of their own; the arm is worth sqrt(2) times its rows."""
+    draw, held = np.random.default_rng(seeds), 0
+    curve = 1 - 0.1 * np.log2(np.array(SIZES) / SIZES[0])
+    for _ in range(300):
+        shared = draw.normal(0, 0.05, seeds)
+        random = curve[:, None] + shared + draw.normal(0, 0.03, (len(SIZES), seeds))
+        arm = curve[1] - 0.05 + shared + draw.normal(0, 0.03, seeds)
+        found = data_equivalent(np.array(SIZES), random, arm, SIZES[1])
+        below = found["low"]["at_most"] or found["low"]["ratio"] <= math.sqrt(2)
+        held += below and (found["high"]["at_least"] or found["high"]["ratio"] >= math.sqrt(2))
+    assert 0.92 < held / 300 < 1.0, f"a 95 % interval held the truth in {held} of 300"
 
 
 def test_on_a_flat_stretch_the_fewest_rows_count():

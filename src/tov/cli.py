@@ -256,10 +256,14 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
     from tov.comparison.grid import is_grid, read_grid
 
     if config and is_grid(Path(config)):
-        given = _gather(None, flags)
+        grid, given = read_grid(Path(config), only), _gather(None, flags)
         from tov.comparison.run import run_grid
 
-        print(run_grid(read_grid(Path(config), only), given))
+        report, results = run_grid(grid, given)
+        if given.get("json_output"):
+            print(json.dumps({"folder": given["out"], "results": results}))
+        elif not given.get("quiet"):
+            print(report)
         return
     if only:
         raise ConfigError("--only is for a grid file", fix="tov compare GRID.yaml --only NAME")

@@ -76,8 +76,8 @@ def _legend(results: Mapping[str, Any]) -> str:
         f"Test log-loss: mean over test rows of a row's mean log-loss, in nats, ± standard deviation over seeds. Better: "
         f"fall of the loss in % of that of random rows at the same size and seed, with a {level} t interval over seeds. "
         f"A tie is a gain within ±{results['tie']:g} %. Worth: how many times the rows random would need for the same loss, "
-        f"with a {level} bootstrap interval over seeds. zero-shot (no training) and full (every usable row) have sizes of "
-        f"their own and no interval."
+        f"with the {level} t interval of the paired difference, read off the same curve. zero-shot (no training) and full "
+        f"(every usable row) have sizes of their own and no interval."
     )
 
 

@@ -34,7 +34,7 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-4,
         "eps": 0.3,
         "amplify": 1.0,
-        "normalize": "initial-loss",
+        "normalize": "none",
         "epochs": 1,
         "train_learning_rate": 1e-3,
     },
@@ -199,7 +199,7 @@ class RuleSettings(Settings):
     transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
     normalize: Normalize | None = _setting(
         "selection",
-        "divide a row's score by its log-loss under the base state (relative improvement); auto: not for instruction",
+        f"divide a row's score by its log-loss under the base state (relative improvement); auto: {_by_task('normalize')}",
         None,
     )
     rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
@@ -265,7 +265,9 @@ class TrainConfig(TrainingSettings, PlaceSettings):
     from_run: str = _setting("training", "the run whose chosen rows are trained on", min_length=1)
     test: tuple[str, ...] = _setting("training", "held-out rows like the target: log-loss before and after", ())
     trainer: Literal["tov", "trl"] = _setting("training", "our loop, or TRL's SFTTrainer (instruction tuning)", "tov")
-    seed: int | None = _setting("training", "seed of data order and dropout; default: the run's", None, ge=0)
+    seed: int | None = _setting(
+        "training", "seed of a new adapter and head, data order and dropout; default: the run's", None, ge=0
+    )
     device: str = _setting("training", "auto, cpu, cuda, cuda:1, mps", "auto")
 
 

@@ -123,6 +123,8 @@ def _option(text: str, part: str, method: Method) -> tuple[str, Any]:
     named, equals, value = part.partition("=")
     key = named if equals else next((key for key, words in _WORDS.items() if part in words), None)
     effective = (*method.options, *(_PATH if method.takes == "best" else ()))
+    if method.ranking is not gain:
+        effective = tuple(name for name in effective if name != "amplify")  # it moves the target's state alone
     if key is None or key not in effective:
         words = [word for key in effective for word in _WORDS.get(key, ())]
         raise ConfigError(
@@ -130,4 +132,10 @@ def _option(text: str, part: str, method: Method) -> tuple[str, Any]:
             allowed=", ".join([*words, *(f"{key}=..." for key in effective if key not in _WORDS)])
             or f"{method.name} alone",
         )
-    return key, yaml.safe_load(value) if equals else part
+    try:
+        parsed = yaml.safe_load(value) if equals else part
+    except yaml.YAMLError:
+        parsed = None
+    if parsed is None:
+        raise ConfigError(f"--methods got '{text}': '{part}' has no usable value", fix=f"{key}=VALUE")
+    return key, parsed

@@ -146,7 +146,10 @@ def open_run(folder: Path | str) -> Run:
         raise RunError(
             f"{folder} holds no run (no manifest.json)", fix="name the --out of an earlier select, score or fit"
         )
-    return Run(folder, read_json(folder / "manifest.json"))
+    run = Run(folder, read_json(folder / "manifest.json"))
+    if run.manifest.get("identity", {}).get("command") == "compare":
+        raise RunError(f"{folder} is (a part of) a comparison", fix="name the --out of a tov select, score or fit")
+    return run
 
 
 def _check_apart(folder: Path, reads: Sequence[Path]) -> None:

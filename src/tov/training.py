@@ -42,9 +42,9 @@ class TrainingLog:
     seconds: float
 
     @property
-    def diverged(self) -> bool:
-        """Whether the last epoch's loss is above the first's: the rate is too high for these rows."""
-        return self.losses[-1] > self.losses[0]
+    def diverged(self) -> bool | None:
+        """Whether the last epoch's loss is above the first's: the rate is too high for these rows. None for one epoch."""
+        return self.losses[-1] > self.losses[0] if len(self.losses) > 1 else None
 
     def facts(self) -> dict[str, Any]:
         """For a trial's record."""

@@ -50,8 +50,10 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
     """
     found = _read(path)
     experiments = found.pop("experiments", None)
-    if not isinstance(experiments, Mapping) or not all(isinstance(one, Mapping) for one in experiments.values()):
-        raise ConfigError(f"{path}: experiments is {kind_of(experiments)}", allowed="a mapping NAME: {settings}")
+    if not experiments or not all(isinstance(one, Mapping) for one in experiments.values()):
+        raise ConfigError(
+            f"{path}: experiments is {kind_of(experiments)}", allowed="a mapping NAME: {settings}, not empty"
+        )
     for name in only:
         if name not in experiments:
             raise ConfigError(
@@ -68,11 +70,11 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if "extends" not in found:
         return found
     base = _read(path.parent / str(found.pop("extends")), (*above, path))
-    own = found.pop("experiments", {})
-    both = {
-        name: {**base.get("experiments", {}).get(name, {}), **own.get(name, {})}
-        for name in [*base.get("experiments", {}), *own]
-    }
+    own, theirs = found.pop("experiments", None) or {}, base.get("experiments") or {}
+    for one in (own, theirs):
+        if not isinstance(one, Mapping):
+            raise ConfigError(f"{path}: experiments is {kind_of(one)}", allowed="a mapping NAME: {settings}")
+    both = {name: {**theirs.get(name, {}), **own.get(name, {})} for name in [*theirs, *own]}
     return {**base, **found, "experiments": both}
 
 

@@ -13,12 +13,12 @@ from tov import compare_report
 from tov.comparison.grid import Grid
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
-from tov.comparison.trials import arms_of, check_pattern, read_trials, run_trials
+from tov.comparison.trials import NAMED, check_settings, read_trials, run_trials
 from tov.config import CompareConfig, build
-from tov.data.pool import check_mapping, files_of
+from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
-from tov.files import digest, write_json, write_text
+from tov.files import digest, read_json, write_json, write_text
 from tov.inputs import Inputs, list_inputs, name_inputs
 from tov.metrics import NAMES
 from tov.path.store import open_path
@@ -98,6 +98,7 @@ def compare_config(given: Mapping[str, Any]) -> CompareConfig:
         ConfigError: a setting is unknown or wrong.
         RunError: no such run.
     """
+    given = {{"from": "from_run", "json": "json_output"}.get(name, name): value for name, value in given.items()}
     if given.get("from_run"):
         given = {**_of_run(str(given["from_run"]), given), **given}
     return build(CompareConfig, given)
@@ -128,19 +129,19 @@ def run_compare(
     test: Sequence[Input] | None = None,
 ) -> Compared:
     """`compare` from a record of settings; inputs in memory are passed beside it."""
-    check_pattern(config)
     data = read_data(config, pool or config.pool, target or config.target, test or config.test)
     config = config.for_task(data.target[0].task)
     check_mapping(config.columns, data.pool[0], data.target[0])
-    arms_of(config)
+    check_settings(config)
     identity = _identity(config, data)
     folder = Path("tov-runs") / digest(identity) if config.out == "auto" else Path(config.out).expanduser()
     reads = [path for read in (data.pool, data.target, data.test) if read for path in files_of(read[0])]
     shown = config.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
     run = start_run(folder, command="compare", identity=identity, settings=shown, force=config.force, reads=reads)
-    records = run_trials(run, data, config)
+    records, notes = run_trials(run, data, config)
     metric = NAMES[config.task or "instruction"] if config.task != "instruction" or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
+    results["notes"] = [*notes, *results["notes"]]
     run.note(asked={"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds})
     write_json(folder / "results.json", results)
     write_text(folder / "report.md", compare_report.comparison_markdown(results, _about(config, run.manifest, data)))
@@ -152,28 +153,34 @@ def run_compare(
     return Compared(folder, run.manifest, results)
 
 
-def run_grid(grid: Grid, given: Mapping[str, Any]) -> str:
-    """Runs a grid's experiments one after another, each in a folder of its name under `out`; returns the joint report.
+def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Runs a grid's experiments one after another, each in a folder of its name under `out`.
 
     Args:
         grid: from `read_grid`.
         given: settings that override the file's; `out` is the folder of all.
+
+    Returns:
+        The joint report, and each experiment's results by its name: those of this call, and of others that `out` holds.
 
     Raises:
         TovError: an experiment's settings or data are wrong; those before it stay, and the same call goes on from there.
     """
     if "out" not in given:
         raise ConfigError("--out is missing", fix="name the folder of the whole grid, e.g. --out runs/grid")
-    configs = {name: compare_config(grid.settings_of(name, given, str(given["out"]))) for name in grid.experiments}
-    done = {}
+    out = Path(given["out"])
+    configs = {name: compare_config(grid.settings_of(name, given, str(out))) for name in grid.experiments}
+    for config in configs.values():
+        check_settings(config.for_task(config.task or "instruction"))
     for name, config in configs.items():
         if not config.quiet:
             print(f"== {name}", file=sys.stderr)
-        done[name] = run_compare(config).results
-        report = compare_report.grid_markdown(done)
-        write_text(Path(given["out"]) / "report.md", report)
-        write_json(Path(given["out"]) / "results.json", done)
-    return report
+        run_compare(config)
+    found = {path.parent.name: read_json(path) for path in sorted(out.glob("*/results.json"))}
+    report = compare_report.grid_markdown(found)
+    write_text(out / "report.md", report)
+    write_json(out / "results.json", found)
+    return report, found
 
 
 def _about(config: CompareConfig, manifest: Mapping[str, Any], data: Data) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def _about(config: CompareConfig, manifest: Mapping[str, Any], data: Data) -> di
         "model": config.model,
         "task": config.task,
         "pool": ", ".join(source.name for source in data.pool[0].sources)
-        + (f" ({config.pool_rows:,} rows each)" if config.pool_rows else f" ({len(data.pool[0]):,} rows)"),
+        + (f" (at most {config.pool_rows:,} rows each)" if config.pool_rows else f" ({len(data.pool[0]):,} rows)"),
         "target": f"{', '.join(source.name for source in data.target[0].sources)} ({config.target_rows or 'all'} rows)",
         "test": f"{config.test_rows or len((data.test or data.target)[0]):,} rows",
         "training": f"{config.train_epochs or f'{config.train_rows:,} / n'} epochs, rate {config.train_learning_rate:g}, "
@@ -197,9 +204,16 @@ def _about(config: CompareConfig, manifest: Mapping[str, Any], data: Data) -> di
 def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
     """What every trial depends on. Which trials there are may change: they are added."""
     kept = config.of_stage("path", "scan", "selection", "training")
-    settings = {name: value for name, value in kept.items() if name not in ("pool", "target", "test", "from_run")}
+    settings = {name: value for name, value in kept.items() if name not in NAMED}
     reads = {"pool": data.pool, "target": data.target, "test": data.test}
     return {
         "settings": settings,
-        **{name: {"rows": len(read[0]), "fingerprint": read[1].fingerprint} for name, read in reads.items() if read},
+        **{name: _fingerprint(read) for name, read in reads.items() if read},
+    }
+
+
+def _fingerprint(read: tuple[Pool, Index]) -> dict[str, Any]:
+    return {
+        "sources": {source.name: len(source.table) for source in read[0].sources},
+        "fingerprint": read[1].fingerprint,
     }

@@ -14,7 +14,7 @@ from tov.config import CompareConfig
 from tov.data.guard import USABLE, exclusions
 from tov.data.pool import Index, Pool, index_rows
 from tov.data.sources import Input
-from tov.errors import ConfigError, DataError
+from tov.errors import ConfigError, DataError, did_you_mean
 from tov.seeds import generator
 from tov.stages import Rows, open_rows, read_target
 
@@ -54,10 +54,10 @@ class Split:
 
 
 def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[Input], tests: Sequence[Input]) -> Data:
-    """Reads pool, target and test.
+    """Reads target, pool and test; all are of the target's task.
 
     Raises:
-        ConfigError: no test, or two.
+        ConfigError: no test, or two; no column of the name that --group-by gives.
         DataError: a row cannot be used.
     """
     if bool(tests) == bool(config.test_rows):
@@ -66,6 +66,13 @@ def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[I
             fix="name held-out rows with --test, or have some of the target's held out with --test-rows (one of the two)",
         )
     target = read_target(targets, config)
+    columns = {name for source in target[0].sources for name in source.table.column_names}
+    if config.group_by and config.group_by not in columns:
+        raise ConfigError(
+            f"--group-by {config.group_by}: the target has no such column{did_you_mean(config.group_by, columns)}",
+            allowed=", ".join(sorted(columns)),
+        )
+    config = config.model_copy(update={"task": target[0].task})
     pool = open_rows(pools, config)
     return Data(
         (pool, index_rows(pool, bad_rows=config.bad_rows)),
@@ -75,35 +82,42 @@ def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[I
 
 
 def make_split(data: Data, config: CompareConfig, seed: int) -> Split:
-    """Draws the seed's target, test and pool.
+    """Draws the seed's target, test and pool. Rows of the test are never in the target or the pool, leak guard or not.
 
     Raises:
         DataError: fewer rows than asked for.
     """
     target, test, notes = _draw_target(data, config, seed)
     pool, index = data.pool
-    held_prompts = np.concatenate([target[1].prompt, test[1].prompt])
-    held_groups = {group for read in (target, test) for group in _groups(read[0], config.group_by) if group is not None}
-    free = np.array([group not in held_groups for group in _groups(pool, config.group_by)])
-    if config.leak_guard and not free.all():
+    held = [test, target] if config.leak_guard else [test]
+    free = ~_shares_group(data.pool, held, config.group_by)
+    if not free.all():
         notes.append(f"{int((~free).sum()):,} pool rows share a --group-by value with target or test and were kept out")
-    kept = np.flatnonzero(free) if config.leak_guard else np.arange(len(pool))
+    excluded = _excluded(index, target, test, config)
+    kept = np.flatnonzero(free)
     if config.pool_rows:
-        usable = exclusions(index, held_prompts, leak_guard=config.leak_guard)[kept] == USABLE
-        kept = _sample(pool, kept[usable], config.pool_rows, seed)
+        kept = _sample(pool, kept[excluded[kept] == USABLE], config.pool_rows, seed)
+        counts = np.bincount(pool.source_index(kept), minlength=len(pool.sources))
+        few = [
+            f"{one.name} {rows:,}" for one, rows in zip(pool.sources, counts, strict=True) if rows < config.pool_rows
+        ]
+        notes += [f"sources with fewer rows than --pool-rows {config.pool_rows:,}: {', '.join(few)}"] if few else []
     pool, index = pool.subset(kept), index.subset(kept)
-    excluded = exclusions(index, target[1].prompt, leak_guard=config.leak_guard, test_prompts=test[1].prompt)
-    return Split(Rows(pool, index, excluded), target, test, tuple(notes))
+    return Split(Rows(pool, index, _excluded(index, target, test, config)), target, test, tuple(notes))
+
+
+def _excluded(index: Index, target: Read, test: Read, config: CompareConfig) -> np.ndarray:
+    return exclusions(index, target[1].prompt, leak_guard=config.leak_guard, test_prompts=test[1].prompt)
 
 
 def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Read, Read, list[str]]:
     notes: list[str] = []
     pool, index = data.target
     kept = np.arange(len(pool))
-    if data.test is not None and config.leak_guard:
-        leaked = np.isin(index.prompt, data.test[1].prompt)
+    if data.test is not None:
+        leaked = np.isin(index.prompt, data.test[1].prompt) | _shares_group(data.target, [data.test], config.group_by)
         if leaked.any():
-            notes.append(f"{int(leaked.sum()):,} target rows have a prompt of the test and were left out")
+            notes.append(f"{int(leaked.sum()):,} target rows share a prompt or group with the test and were left out")
         kept = kept[~leaked]
         if not len(kept):
             raise DataError(
@@ -136,21 +150,38 @@ def _take(units: list[list[int]], wanted: int, flag: str, total: int) -> tuple[n
 
 
 def _units(pool: Pool, index: Index, group_by: str | None, kept: np.ndarray) -> list[list[int]]:
-    """Rows that may not be parted, in order of their first: those of one --group-by value, else of one prompt."""
-    groups, found = _groups(pool, group_by), dict[object, list[int]]()
+    """Rows that may not be parted, in order of their first: linked by prompts or --group-by values, directly or not."""
+    groups, root = _groups(pool, group_by), dict[object, object]()
+
+    def find(key: object) -> object:
+        while root.setdefault(key, key) != key:
+            root[key] = root[root[key]]
+            key = root[key]
+        return key
+
     for row_id in kept.tolist():
-        key = groups[row_id] if groups[row_id] is not None else int(index.prompt[row_id])
-        found.setdefault(key, []).append(row_id)
+        if groups[row_id] is not None:
+            root[find(("group", groups[row_id]))] = find(("prompt", int(index.prompt[row_id])))
+    found = dict[object, list[int]]()
+    for row_id in kept.tolist():
+        found.setdefault(find(("prompt", int(index.prompt[row_id]))), []).append(row_id)
     return list(found.values())
 
 
 def _groups(pool: Pool, group_by: str | None) -> list[str | None]:
-    """Each row's value in the --group-by column; None in a source without it."""
+    """Each row's value in the --group-by column; None where there is none."""
     values: list[str | None] = []
     for source in pool.sources:
         has = group_by is not None and group_by in source.table.column_names
-        values += [str(value) for value in source.table[group_by]] if has else [None] * len(source.table)
+        cells = source.table[group_by] if has else [None] * len(source.table)
+        values += [None if cell is None else str(cell) for cell in cells]
     return values
+
+
+def _shares_group(read: Read, others: Sequence[Read], group_by: str | None) -> np.ndarray:
+    """(rows,) bool, whether a row has a --group-by value of the others."""
+    held = {group for other in others for group in _groups(other[0], group_by)} - {None}
+    return np.array([group in held for group in _groups(read[0], group_by)], bool)
 
 
 def _sample(pool: Pool, kept: np.ndarray, rows: int, seed: int) -> np.ndarray:

@@ -15,16 +15,12 @@ from typing import Any, TypeGuard
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
-from tov.seeds import generator
-
 RANDOM, ZERO_SHOT, FULL = "random", "zero-shot", "full"
 ROLES = {RANDOM: "yardstick", ZERO_SHOT: "reference", FULL: "reference"}
 """Arms with a part of their own: what all others are paired with; no training and every usable row, of other sizes."""
 TIE = 0.1
 """A gain smaller than this many % either way is a tie."""
 CONFIDENCE = 0.95
-DRAWS = 2000
-"""Bootstrap draws of a data-equivalent's interval."""
 FEW_SEEDS = 5
 COSTS = (
     ("scoring", "seconds"), ("scoring", "tokens_forward"), ("scoring", "tokens_backward"), ("scoring", "bytes"),
@@ -80,7 +76,7 @@ def summarize(trials: Sequence[Mapping[str, Any]], *, sizes: Sequence[int], metr
         curve = _json(_random_curve(cells))
         twice = sum(map(_finished, trials)) - sum(len(cell.done) for cell in cells.values())
         notes = _notes(cells, tables, curve, twice)
-    shown = {"metric": metric, "confidence": CONFIDENCE, "tie": TIE, "draws": DRAWS}
+    shown = {"metric": metric, "confidence": CONFIDENCE, "tie": TIE}
     return {**shown, "sizes": tables, "random_curve": curve, "notes": notes}
 
 
@@ -131,10 +127,10 @@ def rows_worth(log_sizes: np.ndarray, fitted: np.ndarray, losses: np.ndarray) ->
 
 
 def data_equivalent(sizes: np.ndarray, random: np.ndarray, arm: np.ndarray, n: int) -> dict[str, Any]:
-    """How many times n random rows give the arm's test loss, with a percentile bootstrap interval over seeds.
+    """How many times n random rows give the arm's test loss, with a t interval paired over seeds.
 
-    The curve of random rows is the mean over seeds, made non-increasing; a draw takes the same seeds for both (paired).
-    Ends of the interval are order statistics, so one that lies beyond the curve says so.
+    The curve of random rows is the mean over seeds, made non-increasing. The interval is that of the paired difference between
+    the arm and random rows at n, read off the curve (the curve itself is taken as it is); an end beyond it says so.
 
     Args:
         sizes: (K,) rows, ascending, K >= 2.
@@ -145,13 +141,13 @@ def data_equivalent(sizes: np.ndarray, random: np.ndarray, arm: np.ndarray, n: i
     Returns:
         `point`, `low`, `high`: {"ratio", "at_least", "at_most"}; `low` and `high` are None with one seed.
     """
-    logs, seeds = np.log(sizes), len(arm)
-    picks = generator(0, "bootstrap over seeds").integers(seeds, size=(DRAWS, seeds))
-    draws = np.sort(rows_worth(logs, non_increasing(random[:, picks].mean(axis=2).T), arm[picks].mean(axis=1)))
-    worth = rows_worth(logs, non_increasing(random.mean(axis=1)[None]), arm.mean()[None])[0]
-    tail = round((1 - CONFIDENCE) / 2 * DRAWS)
-    point, low, high = (_ratio(float(at), sizes, n) for at in (worth, draws[tail], draws[-1 - tail]))
-    return {"point": point, "low": low if seeds > 1 else None, "high": high if seeds > 1 else None}
+    near = np.abs(np.log(sizes / n)).argmin()
+    less, more = t_interval(arm - random[near])
+    half = 0.0 if less is None or more is None else (more - less) / 2
+    levels = arm.mean() + half * np.array([0.0, 1.0, -1.0])
+    fitted = non_increasing(random.mean(axis=1)[None]).repeat(3, axis=0)
+    point, low, high = (_ratio(float(at), sizes, n) for at in rows_worth(np.log(sizes), fitted, levels))
+    return {"point": point, "low": None if less is None else low, "high": None if less is None else high}
 
 
 def _ratio(log_rows: float, sizes: np.ndarray, n: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tov.comparison.split import Data, Split, make_split
 from tov.config import CompareConfig, build
 from tov.data.conversations import Conversation
 from tov.data.labels import known_labels
-from tov.errors import ConfigError, DataError, TovError
+from tov.errors import ConfigError, DataError, ModelError, RunError, TovError
 from tov.files import append_json_line, digest
 from tov.methods import Arm, parse_arm
 from tov.metrics import exact_match, label_metric
@@ -32,7 +32,7 @@ from tov.model.adapters import State, read_state, write_state
 from tov.model.evaluate import Evaluation, evaluate
 from tov.model.generate import answers
 from tov.progress import duration
-from tov.run import Run, start_run
+from tov.run import Run, differences, start_run, versions
 from tov.scan.shards import read_scores
 from tov.seeds import derive, generator
 from tov.selection import choose
@@ -55,6 +55,10 @@ from tov.training import train
 CURVE = (0.5, 1.0, 2.0, 4.0)
 """Sizes of the random curve, over each size asked for."""
 BASELINE = "random"
+NAMED = ("pool", "target", "test", "from_run")
+"""Settings that say where rows lie; what they are is told by fingerprints."""
+FAILURES = (TovError, RuntimeError, IndexError, MemoryError)
+"""What may end a trial and not the comparison; torch tells of memory and shapes by its own RuntimeErrors."""
 MODEL_SETTINGS = (
     "model", "revision", "trust_remote_code", "dtype", "device", "seed", "task", "max_length",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets",
@@ -108,45 +112,91 @@ def arms_of(config: CompareConfig) -> list[Arm]:
     """The arms asked for; random is always among them, as what the others are compared with.
 
     Raises:
-        ConfigError: an arm or a value in it is wrong.
+        ConfigError: an arm or a value in it is wrong or cannot take effect, or two arms are one.
     """
     arms = [parse_arm(name) for name in dict.fromkeys([*config.methods, BASELINE])]
+    resolved: dict[str, str] = {}
     for arm in arms:
-        _with_options(config, arm)
+        settings = _with_options(config, arm)
+        sgd = settings.val_optimizer == "sgd"
+        for name, effective in (("sgd_learning_rate", sgd), ("eps", not sgd)):
+            if name in arm.options and not effective:
+                raise ConfigError(
+                    f"--methods got '{arm.name}': {name} has no effect with val_optimizer {settings.val_optimizer}",
+                    fix="leave it out",
+                )
+        means = digest([arm.method.name, settings.of_stage("path", "scan", "selection")])
+        if means in resolved:
+            raise ConfigError(f"--methods: '{arm.name}' and '{resolved[means]}' are the same", fix="leave one out")
+        resolved[means] = arm.name
     return arms
 
 
-def plan_trials(arms: Sequence[Arm], sizes: Sequence[int], seed: int, usable: int) -> Iterator[Trial]:
-    """Every trial of a seed, the baseline's first."""
-    curve = sorted({round(factor * n) for n in sizes for factor in CURVE} | set(sizes))
+def plan_trials(arms: Sequence[Arm], config: CompareConfig, seed: int, usable: int) -> Iterator[Trial]:
+    """Every trial of a seed, the baseline's first.
+
+    The random curve ends where the pool does, and where a whole epoch would be more steps than the smaller sizes have.
+    """
+    sizes, most = config.sizes, usable if config.train_epochs else min(usable, max(config.train_rows, *config.sizes))
+    curve = sorted({n for n in (round(factor * n) for n in sizes for factor in CURVE) if 2 <= n <= most} | set(sizes))
     for arm in sorted(arms, key=lambda arm: arm.name != BASELINE):
-        of_method = {"none": [0], "all": [usable], "random": [n for n in curve if 2 <= n <= usable]}
+        of_method = {"none": [0], "all": [usable], "random": curve}
         for n in of_method.get(arm.method.takes, sizes):
             yield Trial(arm, n, seed)
 
 
-def run_trials(run: Run, data: Data, config: CompareConfig) -> list[dict[str, Any]]:
-    """Runs what has not been run yet; returns every finished or failed trial's record, the last of each key."""
+def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[str, Any]], list[str]]:
+    """Runs what has not been run yet.
+
+    Returns:
+        The record of every trial asked for, finished or failed, the last of each key; and what a reader must be told.
+    """
     file, arms = run.folder / "trials.jsonl", arms_of(config)
+    repair_trials(file)
     records = {key_of(record): record for record in read_trials(file)}
-    for seed in range(config.seed, config.seed + config.seeds):
-        seeded = config.model_copy(update={"seed": seed})
-        split = make_split(data, seeded, seed)
-        check_n(max(config.sizes), split.rows, "--sizes")
-        trials = list(plan_trials(arms, config.sizes, seed, int(split.rows.usable.sum())))
+    others = {arm for arm, _, _ in records} - {arm.name for arm in arms}
+    benches = [make_bench(data, config, seed) for seed in range(config.seed, config.seed + config.seeds)]
+    notes = _kinds_of(f"seed {bench.config.seed}: {note}" for bench in benches for note in bench.split.notes)
+    if others:
+        notes.append(f"{len(others)} more arms were trained here and are not shown: {', '.join(sorted(others))}")
+    wanted = []
+    for bench in benches:
+        trials = list(plan_trials(arms, config, bench.config.seed, int(bench.split.rows.usable.sum())))
+        wanted += [trial.key for trial in trials]
         todo = [trial for trial in trials if records.get(trial.key, {}).get("status") != "done"]
-        if not todo:
-            continue
-        bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
-        if bench.labels:
-            names = [source.name for source in split.test[0].sources]
-            known_labels(split.test[1].labels, names, bench.labels, seeded.task or "", role="test")
-        for record in _seed_trials(run, bench, todo):
+        for record in _seed_trials(run, bench, todo) if todo else ():
             append_json_line(file, record)
             records[key_of(record)] = record
             _tell(record, config)
-    wanted = {(arm.name) for arm in arms}
-    return [record for record in records.values() if record["arm"] in wanted]
+        bench.opened.clear()
+    shown = [records[key] for key in wanted]
+    lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
+    notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
+    return shown, notes + _kinds_of(note for record in shown for note in record["notes"])
+
+
+def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
+    """A seed's split, checked before anything is trained.
+
+    Raises:
+        DataError: too few rows, or labels that differ.
+    """
+    seeded = config.model_copy(update={"seed": seed})
+    split = make_split(data, seeded, seed)
+    check_n(max(config.sizes), split.rows, "--sizes")
+    bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
+    if bench.labels:
+        names = [source.name for source in split.test[0].sources]
+        known_labels(split.test[1].labels, names, bench.labels, seeded.task or "", role="test")
+    return bench
+
+
+def _kinds_of(notes: Iterable[str]) -> list[str]:
+    """One note of each kind: those that differ in numbers alone are told once."""
+    kinds: dict[str, str] = {}
+    for note in notes:
+        kinds.setdefault(re.sub(r"\d[\d,.]*", "#", note), note)
+    return list(kinds.values())
 
 
 def key_of(record: dict[str, Any]) -> tuple[str, int, int]:
@@ -155,27 +205,55 @@ def key_of(record: dict[str, Any]) -> tuple[str, int, int]:
 
 
 def read_trials(file: Path) -> list[dict[str, Any]]:
-    """The records written so far; a last line that a kill cut short is removed from the file."""
+    """The records written so far; a last line that is being written, or that a kill cut short, is left out."""
     if not file.exists():
         return []
     data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    try:
+        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+    except ValueError as error:
+        raise RunError(
+            f"{file} is broken: {error}", fix="put it back from a copy, or start over with --force"
+        ) from None
+
+
+def repair_trials(file: Path) -> None:
+    """Removes a last line that a kill cut short, so that the next one begins a line."""
+    data = file.read_bytes() if file.exists() else b""
+    if not data.endswith(b"\n") and data:
         with open(file, "rb+") as broken:
-            broken.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+            broken.truncate(data.rfind(b"\n") + 1)
 
 
 def _seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
     """Score tables first (each on its own model), then the trainings (all from one)."""
-    tables: dict[str, _Table | TovError] = {}
+    made = _made(run, bench.model(bench.config))
+    test, lost = encode_target(bench.split.test[0], bench.model(bench.config), role="test")
+    tables: dict[str, _Table | Exception] = {}
     for trial in todo:
         if trial.arm.method.takes == "best" and trial.arm.name not in tables:
             tables[trial.arm.name] = _score_table(run, bench, trial.arm)
-    opened = bench.model(bench.config)
-    test, lost = encode_target(bench.split.test[0], opened, role="test")
     for trial in todo:
-        yield _try(trial, bench, tables.get(trial.arm.name), test, lost)
+        yield {**_try(trial, bench, tables.get(trial.arm.name), test, lost), **made}
+
+
+def _made(run: Run, opened: Opened) -> dict[str, Any]:
+    """What every trial of a comparison must share, and the version that made this one.
+
+    Raises:
+        ModelError: the model, its dtype or the kind of device is not that of the earlier trials.
+    """
+    loaded = opened.loaded
+    now = {"fingerprint": loaded.fingerprint, "dtype": loaded.dtype, "device": loaded.device.type}
+    was = run.manifest.get("model", now)
+    if was != now:
+        raise ModelError(
+            "the model is no longer that of the earlier trials: " + ", ".join(differences(was, now)),
+            fix="put it back (weights, --dtype, --device), or choose another --out",
+        )
+    run.note(model=now)
+    found = versions()
+    return {"version": found["tov"], "commit": found.get("commit")}
 
 
 @dataclass(frozen=True)
@@ -183,6 +261,7 @@ class _Table:
     scores: pa.Table
     config: CompareConfig
     cost: dict[str, Any]
+    notes: list[str]
 
 
 def _with_options(config: CompareConfig, arm: Arm) -> CompareConfig:
@@ -190,13 +269,16 @@ def _with_options(config: CompareConfig, arm: Arm) -> CompareConfig:
     return build(CompareConfig, {**given, **arm.options}).for_task(config.task or "")
 
 
-def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | TovError:
+def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
     """Fits and scans as the arm says, or reads what an earlier call has left; arms of one path and scan share a table."""
     config = _with_options(bench.config, arm)
-    stages = config.of_stage("path", "scan")
+    stages = {name: value for name, value in config.of_stage("path", "scan").items() if name not in NAMED}
     folder = run.folder / "scores" / f"seed-{config.seed}" / digest(stages)
     rows = bench.split.rows
-    identity = {"settings": stages, "pool": rows.index.fingerprint, "excluded": rows.excluded_fingerprint}
+    identity = {
+        "settings": stages, "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},
+        "target": bench.split.target[1].fingerprint,
+    }  # fmt: skip
     try:
         table = start_run(folder, command="compare", identity=identity, settings=stages)
         if not table.finished:
@@ -206,9 +288,10 @@ def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | TovError:
             scan_stage(table, rows, stored, opened, quiet=config.quiet, **scan)
             table.note(cost=_cost(table, stored.manifest["log"]))
             table.finish()
-    except TovError as error:
+    except FAILURES as error:
         return error
-    return _Table(read_scores(table.scores, len(rows.pool)), config, table.manifest["cost"])
+    scores = read_scores(table.scores, len(rows.pool))
+    return _Table(scores, config, table.manifest["cost"], table.manifest.get("notes", []))
 
 
 def _cost(table: Run, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -222,17 +305,17 @@ def _cost(table: Run, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _try(trial: Trial, bench: Bench, table: _Table | TovError | None, test: Encoded, lost: int) -> dict[str, Any]:
+def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
     start = time.monotonic()
     record: dict[str, Any] = {
         "arm": trial.arm.name, "method": trial.arm.method.name, "n": trial.n, "seed": trial.seed, "status": "done",
-        "error": None,
+        "error": None, "notes": table.notes if isinstance(table, _Table) else [],
     }  # fmt: skip
     try:
-        if isinstance(table, TovError):
+        if isinstance(table, Exception):
             raise table
         record |= _run_trial(trial, bench, table, test)
-    except (TovError, RuntimeError, MemoryError) as error:  # torch tells of memory and shapes by RuntimeError
+    except FAILURES as error:
         record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     return {
         **record,
@@ -289,12 +372,19 @@ def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
     return exact_match([row.answer for row in rows], said, bench.config.answer_pattern)
 
 
-def check_pattern(config: CompareConfig) -> None:
-    """Raises ConfigError if --answer-pattern is no regular expression."""
+def check_settings(config: CompareConfig) -> None:
+    """What can be told wrong before any data is read, but for the task.
+
+    Raises:
+        ConfigError: an arm, the pattern, or a setting that cannot take effect.
+    """
+    arms_of(config)
     try:
         re.compile(config.answer_pattern)
     except re.error as error:
         raise ConfigError(f"--answer-pattern {config.answer_pattern!r}: {error}", fix="correct it") from None
+    if config.exact_match and config.task != "instruction":
+        raise ConfigError(f"--exact-match is for instruction tuning, not {config.task}", fix="leave it out")
 
 
 def _tell(record: dict[str, Any], config: CompareConfig) -> None:

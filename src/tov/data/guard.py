@@ -27,13 +27,13 @@ def exclusions(
 ) -> np.ndarray:
     """(N,) uint8 code of every pool row.
 
-    Under the leak guard a row is excluded if its prompt (case and white space ignored) is a prompt of the target or of the
-    test, or if an earlier pool row has the same conversation.
+    A row is excluded if its prompt (case and white space ignored) is a prompt of the test; under the leak guard also if it is
+    one of the target, or if an earlier pool row has the same conversation.
 
     Args:
         pool: hashes of the pool's rows.
         target_prompts: (M,) uint64 prompt hashes of the target.
-        leak_guard: whether leaks and repeats are excluded.
+        leak_guard: whether leaks from the target and repeats are excluded.
         test_prompts: uint64 prompt hashes of the test, if there is one.
     """
     codes = np.zeros(len(pool.content), np.uint8)
@@ -42,7 +42,7 @@ def exclusions(
         first[np.unique(pool.content, return_index=True)[1]] = True
         codes[~first] = DUPLICATE
         codes[np.isin(pool.prompt, target_prompts)] = IN_TARGET
-        if test_prompts is not None:
-            codes[np.isin(pool.prompt, test_prompts)] = IN_TEST
+    if test_prompts is not None:
+        codes[np.isin(pool.prompt, test_prompts)] = IN_TEST
     codes[list(pool.bad)] = UNREADABLE
     return codes

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tov.data.conversations import Conversation
+from tov.model.load import longest
 from tov.text.chat import apply
 from tov.text.encode import encode
 
@@ -27,18 +28,18 @@ def answers(adapted: Any, tokenizer: Any, rows: Sequence[Conversation], *, max_l
         adapted: a PeftModel of a causal model.
         tokenizer: its tokenizer, with a chat template.
         rows: everything before the last assistant turn is the prompt.
-        max_length: tokens of a prompt; of a longer one the end is kept.
+        max_length: tokens of a prompt, less what the model cannot take beside an answer; of a longer one the end is kept.
     """
-    was_training, side = adapted.training, tokenizer.padding_side
+    was_training = adapted.training
+    limit = longest(adapted.get_base_model(), tokenizer)
+    max_length = min(max_length, limit - NEW_TOKENS) if limit else max_length
     adapted.eval()
-    tokenizer.padding_side = "left"
     try:
         prompts = [apply(tokenizer, row.prompt, generation_prompt=True) for row in rows]
         starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, tokenizer, rows)
         batches = (prompts[at : at + BATCH_ROWS] for at in starts)
         return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, ends)]
     finally:
-        tokenizer.padding_side = side
         adapted.train(was_training)
 
 
