@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +29,12 @@ from tov.data.labels import known_labels
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import RunError
-from tov.files import digest, write_text
+from tov.files import write_text
 from tov.inputs import Inputs, check_unchanged, list_inputs, name_inputs, path_folder, pool_again, read_by, remember
 from tov.methods import gain
 from tov.path.store import StoredPath, open_path
 from tov.report import summary_markdown
-from tov.run import Run, open_run, start_run
+from tov.run import Run, open_run, run_folder, start_run
 from tov.scan.shards import read_scores
 from tov.selection import Choice, choose
 from tov.stages import (
@@ -141,7 +141,7 @@ def run_select(
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
     }  # fmt: skip
     run = start_run(
-        _folder(config.out, identity), command="select", identity=identity, settings=_shown(config), force=config.force,
+        run_folder(config.out, identity), command="select", identity=identity, settings=config.shown(), force=config.force,
         reads=[*files_of(rows.pool), *files_of(target[0])],
     )  # fmt: skip
     if run.finished:
@@ -196,7 +196,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         "scan": origin.manifest["scan"]["fingerprint"],
     }
     run = start_run(
-        Path(config.out), command="select --from", identity=identity, settings=_shown(config), force=config.force,
+        Path(config.out), command="select --from", identity=identity, settings=config.shown(), force=config.force,
         reads=[*read_by(origin), *files_of(pool)],
     )  # fmt: skip
     if run.finished:
@@ -248,7 +248,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     }
     identity = {"path": stored.fingerprint, "pool": _pool_identity(rows), "settings": scan}
     run = start_run(
-        _folder(config.out, identity), command="score", identity=identity, settings=_shown(config), force=config.force,
+        run_folder(config.out, identity), command="score", identity=identity, settings=config.shown(), force=config.force,
         reads=[*read_by(origin), *files_of(rows.pool)],
     )  # fmt: skip
     if run.finished:
@@ -296,7 +296,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
     }  # fmt: skip
     run = start_run(
-        _folder(config.out, identity), command="fit", identity=identity, settings=_shown(config), force=config.force,
+        run_folder(config.out, identity), command="fit", identity=identity, settings=config.shown(), force=config.force,
         reads=[*files_of(rows.pool), *files_of(target[0])],
     )  # fmt: skip
     if not run.finished:
@@ -311,11 +311,11 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
 
 def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionSettings, seed: int) -> Picked:
     with run.stage("select"):
-        excluded = np.array([not reason for reason in scores["excluded"].to_pylist()])
+        usable = np.array([not reason for reason in scores["excluded"].to_pylist()])
         values = gain(scores, config)
         choice: Choice = choose(
             scores=values, tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
-            usable=excluded, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
+            usable=usable, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
         )  # fmt: skip
         check_unchanged(pool, choice.row_ids, scores)
         output.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
@@ -341,11 +341,3 @@ def _identity_settings(config: Settings, *stages: Any) -> dict[str, Any]:
     """The settings that decide the files; where rows were read from does not (their content does)."""
     kept = config.of_stage(*stages)
     return {key: value for key, value in kept.items() if key not in ("pool", "target", "from_run")}
-
-
-def _shown(config: Settings) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
-
-
-def _folder(out: str, identity: Mapping[str, Any]) -> Path:
-    return Path("tov-runs") / digest(identity) if out == "auto" else Path(out).expanduser()

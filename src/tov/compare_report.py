@@ -62,7 +62,7 @@ def _grid_table(n: int, experiments: Mapping[str, Mapping[str, Any]]) -> str:
 
 COSTS_LEGEND = (
     "Means over the finished trials. Scoring is what choosing the rows took, apart from training on them; a token of "
-    "training goes forward and backward."
+    "training goes forward and backward. Arms of one path share its fit and scan, and each shows the whole of it."
 )
 CURVE_LEGEND = (
     "The curve that the worth of an arm is read from: test log-loss after training on random rows, made non-increasing, "

@@ -143,6 +143,10 @@ class PlaceSettings(Settings):
     json_output: bool = _setting("place", "print a machine-readable result", False)
     quiet: bool = _setting("place", "no progress and no table", False)
 
+    def shown(self) -> dict[str, Any]:
+        """The settings that `config.yaml` holds: all but how this call behaves."""
+        return self.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
+
 
 class PathSettings(DataSettings):
     """How the path is fitted: model, base set, target, training (methods: Jain, Montanari, Sasoglu 2025, Alg. 1)."""

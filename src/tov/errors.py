@@ -92,6 +92,6 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"{said}\n  do: check the disk that holds it, then give the same command again", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
-            "error: out of memory\n  do: lower --batch-tokens (it bounds the tokens held at once), or --max-length"
+            "error: out of memory\n  do: lower --max-length, or --batch-tokens (the tokens that a scan holds at once)"
         ), FAILED
     return None

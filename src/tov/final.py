@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from tov.model.evaluate import Evaluation, evaluate
 from tov.path.store import StoredPath, open_path
 from tov.progress import Progress, duration, track
 from tov.report import UNITS, table
-from tov.run import Run, open_run, start_run
+from tov.run import Run, open_run, run_folder, start_run
 from tov.scan.shards import read_scores
 from tov.seeds import derive
 from tov.stages import Opened, auto_batch_tokens, encode_target, open_model, read_target, usable_rows
@@ -121,9 +121,9 @@ def run_train(
     job = _guarded(_Job(config, settings, stored, usable_rows(pool.at(row_ids)), len(row_ids), test, []))
     identity = _identity(job, hashes)
     run = start_run(
-        Path("tov-runs") / digest(identity) if config.out == "auto" else Path(config.out).expanduser(),
+        run_folder(config.out, identity),
         command="train", identity=identity, force=config.force,
-        settings=config.model_dump(mode="json", exclude={"force", "json_output", "quiet"}),
+        settings=config.shown(),
         reads=[*read_by(origin), stored.folder, *files_of(pool), *(files_of(test[0]) if test else [])],
     )  # fmt: skip
     if not run.finished:
@@ -210,7 +210,7 @@ def _guarded(job: _Job) -> _Job:
         raise DataError(f"all {len(leaked):,} chosen rows have a prompt of the test", fix="test on other rows")
     job.notes.append(f"{said} and were left out")
     kept = [row for row, out in zip(job.rows, leaked, strict=True) if not out]
-    return _Job(**{**vars(job), "rows": kept})
+    return replace(job, rows=kept)
 
 
 def _identity(job: _Job, hashes: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from tov.errors import RunError
-from tov.files import append_json_line, read_json, sweep_temporaries, write_json, write_text
+from tov.files import append_json_line, digest, read_json, sweep_temporaries, write_json, write_text
 
 PACKAGES = ("tov", "torch", "transformers", "peft", "datasets", "pyarrow", "numpy")
 
@@ -87,6 +87,11 @@ class Run:
         """Marks the run as complete."""
         self.note(status="finished", finished=_now())
         self.event("finished")
+
+
+def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
+    """Where a run lies: as asked for, or under `auto` a folder named by what it is made from."""
+    return Path("tov-runs") / digest(identity) if out == "auto" else Path(out).expanduser()
 
 
 def start_run(

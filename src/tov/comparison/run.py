@@ -18,11 +18,11 @@ from tov.config import CompareConfig, build
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
-from tov.files import digest, read_json, write_json, write_text
+from tov.files import read_json, write_json, write_text
 from tov.inputs import Inputs, list_inputs, name_inputs
 from tov.metrics import NAMES
 from tov.path.store import open_path
-from tov.run import open_run, start_run
+from tov.run import open_run, run_folder, start_run
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,11 @@ def run_compare(
     check_mapping(config.columns, data.pool[0], data.target[0])
     check_settings(config)
     identity = _identity(config, data)
-    folder = Path("tov-runs") / digest(identity) if config.out == "auto" else Path(config.out).expanduser()
+    folder = run_folder(config.out, identity)
     reads = [path for read in (data.pool, data.target, data.test) if read for path in files_of(read[0])]
-    shown = config.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
-    run = start_run(folder, command="compare", identity=identity, settings=shown, force=config.force, reads=reads)
+    run = start_run(
+        folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
+    )
     records, notes = run_trials(run, data, config)
     metric = NAMES[config.task or "instruction"] if config.task != "instruction" or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
