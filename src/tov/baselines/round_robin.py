@@ -5,6 +5,8 @@ A selection rule of its own: it asks only for a score of each pool row for each 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tov.errors import DataError
@@ -37,7 +39,7 @@ def top_candidates(
     return lists
 
 
-def round_robin_of(candidates: np.ndarray | list[np.ndarray], n: int) -> np.ndarray:
+def round_robin_of(candidates: np.ndarray | Sequence[np.ndarray | list[int]], n: int) -> np.ndarray:
     """(n,) distinct rows in the order of taking: targets 1..M in turn take their first candidate that is still free.
 
     A target whose list is used up passes its turn. With lists of the n best, as of `top_candidates` and of
