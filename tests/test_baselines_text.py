@@ -501,6 +501,14 @@ def test_densities_in_parts_are_those_at_once(monkeypatch):
     assert len(set(whole.round(6))) > 1, "the test needs different densities"
 
 
+def holding(row_ids: np.ndarray, rho: np.ndarray, level: float) -> int:
+    """Rows that hold mass at a level: those before which a target row's neighbours leave some of it."""
+    held = set()
+    for rows, densities in zip(row_ids.tolist(), rho.tolist(), strict=True):
+        held |= {row for place, row in enumerate(rows) if np.cumsum([0.0, *(1 / np.array(densities))])[place] < level}
+    return len(held)
+
+
 @given(st.integers(0, 2**20), st.integers(1, 20))
 def test_the_level_rises_until_enough_rows_hold_mass_and_no_further(seed, n):
     pool, target = some_rows(60, seed), some_rows(4, seed + 1)
@@ -508,10 +516,13 @@ def test_the_level_rises_until_enough_rows_hold_mass_and_no_further(seed, n):
     free = tsds(pool, target, alpha=0.999, k=20, kde_k=5)
     held, before = int((selection.p > 0).sum()), int((free.p > 0).sum())
     assert held >= max(n, before), f"{held} rows hold mass, {n} are to be drawn"
-    assert held <= max(n + 3, before), "one step of the level lets at most every target row pass to one more"
     assert len(set(draw(selection.p, n, seed).tolist())) == n
     near = nearest(target, pool, 20)
     rho = density(near.row_ids.ravel(), pool, kde_k=5).reshape(4, 20)
+    steps, level = np.cumsum(1 / rho, 1), level_of_support(near.row_ids, rho, n)
+    assert holding(near.row_ids, rho, level) >= n, f"at level {level} fewer than {n} rows hold mass"
+    lower = steps[steps < level].max(initial=0.0)
+    assert holding(near.row_ids, rho, lower) < n, f"the step at {lower} is enough, {level} was taken"
     assert level_of_support(near.row_ids, rho, 61) == np.inf, "no level is enough for more rows than there are"
 
 
@@ -572,6 +583,8 @@ def test_the_calibrated_width_is_the_usual_distance_to_the_nearest_other_row():
 def test_tsds_says_which_setting_is_wrong(option, value):
     with pytest.raises(ConfigError, match=re.escape(f"= {value} in TSDS")):
         tsds(some_rows(20, 1), some_rows(2, 2), **{option: value})
+    with pytest.raises(DataError, match="0 nearest"):
+        tsds(some_rows(20, 1), some_rows(2, 2), k=0)
 
 
 def test_distances_of_directions():

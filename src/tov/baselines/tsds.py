@@ -179,7 +179,8 @@ def tsds(
         if not sound:
             raise ConfigError(f"{name} = {value} in TSDS", allowed=allowed)
     rows = len(pool) if usable is None else int(usable.sum())
-    k, kde_k = k or max(1, min(5000, rows // 10)), kde_k or max(1, min(1000, rows // 10))
+    k = max(1, min(5000, rows // 10)) if k is None else k
+    kde_k = max(1, min(1000, rows // 10)) if kde_k is None else kde_k
     near = nearest(target, pool, k, usable=usable, backend=backend)
     distances, densities = distance_of(near.values), np.full(len(pool), np.nan)
     width = min(k, _FIRST_NEIGHBOURS)
