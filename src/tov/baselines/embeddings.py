@@ -1,0 +1,220 @@
+"""Nearest rows by embedding, exact and in blocks. Knows matrices only: where embeddings come from is another room's matter.
+
+A row whose embedding is zero or not finite has no direction; it is never anyone's neighbour.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tov.errors import ConfigError, DataError
+
+Metric = Literal["cosine", "distance"]
+Backend = Literal["numpy", "faiss"]
+
+BLOCK_ROWS, BLOCK_QUERIES = 32_768, 256
+"""Rows of either side in one product (32 MiB in fp32)."""
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The k nearest pool rows of each query, nearest first; ties by row_id.
+
+    Attributes:
+        row_ids: (Q, k) int64.
+        values: (Q, k) float64, the cosine (falling) or the Euclidean distance (rising).
+    """
+
+    row_ids: np.ndarray
+    values: np.ndarray
+
+
+def normalised(embeddings: np.ndarray) -> np.ndarray:
+    """(rows, H) each row over its Euclidean length; NaN for a row that is zero or not finite.
+
+    Args:
+        embeddings: (rows, H); fp16 is computed in fp32, other kinds stay as they are.
+    """
+    rows = _floats(embeddings)
+    largest = np.abs(rows).max(1, keepdims=True, initial=0.0)
+    sound = np.isfinite(largest) & (largest > 0)
+    rows = np.divide(rows, largest, out=np.full_like(rows, np.nan), where=sound)
+    return rows / np.sqrt(np.square(rows).sum(1, keepdims=True))
+
+
+def nearest(
+    queries: np.ndarray,
+    pool: np.ndarray,
+    k: int,
+    *,
+    metric: Metric = "cosine",
+    usable: np.ndarray | None = None,
+    backend: Backend = "numpy",
+    block_rows: int = BLOCK_ROWS,
+    block_queries: int = BLOCK_QUERIES,
+) -> Neighbours:
+    """The k pool rows of largest cosine `q.x / (|q| |x|)`, or of smallest distance `|q - x|`, for each query; exact.
+
+    Memory: one product of `block_queries` x `block_rows` and Q x k results, never Q x N. A product is computed in the
+    kind of number given, so cosines in fp32 carry 1e-7 and distances below 5e-4 of the rows' length are rounding.
+
+    Args:
+        queries: (Q, H).
+        pool: (N, H); position i is row_id i. It may be a memory map: it is read block by block.
+        k: neighbours a query.
+        metric: "cosine" normalises both sides; "distance" takes the embeddings as they are.
+        usable: (N,) bool, rows that may be neighbours; all if not given.
+        backend: "faiss" searches an exact flat index (package faiss-cpu), which holds the usable rows in fp32; between
+            rows of equal value at the k-th place its choice is its own.
+        block_rows: pool rows in one product.
+        block_queries: queries in one product.
+
+    Raises:
+        ConfigError: unknown metric or backend, or faiss is not installed.
+        DataError: k below 1, more neighbours than rows with an embedding, other widths, or a query without a direction.
+    """
+    if metric not in ("cosine", "distance"):
+        raise ConfigError(f"metric {metric!r}", allowed="cosine, distance")
+    if backend not in ("numpy", "faiss"):
+        raise ConfigError(f"backend {backend!r}", allowed="numpy, faiss")
+    if queries.shape[1] != pool.shape[1]:
+        raise DataError(
+            f"target embeddings have {queries.shape[1]} numbers, those of the pool {pool.shape[1]}",
+            fix="take both from one model and one layer",
+        )
+    fewer = f"{k:,} nearest rows wanted, but fewer of the {len(pool):,} pool rows are usable and have an embedding"
+    if not 1 <= k <= len(pool):
+        raise DataError(fewer if k > 0 else f"{k} nearest rows wanted", allowed="1 to the number of such rows")
+    prepare = normalised if metric == "cosine" else _finite
+    prepared = prepare(queries).astype(np.result_type(_floats(queries[:0]), _floats(pool[:0])))
+    if np.isnan(prepared).any():
+        lost = np.flatnonzero(np.isnan(prepared).any(1))
+        raise DataError(
+            f"{len(lost):,} of {len(queries):,} target embeddings are zero or not finite, the first of row {lost[0]}",
+            fix="leave out these rows",
+        )
+    search = _search_numpy if backend == "numpy" else _search_faiss
+    usable = np.ones(len(pool), bool) if usable is None else usable
+    rows, keys = search(prepared, _pool_blocks(pool, prepare, usable, block_rows), k, metric, block_queries)
+    if (rows < 0).any():
+        raise DataError(fewer, allowed="1 to the number of such rows")
+    keys = keys.astype(np.float64)
+    return Neighbours(rows, keys if metric == "cosine" else _distances(prepared, keys))
+
+
+def distance_of(cosine: np.ndarray) -> np.ndarray:
+    """The Euclidean distance of two rows of length 1: `sqrt(2 - 2 cos)`, from 0 to 2."""
+    return np.sqrt(np.maximum(2.0 - 2.0 * cosine, 0.0))
+
+
+def best_cosine(
+    pool: np.ndarray, target: np.ndarray, *, block_rows: int = BLOCK_ROWS, block_queries: int = BLOCK_QUERIES
+) -> np.ndarray:
+    """(N,) float64 largest cosine of each pool row to any target row; NaN for a pool row without a direction.
+
+    Args:
+        pool: (N, H); it may be a memory map.
+        target: (M, H).
+        block_rows: pool rows in one product.
+        block_queries: target rows in one product.
+
+    Raises:
+        DataError: no target row, or one that is zero or not finite.
+    """
+    directions = normalised(target)
+    if not len(directions) or np.isnan(directions).any():
+        raise DataError("the target has no embedding, or one that is zero or not finite", fix="leave out such rows")
+    best = np.full(len(pool), -np.inf)
+    for start in range(0, len(pool), block_rows):
+        block = normalised(pool[start : start + block_rows])
+        for first in range(0, len(target), block_queries):
+            part = best[start : start + block_rows]
+            np.maximum(part, (block @ directions[first : first + block_queries].T).max(1), out=part)
+    return best
+
+
+def _floats(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows)
+    return rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float32)
+
+
+def _finite(embeddings: np.ndarray) -> np.ndarray:
+    """(rows, H) as they are, NaN for a row that is not finite."""
+    rows = _floats(embeddings)
+    return np.where(np.isfinite(rows).all(1, keepdims=True), rows, np.nan)
+
+
+def _pool_blocks(
+    pool: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray], usable: np.ndarray, block_rows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row ids and prepared embeddings of the rows that may be neighbours, ids rising."""
+    for start in range(0, len(pool), block_rows):
+        block = prepare(pool[start : start + block_rows])
+        sound = usable[start : start + block_rows] & ~np.isnan(block[:, :1]).any(1)
+        yield start + np.flatnonzero(sound), block[sound]
+
+
+def _search_numpy(
+    queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, metric: Metric, block_queries: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, k) row ids, -1 where there are none, and keys, largest first: the cosine, or q.x - |x|^2 / 2."""
+    rows, keys = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, queries.dtype)
+    for row_ids, block in blocks:
+        shift = np.square(block).sum(1) / 2 if metric == "distance" else 0.0
+        for start in range(0, len(queries), block_queries):
+            part = slice(start, start + block_queries)
+            _keep_best(rows[part], keys[part], row_ids, queries[part] @ block.T - shift)
+    return rows, keys
+
+
+def _keep_best(rows: np.ndarray, keys: np.ndarray, new_rows: np.ndarray, new_keys: np.ndarray) -> None:
+    """Merges new candidates into the k best so far. A later row has a larger id and so loses every tie."""
+    k = keys.shape[1]
+    better = new_keys > keys[:, -1:]
+    for query in np.flatnonzero(better.any(1)):
+        found = np.flatnonzero(better[query])
+        values = new_keys[query, found]
+        if len(found) > k:
+            found = found[values >= np.partition(values, -k)[-k]]
+        both = np.concatenate([keys[query], new_keys[query, found]])
+        order = np.argsort(-both, kind="stable")[:k]
+        rows[query] = np.concatenate([rows[query], new_rows[found]])[order]
+        keys[query] = both[order]
+
+
+def _distances(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(np.square(queries.astype(np.float64)).sum(1, keepdims=True) - 2.0 * keys, 0.0))
+
+
+def _search_faiss(
+    queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, metric: Metric, block_queries: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_search_numpy`, by an exact flat index."""
+    faiss = _import_faiss()
+    index = (faiss.IndexFlatIP if metric == "cosine" else faiss.IndexFlatL2)(queries.shape[1])
+    row_ids = [np.empty(0, np.int64)]
+    for block_ids, block in blocks:
+        index.add(np.ascontiguousarray(block, np.float32))
+        row_ids.append(block_ids)
+    found, places = index.search(np.ascontiguousarray(queries, np.float32), k)
+    keys = found.astype(np.float64)
+    if metric == "distance":
+        keys = (np.square(queries.astype(np.float64)).sum(1, keepdims=True) - keys) / 2
+    rows = np.where(places < 0, -1, np.append(np.concatenate(row_ids), -1)[places])
+    order = np.lexsort((rows, -keys))
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(keys, order, 1)
+
+
+def _import_faiss() -> Any:
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise ConfigError(
+            "backend 'faiss' needs the package faiss-cpu, which is not installed",
+            fix="pip install faiss-cpu, or use backend 'numpy'",
+        ) from None

@@ -1,0 +1,100 @@
+"""Round robin: each target row in turn takes its best pool row that is still free. Pure NumPy, for any scores.
+
+A selection rule of its own: it asks only for a score of each pool row for each target row (or sub-task, or model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tov.errors import DataError
+
+_LOOK_AHEAD = 256
+
+
+def top_candidates(
+    scores: np.ndarray, n: int, *, usable: np.ndarray | None = None, row_ids: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """For each of M columns, the positions of its n best rows, best first; fewer where fewer have a score.
+
+    No row beyond a column's n best can be taken in n turns, so `round_robin_of` on these lists is exact, in O(M n).
+
+    Args:
+        scores: (N, M) larger is better, NaN (or infinite) for none.
+        n: rows to be taken in all.
+        usable: (N,) bool, rows that may be taken; all if not given.
+        row_ids: (N,) ties go to the smaller one; the positions themselves if not given.
+    """
+    usable = np.ones(len(scores), bool) if usable is None else usable
+    row_ids = np.arange(len(scores)) if row_ids is None else row_ids
+    lists = []
+    for column in scores.T:
+        rows = np.flatnonzero(usable & np.isfinite(column))
+        if 0 < n < len(rows):
+            values = column[rows]
+            rows = rows[values >= np.partition(values, -n)[-n]]
+        lists.append(rows[np.lexsort((row_ids[rows], -column[rows]))[:n]])
+    return lists
+
+
+def round_robin_of(candidates: np.ndarray | Sequence[np.ndarray | list[int]], n: int) -> np.ndarray:
+    """(n,) distinct rows in the order of taking: targets 1..M in turn take their first candidate that is still free.
+
+    A target whose list is used up passes its turn. With lists of the n best, as of `top_candidates` and of
+    `tov.baselines.embeddings.nearest` at k = n, this is the selection from all rows.
+
+    Args:
+        candidates: M lists of row ids, best first, or an (M, k) matrix of them.
+        n: rows to take.
+
+    Raises:
+        DataError: the lists hold fewer than n distinct rows.
+    """
+    lists = [np.asarray(rows, np.int64) for rows in candidates]
+    among = np.unique(np.concatenate([np.empty(0, np.int64), *lists]))
+    if n > len(among):
+        raise DataError(
+            f"n = {n:,} rows wanted, but the targets' candidates are {len(among):,} rows",
+            fix="lower --n, or give each target its n best rows",
+        )
+    free = np.ones(among.max(initial=-1) + 1, bool)
+    places, taken = [0] * len(lists), list[int]()
+    while len(taken) < n:
+        for target, rows in enumerate(lists):
+            place = places[target] = _first_free(rows, places[target], free)
+            if place < len(rows) and len(taken) < n:
+                taken.append(int(rows[place]))
+                free[rows[place]] = False
+    return np.array(taken, np.int64)
+
+
+def round_robin(
+    scores: np.ndarray, n: int, *, usable: np.ndarray | None = None, row_ids: np.ndarray | None = None
+) -> np.ndarray:
+    """(n,) distinct positions in the order of taking: columns 1..M in turn take their best row that is still free.
+
+    Each column gets n/M rows, to within one while it has rows left, however its scores compare in size to another's.
+
+    Args:
+        scores: (N, M) larger is better, NaN for none: a row without a score in a column is not taken by it.
+        n: rows to take.
+        usable: (N,) bool, rows that may be taken; all if not given.
+        row_ids: (N,) ties go to the smaller one; the positions themselves if not given.
+
+    Raises:
+        DataError: fewer usable rows with a score than asked for.
+
+    Source: RDS+ of Ivison et al. 2025, arXiv 2503.01807. Differs: ties and rows without a score are decided here.
+    """
+    return round_robin_of(top_candidates(scores, n, usable=usable, row_ids=row_ids), n)
+
+
+def _first_free(rows: np.ndarray, start: int, free: np.ndarray) -> int:
+    """The first place from `start` on whose row is free; the length of the list if there is none."""
+    for ahead in range(start, len(rows), _LOOK_AHEAD):
+        found = np.flatnonzero(free[rows[ahead : ahead + _LOOK_AHEAD]])
+        if len(found):
+            return ahead + int(found[0])
+    return len(rows)
