@@ -1,0 +1,1 @@
+"""The methods that tov is compared with, a file a method."""
