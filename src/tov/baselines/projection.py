@@ -97,7 +97,7 @@ def _scatter(out: Tensor, part: Tensor, coordinates: Tensor, projection: Project
     column = (hashed >> 1).bitwise_and_((1 << 62) - 1) % width + within * width
     sign = (hashed & 1).to(part.dtype).mul_(2 * scale).sub_(scale)
     signed = part[:, :, None] * sign  # (B, p, s)
-    out.index_add_(1, column.flatten(), signed.flatten(1))
+    out.scatter_add_(1, column.flatten().expand(len(part), -1), signed.flatten(1))
 
 
 def _hashed(counters: Tensor, seed: int) -> Tensor:

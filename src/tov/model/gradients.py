@@ -40,8 +40,8 @@ def row_gradients(adapted: Any) -> Iterator[Run]:
 
     The state is the one in the model (`tov.model.adapters.write_state` sets another, also within the block). Gradients are fp32
     (float64 under a float64 model), summed in fp32 also where the model is bf16. Nothing is left in the parameters' `.grad`.
-    Per row of T tokens and layer (in, out) of rank r: 6 T r (in + out) FLOPs beside the layer's own 4 T in out, and
-    B r (in + out) numbers at once.
+    Per row of T tokens and layer (in, out) of rank r: 4 T r (in + out) FLOPs beside 4 T in out + 2 T r (2 in + out) of the
+    forward and backward pass itself, and B r (in + out) numbers at once.
 
     Differs: LESS's authors take rows one at a time.
 
