@@ -1,1 +1,1 @@
-"""What tov is measured against, a file a method: arithmetic on arrays and text; knows no files, no models, no torch."""
+"""The methods that ToV is measured against, a file a method, as functions of arrays and of a model under its adapter."""

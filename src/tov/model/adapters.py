@@ -75,7 +75,13 @@ def attach(
 
 
 def _widen(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in inputs)
+    """What is narrower than fp32 as fp32."""
+    return tuple(
+        value.to(torch.promote_types(value.dtype, torch.float32))
+        if torch.is_tensor(value) and value.is_floating_point()
+        else value
+        for value in inputs
+    )
 
 
 def read_state(adapted: Any) -> State:

@@ -1,0 +1,118 @@
+"""Random projections of gradients to d numbers, block by block: the matrix is a function of a seed and is never whole anywhere.
+
+Entry (i, j) of the matrix depends on the seed, i, j and d alone, by a counter hashed with splitmix64 (Steele, Lea, Flood 2014)
+in integer arithmetic: any block size, process and device has the same matrix. Must not know what is projected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tov.errors import ConfigError
+
+BLOCK_NUMBERS = 1 << 22
+"""Entries of the matrix that are made at once: 16 MiB in fp32."""
+_WORD = 64
+_GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A random matrix R of d columns and as many rows as there are parameters; E |x R|^2 = |x|^2.
+
+    Attributes:
+        size: d.
+        seed: of the matrix.
+        kind: `rademacher`, entries +-1/sqrt(d) (LESS's; 2 P d FLOPs a row), or `sjlt`, `nonzeros` entries +-1/sqrt(s) in each
+            row of R, one in each of s equal parts of the columns (Kane, Nelson 2014; 2 P s FLOPs a row).
+        nonzeros: s, a divisor of d; of `sjlt` alone.
+    """
+
+    size: int = 8192
+    seed: int = 0
+    kind: Literal["rademacher", "sjlt"] = "rademacher"
+    nonzeros: int = 8
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"a projection to {self.size} numbers", allowed="1 or more")
+        if self.kind == "sjlt" and (self.nonzeros < 1 or self.size % self.nonzeros):
+            raise ConfigError(
+                f"{self.nonzeros} nonzeros for a projection to {self.size} numbers", allowed="a divisor of the size"
+            )
+
+
+def add_projected(
+    out: Tensor, values: Tensor, *, start: int, projection: Projection, block_numbers: int = BLOCK_NUMBERS
+) -> None:
+    """out += values @ R[start : start + p]. A flat gradient is projected part by part, in any order of the parts.
+
+    Differs from LESS: its authors' matrix comes from a GPU kernel that is seeded by block, so it depends on the block size.
+
+    Args:
+        out: (B, d), added to in place.
+        values: (B, p) of the same dtype and device, coordinates `start` to `start + p` of the rows' gradients.
+        start: where the part lies (`tov.model.gradients.places`).
+        projection: the matrix.
+        block_numbers: numbers held at once beside these: entries of R, or B s p for `sjlt`.
+    """
+    rademacher = projection.kind == "rademacher"
+    step = max(1, block_numbers // (projection.size if rademacher else projection.nonzeros * max(1, len(values))))
+    for at in range(0, values.shape[1], step):
+        part = values[:, at : at + step]
+        coordinates = start + at + torch.arange(part.shape[1], device=values.device)
+        if rademacher:
+            out.addmm_(part, signs(coordinates, projection, values.dtype), alpha=projection.size**-0.5)
+        else:
+            _scatter(out, part, coordinates, projection)
+
+
+def signs(coordinates: Tensor, projection: Projection, dtype: torch.dtype) -> Tensor:
+    """(rows, d) entries +-1 of R sqrt(d), of these rows.
+
+    Args:
+        coordinates: (rows,) int64.
+        projection: of kind `rademacher`.
+        dtype: of the result.
+    """
+    words = -(-projection.size // _WORD)
+    counters = coordinates[:, None] * words + torch.arange(words, device=coordinates.device)
+    octets = _hashed(counters, projection.seed).view(torch.uint8)  # (rows, 8 words): the least significant first
+    bits = (torch.arange(256, device=octets.device)[:, None] >> torch.arange(8, device=octets.device)) & 1
+    table = bits.to(dtype).mul_(2).sub_(1)  # (256, 8)
+    return functional.embedding(octets.int(), table).flatten(1)[:, : projection.size]
+
+
+def _scatter(out: Tensor, part: Tensor, coordinates: Tensor, projection: Projection) -> None:
+    """Adds each number, with a sign, to one place in each of s parts of `out`."""
+    s = projection.nonzeros
+    width, scale = projection.size // s, s**-0.5
+    within = torch.arange(s, device=coordinates.device)
+    hashed = _hashed(coordinates[:, None] * s + within, projection.seed)  # (p, s)
+    column = (hashed >> 1).bitwise_and_((1 << 62) - 1) % width + within * width
+    sign = (hashed & 1).to(part.dtype).mul_(2 * scale).sub_(scale)
+    signed = part[:, :, None] * sign  # (B, p, s)
+    out.scatter_add_(1, column.flatten().expand(len(part), -1), signed.flatten(1))
+
+
+def _hashed(counters: Tensor, seed: int) -> Tensor:
+    """splitmix64 of a seed at these counters, as int64: products wrap around, as the hash wants them to."""
+    z = (counters + 1) * _signed(_GAMMA) + _signed(seed)
+    z = (z ^ _shifted(z, 30)) * _signed(_MIX1)
+    z = (z ^ _shifted(z, 27)) * _signed(_MIX2)
+    return z ^ _shifted(z, 31)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; torch's own keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >= 1 << 63 else value

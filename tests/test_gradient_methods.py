@@ -1,0 +1,339 @@
+"""LESS, TracIn and stored features, each against a slow twin; and what must not matter."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adapted import TASKS, adapted_model, gap, make_encoded, one_by_one, shake
+from oracle import less as oracle
+from oracle import projection as matrices
+from tov.baselines.features import Checkpoint, adam_direction, moments_by_name, projected
+from tov.baselines.less import less_scores, less_targets, linear_rates, warm_up
+from tov.baselines.projection import Projection
+from tov.baselines.store import read_features, row_bytes, shard_file, store_features
+from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
+from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
+from tov.model.adapters import parameters, read_state, write_state
+from tov.model.gradients import batches_of, places, row_gradients
+from tov.model.train import make_optimizer, moments_of, train_epoch
+from tov.text.encode import IGNORED, Encoded
+
+# Adam's direction and moments
+
+
+def test_adam_direction_by_hand():
+    g = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
+    m, v = torch.tensor([1.0], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)
+    wanted = [[(0.9 + 0.2) / (3.996 + 0.004 + 1e-8) ** 0.5], [0.9 / (3.996 + 1e-8) ** 0.5]]
+    assert adam_direction(g, m, v).tolist() == [pytest.approx(row, rel=1e-12) for row in wanted]
+    assert (g.tolist(), m.item(), v.item()) == ([[2.0], [0.0]], 1.0, 4.0), "gradient or moments were changed"
+    zero = torch.zeros(1, dtype=torch.float64)
+    tiny = adam_direction(torch.full((1, 1), 1e-3, dtype=torch.float64), zero, zero).item()
+    assert tiny == pytest.approx(1e-4 / (1e-9 + 1e-8) ** 0.5, rel=1e-12), "eps stands outside the root"
+
+
+@pytest.mark.parametrize("task", ["instruction", "ner"])
+def test_moments_go_to_the_parameters_that_they_belong_to(task):
+    adapted, rows = adapted_model(task, dtype=torch.float32), make_encoded(task)
+    optimizer = make_optimizer(adapted, "carry")
+    train_epoch(
+        adapted, rows, order=np.arange(len(rows)), optimizer=optimizer, rate=lambda _: 1e-3, batch_size=2, batch_tokens=99,
+        seed=0,
+    )  # fmt: skip
+    found = moments_by_name(adapted, moments_of(optimizer))
+    assert list(found) == list(parameters(adapted))
+    for name, parameter in parameters(adapted).items():
+        live = optimizer.state[parameter]
+        assert torch.equal(found[name][0], live["exp_avg"]), name
+        assert torch.equal(found[name][1], live["exp_avg_sq"]), name
+        assert found[name][1].any(), f"{name} has no moments, so the comparison is empty"
+    with pytest.raises(ModelError, match="0 of the model's"):
+        moments_by_name(adapted, moments_of(make_optimizer(adapted, "sgd")))
+    with pytest.raises(ModelError, match="trained parameters"):
+        moments_by_name(adapted_model(task, rank=1), moments_of(optimizer))
+
+
+# LESS and TracIn
+
+
+SUBTASKS = [0, 1, 1, 0, 2, 1]
+D = 24
+
+
+def random_checkpoints(adapted: Any) -> list[Checkpoint]:
+    """Two states with moments of about the size of the gradients."""
+    made = []
+    for k, rate in enumerate((3e-2, 1e-2)):
+        shake(adapted, 10 + k)
+        draw = torch.Generator().manual_seed(k)
+        moments = {
+            name: (0.1 * torch.randn(one.shape, generator=draw), 0.01 * torch.rand(one.shape, generator=draw))
+            for name, one in parameters(adapted).items()
+        }
+        made.append(Checkpoint(read_state(adapted), rate, moments))
+    return made
+
+
+def setting(task: str = "instruction") -> tuple[Any, list[Checkpoint], Encoded, Encoded]:
+    targets = ("q_proj", "v_proj") if task == "instruction" else ("query",)
+    adapted = adapted_model(task, rank=1, targets=targets)
+    pool = make_encoded(task, (4, 8, 3, 11, 2, 6, 8), seed=3)
+    return adapted, random_checkpoints(adapted), pool, make_encoded(task, seed=4)
+
+
+def literal(adapted: Any, checkpoints: list[Checkpoint], rows: Encoded) -> np.ndarray:
+    found = []
+    for checkpoint in checkpoints:
+        write_state(adapted, checkpoint.state)
+        found.append(one_by_one(adapted, rows))
+    return np.stack(found)
+
+
+def flat_moments(checkpoints: list[Checkpoint], which: int) -> np.ndarray:
+    return np.stack([
+        torch.cat([pair[which].flatten() for pair in checkpoint.moments.values()]).double().numpy()
+        for checkpoint in checkpoints
+    ])  # fmt: skip
+
+
+def less_of(adapted, checkpoints, pool, target, *, projection=None, batch_tokens=40, subtasks=SUBTASKS):
+    projection = projection or Projection(D, 5)
+    targets = less_targets(
+        adapted, checkpoints, target, subtasks=subtasks, projection=projection, batch_tokens=batch_tokens
+    )
+    return less_scores(adapted, checkpoints, targets, pool, projection=projection, batch_tokens=batch_tokens)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "sjlt"])
+@pytest.mark.parametrize("task", TASKS)
+def test_less_is_the_literal_one(task, kind):
+    adapted, checkpoints, pool, target = setting(task)
+    matrix = {"rademacher": matrices.rademacher, "sjlt": lambda *args: matrices.sjlt(*args, 8)}[kind]
+    whole = [literal(adapted, checkpoints, rows) for rows in (pool, target)]
+    moments = [flat_moments(checkpoints, which) for which in (0, 1)]
+    rates = [checkpoint.rate for checkpoint in checkpoints]
+    wanted = oracle.less(*whole, *moments, np.array(matrix(whole[0].shape[2], D, 5)), rates, SUBTASKS)
+    found = less_of(adapted, checkpoints, pool, target, projection=Projection(D, 5, kind, 8))
+    assert np.std(wanted) > 0.01, "all rows score alike here, so the comparison is empty"
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tracin_is_the_sum_of_dot_products(task):
+    adapted, checkpoints, pool, target = setting(task)
+    rates = [checkpoint.rate for checkpoint in checkpoints]
+    whole = [literal(adapted, checkpoints, rows) for rows in (pool, target)]
+    wanted = np.array(oracle.tracin(*whole, rates))
+    targets = tracin_targets(adapted, checkpoints, target, batch_tokens=30)
+    found = tracin_scores(adapted, checkpoints, targets, pool, batch_tokens=30)
+    assert gap(found, wanted) < 1e-6
+    projection = Projection(D, 5)
+    matrix = np.array(matrices.rademacher(whole[0].shape[2], D, 5))
+    means = projected_targets(adapted, checkpoints, target, projection=projection, batch_tokens=30)
+    found = projected_scores(adapted, checkpoints, means, pool, projection=projection, batch_tokens=30)
+    assert gap(found, np.array(oracle.tracin(*(one @ matrix for one in whole), rates))) < 1e-6
+
+
+def test_tracin_is_what_a_small_step_does():
+    """One step of SGD on a row lowers the target's mean loss by rate times the products; the rest falls as rate^2."""
+    adapted, checkpoints, pool, target = setting("ner")  # float64 throughout: Llama's norms are fp32
+    state, gaps = checkpoints[0].state, []
+    gradient = literal(adapted, checkpoints[:1], pool)[0, 3]
+    for rate in (1e-3, 5e-4):
+        one = Checkpoint(state, rate)
+        means = tracin_targets(adapted, [one], target, batch_tokens=99)
+        score = tracin_scores(adapted, [one], means, pool, batch_tokens=99)[3]
+        step = {name: torch.from_numpy(rate * gradient[place]) for name, place in places(adapted).items()}
+        stepped = {name: value - step[name].reshape(value.shape) for name, value in state.items()}
+        losses = []
+        with row_gradients(adapted) as run:
+            for each in (state, stepped):
+                write_state(adapted, each)
+                losses.append(float(run(batches_of(target, 999)[0], lambda *_: None).mean()))
+        gaps.append(abs(losses[0] - losses[1] - score))
+    assert gaps[0] < abs(score), "the step is too large for a first order"
+    assert np.log2(gaps[0] / gaps[1]) == pytest.approx(2.0, abs=0.2), f"gaps {gaps}: the score is not the first order"
+
+
+def test_scores_depend_on_neither_batch_nor_order_nor_neighbours():
+    adapted, checkpoints, pool, target = setting()
+    wanted = less_of(adapted, checkpoints, pool, target)
+    for batch_tokens in (1, 17, 999):
+        np.testing.assert_allclose(
+            less_of(adapted, checkpoints, pool, target, batch_tokens=batch_tokens), wanted, atol=1e-6
+        )
+    order = np.random.default_rng(0).permutation(len(pool))
+    np.testing.assert_allclose(less_of(adapted, checkpoints, pool.take(order), target), wanted[order], atol=1e-6)
+    np.testing.assert_allclose(less_of(adapted, checkpoints, pool.take([2, 3]), target), wanted[[2, 3]], atol=1e-6)
+    order = np.random.default_rng(1).permutation(len(target))
+    moved = less_of(adapted, checkpoints, pool, target.take(order), subtasks=np.array(SUBTASKS)[order])
+    np.testing.assert_allclose(moved, wanted, atol=1e-6)
+
+
+def test_rows_without_a_scored_token_have_no_score_and_do_not_count():
+    adapted, checkpoints, pool, target = setting()
+    holed = [Encoded(one.ids, one.labels.copy(), one.offsets, one.sizes, one.lost) for one in (pool, target)]
+    for one in holed:
+        one.labels[one.offsets[1] : one.offsets[2]] = IGNORED
+    kept = [0, 2, 3, 4, 5]
+    subtasks = [0, 9, 1, 0, 2, 1]
+    found = less_of(adapted, checkpoints, holed[0], holed[1], subtasks=[0, 1, 1, 0, 2, 1])
+    wanted = less_of(adapted, checkpoints, pool, target.take(kept), subtasks=[subtasks[row] for row in kept])
+    assert np.isnan(found[1])
+    np.testing.assert_allclose(np.delete(found, 1), np.delete(wanted, 1), atol=1e-6)
+    mean = tracin_targets(adapted, checkpoints, holed[1], batch_tokens=99)
+    alone = tracin_targets(adapted, checkpoints, target.take(kept), batch_tokens=99)
+    assert gap(*(torch.cat([one.flatten() for one in each[0].values()]).numpy() for each in (mean, alone))) < 1e-6
+    for subtasks in ([0, 1, 2, 0, 2, 2], [0, 3, 1, 0, 3, 1], [0]):
+        with pytest.raises(DataError, match="sub-task"):
+            less_of(adapted, checkpoints, pool, holed[1], subtasks=subtasks)
+    with pytest.raises(DataError, match="no row of the target"):
+        tracin_targets(adapted, checkpoints, holed[1].take([1]), batch_tokens=99)
+    assert np.isnan(less_of(adapted, checkpoints, holed[0].take([1]), target)).all()
+
+
+def test_what_does_not_belong_together_is_refused():
+    adapted, checkpoints, pool, target = setting()
+    plain = [Checkpoint(one.state, one.rate) for one in checkpoints]
+    with pytest.raises(ModelError, match="moments"):
+        less_of(adapted, plain, pool, target)
+    still = [Checkpoint(one.state, 0.0, one.moments) for one in checkpoints]
+    with pytest.raises(ConfigError, match="learning rates"):
+        less_of(adapted, still, pool, target)
+    with pytest.raises(ConfigError, match="2 checkpoints"):
+        tracin_scores(adapted, checkpoints, [{}], pool, batch_tokens=99)
+    moments = dict(list(checkpoints[0].moments.items())[1:])
+    with row_gradients(adapted) as run, pytest.raises(ModelError, match="do not fit"):
+        projected(adapted, run, batches_of(pool, 999)[0], Projection(8), moments)
+
+
+def test_rates_rise_then_fall_to_zero():
+    rates = linear_rates(1.0, epochs=2, steps=5, warmup=0.2)
+    assert rates.flatten().tolist() == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+
+
+def test_less_finds_rows_like_the_target_after_its_warm_up():
+    """Pool rows that repeat a target row score higher than rows of other tokens."""
+    adapted = shake(adapted_model(dtype=torch.float32), std=0.05)
+    target, others = make_encoded(seed=8), make_encoded(seed=9)
+    pool = Encoded.concatenate([target, others])
+    settings = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 4, "batch_tokens": 99, "seed": 1}
+    start = read_state(adapted)
+    checkpoints = warm_up(adapted, pool, **settings)
+    assert checkpoints[0].rate > checkpoints[1].rate > 0
+    assert checkpoints[0].rate == pytest.approx(float(linear_rates(1e-3, epochs=2, steps=3)[0].mean()))
+    states = [start, *(one.state for one in checkpoints)]
+    assert all(any(not torch.equal(one[n], two[n]) for n in one) for one, two in itertools.pairwise(states))
+    write_state(adapted, start)
+    again = warm_up(adapted, pool, **settings)
+    assert all(torch.equal(again[1].state[name], value) for name, value in checkpoints[1].state.items())
+    scores = less_of(adapted, checkpoints, pool, target, projection=Projection(256), subtasks=np.arange(len(target)))
+    assert np.abs(scores).max() <= 1 + 1e-6
+    assert scores[: len(target)].mean() > scores[len(target) :].mean() + 0.1, f"scores {scores.round(2)}"
+
+
+def test_warm_up_goes_down_one_slope_with_new_order_and_dropout_each_epoch(monkeypatch):
+    adapted, rows, calls = adapted_model(dtype=torch.float32, dropout=0.1), make_encoded(), []
+
+    def spy(*args, **options):
+        calls.append(options)
+        return train_epoch(*args, **options)
+
+    monkeypatch.setattr("tov.baselines.less.train_epoch", spy)
+    warm_up(adapted, rows, epochs=3, learning_rate=1e-3, batch_size=4, batch_tokens=99, seed=1)
+    rates = [[call["rate"](step) for step in range(2)] for call in calls]
+    assert np.array_equal(rates, linear_rates(1e-3, epochs=3, steps=2)), "the slope begins anew, or is another"
+    assert len({call["seed"] for call in calls}) == len({tuple(call["order"]) for call in calls}) == 3
+    assert len({id(call["optimizer"]) for call in calls}) == 1, "the moments begin anew"
+
+
+# The store
+
+
+def features_of(start: int, stop: int) -> torch.Tensor:
+    return torch.arange(start, stop)[:, None] / 7 + torch.arange(4) / 100
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+KILLED = """
+import os, signal, sys, torch
+from pathlib import Path
+from tov.baselines.store import store_features
+def make(start, stop):
+    if start == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.arange(start, stop)[:, None] / 7 + torch.arange(4) / 100
+store_features(Path(sys.argv[1]), 10, make, shard_rows=3, fingerprint="f")
+"""
+
+
+def test_a_killed_store_goes_on_from_its_last_shard(tmp_path):
+    options = {"shard_rows": 3, "fingerprint": "f"}
+    store_features(tmp_path / "whole", 10, features_of, **options)
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    assert ended.returncode == -signal.SIGKILL
+    assert sorted(files_of(tmp_path / "killed")) == [shard_file(tmp_path, start).name for start in (0, 3)]
+    made = []
+
+    def make(start, stop):
+        made.append(start)
+        return features_of(start, stop)
+
+    store_features(tmp_path / "killed", 10, make, **options)
+    assert made == [6, 9], "finished shards were made again, or missing ones not"
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_what_is_stored_is_read_again(tmp_path, dtype):
+    store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f", dtype=dtype)
+    parts = dict(read_features(tmp_path, 10, fingerprint="f"))
+    assert list(parts) == [0, 4, 8]
+    assert torch.equal(torch.cat(list(parts.values())), features_of(0, 10).to(dtype))
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert size - 10 * row_bytes(4, dtype) < 3 * 200, "a row takes more than is said"
+
+
+def test_the_store_refuses_what_is_not_its_own(tmp_path):
+    store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f")
+    with pytest.raises(RunError, match="another run"):
+        store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="g")
+    with pytest.raises(RunError, match="another run"):
+        list(read_features(tmp_path, 10, fingerprint="g"))
+    shard_file(tmp_path, 4).write_bytes(shard_file(tmp_path, 4).read_bytes()[:-3])
+    with pytest.raises(RunError, match="is broken"):
+        store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f")
+    shard_file(tmp_path, 4).unlink()
+    with pytest.raises(RunError, match="lacks the features of row 4"):
+        list(read_features(tmp_path, 10, fingerprint="f"))
+    with pytest.raises(NumericError, match="fp32"):
+        store_features(tmp_path / "large", 3, lambda *_: torch.full((3, 4), 1e6), shard_rows=4, fingerprint="f")
+    assert not list((tmp_path / "large").glob("*")), "a shard of infinities was written"
+    with pytest.raises(ConfigError, match="float16"):
+        store_features(tmp_path, 3, features_of, shard_rows=4, fingerprint="f", dtype=torch.bfloat16)
+
+
+def test_a_shard_that_could_not_be_finished_is_not_there(tmp_path, monkeypatch):
+    def half(_, file, **options):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", half)
+        with pytest.raises(KeyboardInterrupt):
+            store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f")
+    assert not list(tmp_path.iterdir())
