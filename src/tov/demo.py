@@ -127,6 +127,8 @@ def describe(picked: Picked, demo: Demo) -> str:
         "",
         f"Next, with your own data (JSONL, Parquet, CSV or a Hub id; {demo.formats}):",
         f"  tov select --model {demo.model} --pool YOUR_POOL.jsonl --target YOUR_EXAMPLES.jsonl --n 1000 --out runs/mine",
+        "Was it better than random rows? Train and test both:",
+        "  tov compare --from runs/mine --test YOUR_TEST.jsonl --sizes 1000 --out runs/compared",
         "More or fewer rows from this run, in seconds:",
         f"  tov select --from {picked.folder} --n 64 --out {picked.folder}-64",
     ]  # fmt: skip

@@ -52,8 +52,6 @@ def add_projected(
 ) -> None:
     """out += values @ R[start : start + p]. A flat gradient is projected part by part, in any order of the parts.
 
-    Differs from LESS: its authors' matrix comes from a GPU kernel that is seeded by block, so it depends on the block size.
-
     Args:
         out: (B, d), added to in place.
         values: (B, p) of the same dtype and device, coordinates `start` to `start + p` of the rows' gradients.
