@@ -328,7 +328,8 @@ def _test_facts(
 def describe(trained: Trained) -> str:
     """What the command prints: rows, losses, test before and after, where the adapter is and how to load it, notes."""
     facts, unit = trained.summary, UNITS[trained.manifest["path"]["task"]]
-    lines = [f"trained on {_what(facts)}: log-loss {_fall(facts['losses'][0], facts['losses'][-1])} nats a {unit}"]
+    first, *rest = facts["losses"]
+    lines = [f"trained on {_what(facts)}: log-loss {_fall(first, rest[-1]) if rest else f'{first:.4f}'} nats a {unit}"]
     lines += [f"test ({facts['test']['rows']:,} rows): {line}" for line in _test_lines(facts, unit)]
     lines += [f"note: {note}" for note in facts["notes"]]
     lines += ["", f"adapter: {trained.adapter}", *(f"    {line}" for line in _snippet(trained)), ""]
@@ -337,7 +338,8 @@ def describe(trained: Trained) -> str:
 
 def _what(facts: dict[str, Any]) -> str:
     return (
-        f"{facts['rows']:,} rows, {facts['epochs']:,} epochs, {facts['steps']:,} steps, {facts['tokens']:,} tokens "
+        f"{facts['rows']:,} rows, {facts['epochs']:,} epoch{'s' * (facts['epochs'] != 1)}, {facts['steps']:,} steps, "
+        f"{facts['tokens']:,} tokens "
         f"in {duration(facts['seconds'])}"
     )
 

@@ -187,12 +187,13 @@ def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
 def _about(config: CompareConfig, manifest: Mapping[str, Any], data: Data) -> dict[str, Any]:
     """What stands at the head of a report."""
     versions, hardware = manifest["versions"], manifest["hardware"]
+    wanted = config.target_rows or ("the other" if config.test_rows else "all")
     return {
         "model": config.model,
         "task": config.task,
         "pool": ", ".join(source.name for source in data.pool[0].sources)
         + (f" (at most {config.pool_rows:,} rows each)" if config.pool_rows else f" ({len(data.pool[0]):,} rows)"),
-        "target": f"{', '.join(source.name for source in data.target[0].sources)} ({config.target_rows or 'all'} rows)",
+        "target": f"{', '.join(source.name for source in data.target[0].sources)} ({wanted} rows)",
         "test": f"{config.test_rows or len((data.test or data.target)[0]):,} rows",
         "training": f"{config.train_epochs or f'{config.train_rows:,} / n'} epochs, rate {config.train_learning_rate:g}, "
         f"batches of {config.train_batch_size}, LoRA rank {config.lora_rank}, alpha {config.lora_alpha:g}",
