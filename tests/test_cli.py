@@ -409,7 +409,7 @@ def test_a_run_goes_on_from_its_last_shard(place: Path, tmp_path: Path) -> None:
 
 
 def test_interrupt_gives_130_and_the_run_goes_on(place: Path, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "pool.jsonl", make_rows(160, seed=3))
+    write_jsonl(tmp_path / "pool.jsonl", make_rows(600, seed=3))
     args = [
         sys.executable, "-m", "tov", "select", "--model", str(place / "tiny-model"), "--pool", str(tmp_path / "pool.jsonl"),
         "--target", str(place / "target.jsonl"), "--n", "20", "--out", str(tmp_path / "run"), *FLAGS, "--shard-rows", "2",
@@ -419,14 +419,14 @@ def test_interrupt_gives_130_and_the_run_goes_on(place: Path, tmp_path: Path) ->
     while len(list((tmp_path / "run" / "scores").glob("rows-*"))) < 3:
         assert started.poll() is None, f"ended before it could be interrupted: {started.communicate()[1]}"
         assert time.monotonic() < deadline, "no shard after 90 s"
-        time.sleep(0.01)
+        time.sleep(0.002)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130, said
     assert "Traceback" not in said
     assert "same command" in said, "the message must say how to go on"
     shards = len(list((tmp_path / "run" / "scores").glob("rows-*.parquet")))
-    assert 3 <= shards < 80, "it was interrupted in the scan"
+    assert 3 <= shards < 300, "it was interrupted in the scan"
     assert manifest(tmp_path / "run")["status"] == "running"
     assert exit_code(*args[3:]) == 0
     assert len(selected(tmp_path / "run")) == 20
