@@ -30,13 +30,12 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
         "train_learning_rate": 5e-4,
     },
     "ner": {
-        "lora_rank": 1,
-        "learning_rate": 5e-4,
-        "eps": 0.3,
+        "lora_rank": 8,
+        "learning_rate": 2e-3,
+        "eps": 1.0,
         "amplify": 1.0,
         "normalize": "none",
-        "epochs": 1,
-        "train_learning_rate": 1e-3,
+        "train_learning_rate": 2e-3,
     },
     "classification": {
         "lora_rank": 8,
@@ -174,7 +173,7 @@ class PathSettings(DataSettings):
     )
     epochs: int | None = _setting(
         "path",
-        "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4; ner 1",
+        "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4",
         None,
         ge=1,
     )
