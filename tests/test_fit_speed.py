@@ -8,10 +8,12 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from test_lowrank import adapted_llama
-from tiny import VOCABULARY
+from tiny import VOCABULARY, tiny_llama
+from tov.model import packed as packing
 from tov.model.adapters import parameters, read_state
 from tov.model.logloss import Head, _chunk_dense, _FrozenHead
 from tov.model.norms import _TrainedNorm
+from tov.model.packed import packable
 from tov.model.train import make_optimizer, train_epoch
 from tov.text.encode import IGNORED, Encoded
 
@@ -99,6 +101,31 @@ def test_padding_to_few_widths_changes_no_step(monkeypatch):
     rows, steps = some_rows(), []
     for width in (1, 8):
         monkeypatch.setattr("tov.model.train.CPU_WIDTHS", width)
+        monkeypatch.setattr("tov.model.train.packable", lambda _: False)
         steps.append(one_step(adapted_llama(), rows))
     for name, wanted in steps[0].items():
         torch.testing.assert_close(steps[1][name], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_end_to_end_are_the_step_of_padded_rows(monkeypatch):
+    rows, steps = some_rows(), []
+    assert packable(tiny_llama()), "the comparison is empty: the model pads"
+    for packed in (True, False):
+        if not packed:
+            monkeypatch.setattr("tov.model.train.packable", lambda _: False)
+        steps.append(one_step(adapted_llama(), rows))
+    for name, wanted in steps[1].items():
+        torch.testing.assert_close(steps[0][name], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sees the other row", "slides", "takes no positions"])
+def test_models_to_which_rows_end_to_end_are_another_text_are_padded(kind, monkeypatch):
+    model = tiny_llama()
+    if kind == "slides":
+        model.config.sliding_window = 4
+    elif kind == "sees the other row":
+        options = packing.options_for
+        monkeypatch.setattr(packing, "options_for", lambda *args: {**options(*args), packing.ROWS: None})
+    else:
+        monkeypatch.setattr(packing, "options_for", lambda *_: {"no_such_option": 1, "position_ids": "none"})
+    assert not packable(model)

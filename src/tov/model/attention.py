@@ -1,7 +1,8 @@
 """Attention on a CPU: what torch does slowly there, done another way with the same result. Elsewhere this module does nothing.
 
-In training under a bf16 model: in fp32, where torch's backward pass is faster. In a scan: with lengths
-padded to a multiple of 16, where torch's forward pass takes half the time or, below 16, a third. docs/speed.md has the figures.
+In training: in fp32, where torch's backward pass is faster, and row by row where rows stand end to end (`tov.model.packed`), so
+that nothing is padded or masked. In a scan: with lengths padded to a multiple of 16, where torch's forward pass takes half the
+time or, below 16, a third. docs/speed.md has the figures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 WIDE, ALIGNED = "tov_wide_sdpa", "tov_aligned_sdpa"
+ROWS = "tov_rows"
+"""Option of a model's forward, handed down to its attention: lengths of the rows that stand end to end."""
 UNIT = 16
 """Keys that a CPU's vector unit takes at once."""
 
@@ -23,6 +26,8 @@ def wide_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Any]:
     """(B, T, heads, d) as transformers' `sdpa`, which does the work, in fp32; rounded to the model's dtype again.
+
+    Under the option `ROWS` B is 1, the mask is not asked, and each row attends to itself.
 
     Args:
         module: the attention layer.
@@ -36,8 +41,12 @@ def wide_attention(
 
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
-    out, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
-    return out.to(query.dtype), weights
+    rows = options.pop(ROWS, None) or [query.shape[2]]
+    if len(rows) > 1:
+        attention_mask = None
+    each = zip(*(part.float().split(rows, 2) for part in (query, key, value)), strict=True)
+    parts = [sdpa_attention_forward(module, q, k, v, attention_mask, **options)[0] for q, k, v in each]
+    return torch.cat(parts, 1).to(query.dtype), None
 
 
 def aligned_attention(
@@ -74,9 +83,15 @@ def _longer(x: Tensor, more: int) -> Tensor:
 
 @contextlib.contextmanager
 def wide(model: Any) -> Iterator[None]:
-    """Within the block a bf16 model on a CPU uses `wide_attention`."""
-    with _instead_of_sdpa(model, WIDE, wide_attention) if model.dtype == torch.bfloat16 else contextlib.nullcontext():
+    """Within the block a model of at most fp32 on a CPU uses `wide_attention`."""
+    narrow = model.dtype.itemsize <= 4
+    with _instead_of_sdpa(model, WIDE, wide_attention) if narrow else contextlib.nullcontext():
         yield
+
+
+def walks_rows(model: Any) -> bool:
+    """Whether the model's attention heeds `ROWS`."""
+    return getattr(model.config, "_attn_implementation", None) == WIDE
 
 
 @contextlib.contextmanager

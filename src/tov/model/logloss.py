@@ -48,17 +48,18 @@ class Head:
     softcap: float | None
 
 
-def row_logprobs(model: Any, batch: Batch) -> Tensor:
+def row_logprobs(model: Any, batch: Batch, **options: Any) -> Tensor:
     """(S,) log p of every label of a batch in fp32, row by row; differentiable in whatever of the model is trained.
 
     Args:
         model: a transformers model under its adapter: causal, token or sequence classification.
         batch: B rows of up to T tokens, S labels in all.
+        **options: of the model's forward, for rows end to end (`tov.model.packed`).
     """
     if not is_causal(model):
-        return label_logprobs(*classifier_logits(model, batch))
+        return label_logprobs(*classifier_logits(model, batch, **options))
     ids, labels = _on_device(model, batch)
-    return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED))
+    return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED, **options))
 
 
 def is_causal(model: Any) -> bool:
@@ -66,13 +67,13 @@ def is_causal(model: Any) -> bool:
     return model.get_output_embeddings() is not None
 
 
-def classifier_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def classifier_logits(model: Any, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
     """(B, T, C) logits of words, or (B, C) of texts, and (B, T) labels."""
     ids, labels = _on_device(model, batch)
-    filled = None  # a batch without padding needs no mask
-    if batch.lengths.min() < batch.ids.shape[1]:
-        filled = torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(model.device)
-    return model(input_ids=ids, attention_mask=filled).logits, labels
+    if not options and batch.lengths.min() < batch.ids.shape[1]:  # a batch without padding needs no mask
+        filled = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
+        options = {"attention_mask": torch.from_numpy(filled).to(model.device)}
+    return model(input_ids=ids, **options).logits, labels
 
 
 def _on_device(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ def head_of(causal: Any) -> Head:
     return Head(layer.weight, layer.bias, low_rank, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def gather_hidden(causal: Any, ids: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
+def gather_hidden(causal: Any, ids: Tensor, scored: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """Hidden states that predict the scored tokens, and those tokens: (S, H), (S,), row by row.
 
     Causal models with right padding need no attention mask for these positions, so the fast causal kernel serves.
@@ -118,8 +119,9 @@ def gather_hidden(causal: Any, ids: Tensor, scored: Tensor) -> tuple[Tensor, Ten
         causal: a transformers causal language model.
         ids: (B, T).
         scored: (B, T) bool; the first column is never scored.
+        **options: of the model's forward, for rows end to end.
     """
-    hidden = causal.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, H)
+    hidden = causal.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (B, T, H)
     predicted = scored[:, 1:]
     return hidden[:, :-1][predicted], ids[:, 1:][predicted]
 

@@ -15,6 +15,7 @@ from tov.model.adapters import parameters
 from tov.model.logloss import row_logprobs
 from tov.model.lowrank import training
 from tov.model.norms import trained_norms
+from tov.model.packed import options_for, pack, packable
 from tov.progress import Progress, Silent
 from tov.text.batches import collate, plan
 from tov.text.encode import IGNORED, Encoded
@@ -64,6 +65,7 @@ def train_epoch(
     """
     device, trained = next(adapted.parameters()).device, list(parameters(adapted).values())
     total, progress = 0.0, progress or Silent()
+    packed = packable(adapted.get_base_model())
     optimizer.zero_grad()  # a training that diverged leaves its gradients behind
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -73,7 +75,7 @@ def train_epoch(
         torch.manual_seed(seed)  # dropout
         for step in range(math.ceil(len(order) / batch_size)):
             batch = np.asarray(order[step * batch_size : (step + 1) * batch_size])
-            loss = _accumulate(adapted, rows, batch, batch_tokens, device)
+            loss = _accumulate(adapted, rows, batch, batch_tokens, packed=packed)
             if not math.isfinite(loss):
                 raise NumericError(
                     f"training diverged: the log-loss is {loss} at step {step + 1}",
@@ -89,13 +91,17 @@ def train_epoch(
     return total / len(order)
 
 
-def _accumulate(adapted: Any, rows: Encoded, batch: np.ndarray, batch_tokens: int, device: torch.device) -> float:
+def _accumulate(adapted: Any, rows: Encoded, batch: np.ndarray, batch_tokens: int, *, packed: bool) -> float:
     """Adds one step's gradients; returns its loss."""
-    lengths, total = rows.lengths[batch], 0.0
-    for part in plan(lengths, np.ones(len(batch), bool), batch_tokens):
-        one = collate(rows, batch[part], _width(rows, lengths[part], device))
-        logp = row_logprobs(adapted.get_base_model(), one)
-        counts = torch.from_numpy((one.labels != IGNORED).sum(1)).to(device)
+    model, total = adapted.get_base_model(), 0.0
+    for part in plan(rows.lengths[batch], np.ones(len(batch), bool), batch_tokens):
+        chosen = batch[part]
+        if packed:
+            one = pack(rows, chosen)
+            logp = row_logprobs(model, one, **options_for(model, one.lengths))
+        else:
+            logp = row_logprobs(model, collate(rows, chosen, _width(rows, rows.lengths[chosen], model.device)))
+        counts = torch.tensor([int((rows.row(row)[1] != IGNORED).sum()) for row in chosen], device=model.device)
         weights = (1.0 / (len(batch) * counts)).repeat_interleave(counts)
         loss = -(logp * weights).sum()
         loss.backward()
