@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tiny import make_rows, tiny_encoder_folder, tiny_llama
+from tov.config import TrainingSettings
 from tov.data.conversations import Conversation, from_prompt_completion
 from tov.data.labelled import Labelled, Tagged
 from tov.errors import NumericError
@@ -20,6 +21,7 @@ from tov.model.evaluate import evaluate
 from tov.model.generate import answers
 from tov.model.load import load_model
 from tov.text.encode import IGNORED, Encoded, Encoder
+from tov.training import train
 
 TAGS = ("O", "B-PER", "I-PER")
 SENTENCES = [
@@ -252,3 +254,20 @@ def test_a_template_that_takes_the_prompt_of_a_long_talk(short: None, tokenizer:
     row = Conversation(tuple({"role": role, "content": content} for role, content in turns))
     model = adapted(tiny_llama())
     assert answers(model, tokenizer, [row], max_length=96) == [answer_alone(model, tokenizer, row)]
+
+
+def test_a_training_is_the_same_whatever_was_measured_before_it(encoder_folder: Path) -> None:
+    """The frozen encoder's own dropout (0.1 here) must stay off, also after a scan."""
+
+    def trained(measure_first: bool) -> list[float]:
+        loaded = load_model(str(encoder_folder), task="ner", labels=TAGS, dtype="fp32", device="cpu", seed=0)
+        model = attach(
+            loaded.model, rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), seed=1, task="ner", trained=loaded.head
+        )
+        rows = Encoder(loaded.tokenizer, 64, TAGS)(SENTENCES)
+        if measure_first:
+            evaluate(model, rows, batch_tokens=64)
+        settings = TrainingSettings(train_rows=16, train_learning_rate=1e-2, train_batch_size=2)
+        return list(train(model, rows, settings, seed=3).losses)
+
+    assert trained(measure_first=True) == trained(measure_first=False)

@@ -33,6 +33,8 @@ def attach(
 ) -> Any:
     """The model with a fresh adapter (B = 0, A seeded), a `PeftModel` of which nothing else is trained but a new head.
 
+    In evaluation mode.
+
     Args:
         model: a frozen transformers model.
         rank: r.
@@ -71,7 +73,7 @@ def attach(
             parameter.data = parameter.data.float()
     for name in trained:
         adapted.get_base_model().get_submodule(name).register_forward_pre_hook(_widen)
-    return adapted
+    return adapted.eval()  # peft leaves the outermost module in training mode, which a scan would put back into all of them
 
 
 def _widen(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

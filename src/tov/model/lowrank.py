@@ -109,6 +109,7 @@ def training(adapted: Any) -> Iterator[None]:
         down, up, scaling = factors_of(layer)
         return _TrainedLinear.apply(x, down, up, layer.base_layer, scaling)
 
+    adapted.eval()
     dropped = any(getattr(config, "lora_dropout", 0.0) for config in adapted.peft_config.values())
     for name, module in adapted.named_modules():
         if name.endswith("lora_dropout"):
