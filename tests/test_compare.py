@@ -426,7 +426,7 @@ def test_rows_with_right_tags_are_found_among_wrong_ones(encoder: Path, tmp_path
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", part) for name, part in (("right", right), ("wrong", wrong))]
     compared = tov.compare(
         model=str(encoder), target=target, test=test, pool=pool, methods=["tov/score-only", "uncertainty/score-only"],
-        sizes=96, seeds=5, train_rows=1536, train_learning_rate=0.005, learning_rate=0.01, eps=1.0, lora_rank=4,
+        sizes=96, seeds=5, train_rows=1536, train_learning_rate=0.005, learning_rate=0.01, eps=1.0, lora_rank=4, epochs=1,
         normalize="none", out=tmp_path / "run", quiet=True,
     )  # fmt: skip
     arms = {one["arm"]: one for one in compared.results["sizes"][0]["arms"]}
