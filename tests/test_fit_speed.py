@@ -107,13 +107,14 @@ def test_padding_to_few_widths_changes_no_step(monkeypatch):
         torch.testing.assert_close(steps[1][name], wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_end_to_end_are_the_step_of_padded_rows(monkeypatch):
-    rows, steps = some_rows(), []
+@pytest.mark.parametrize("lengths", [(5, 11, 23, 9), (32,), (3, 32)], ids=["four", "alone, unfilled", "one a part"])
+def test_rows_end_to_end_are_the_step_of_padded_rows(lengths, monkeypatch):
+    rows, steps = some_rows(lengths), []
     assert packable(tiny_llama()), "the comparison is empty: the model pads"
     for packed in (True, False):
         if not packed:
             monkeypatch.setattr("tov.model.train.packable", lambda _: False)
-        steps.append(one_step(adapted_llama(), rows))
+        steps.append(one_step(adapted_llama(), rows, batch_tokens=max(32, sum(lengths[:-1]))))
     for name, wanted in steps[1].items():
         torch.testing.assert_close(steps[0][name], wanted, rtol=1e-5, atol=1e-5)
 

@@ -41,9 +41,10 @@ def wide_attention(
 
     if attention_mask is not None and attention_mask.is_floating_point():
         attention_mask = attention_mask.float()
-    rows = options.pop(ROWS, None) or [query.shape[2]]
-    if len(rows) > 1:
-        attention_mask = None
+    rows = options.pop(ROWS, None)
+    if rows:
+        attention_mask = None  # also for one row alone: what it was given stands for no mask, and would undo causality
+    rows = rows or [query.shape[2]]
     each = zip(*(part.float().split(rows, 2) for part in (query, key, value)), strict=True)
     parts = [sdpa_attention_forward(module, q, k, v, attention_mask, **options)[0] for q, k, v in each]
     return torch.cat(parts, 1).to(query.dtype), None
