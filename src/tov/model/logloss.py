@@ -69,10 +69,14 @@ def is_causal(model: Any) -> bool:
 def classifier_logits(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
     """(B, T, C) logits of words, or (B, C) of texts, and (B, T) labels."""
     ids, labels = _on_device(model, batch)
-    filled = None  # a batch without padding needs no mask
-    if batch.lengths.min() < batch.ids.shape[1]:
-        filled = torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(model.device)
-    return model(input_ids=ids, attention_mask=filled).logits, labels
+    return model(input_ids=ids, attention_mask=filled_mask(batch, model.device)).logits, labels
+
+
+def filled_mask(batch: Batch, device: torch.device) -> Tensor | None:
+    """(B, T) bool, False where padded; None for a batch without padding, which needs no mask."""
+    if batch.lengths.min() == batch.ids.shape[1]:
+        return None
+    return torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(device)
 
 
 def _on_device(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
