@@ -6,7 +6,7 @@ on with the first that is missing and ends with the same files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,15 +78,26 @@ Score = Callable[[Shard], tuple[Mapping[str, np.ndarray], int]]
 """A shard's rows -> (rows,) numbers a column, NaN for none; and the tokens that went through the model for them."""
 
 
-def read_shard(job: Stream, start: int, stop: int) -> Shard:
-    """The rows from `start` up to `stop`."""
-    found = [
-        (place, row)
+def shards(job: Stream) -> Iterator[tuple[int, int]]:
+    """First row_id of every shard, and the one behind its last."""
+    for start in range(0, len(job.pool), job.shard_rows):
+        yield start, min(start + job.shard_rows, len(job.pool))
+
+
+def read_rows(job: Stream, start: int, stop: int) -> dict[int, Row]:
+    """Place in the shard -> row, for the rows from `start` up to `stop` that are readable and not excluded."""
+    return {
+        place: row
         for place, row in enumerate(job.pool.rows(start, stop))
         if not isinstance(row, BadRow) and job.excluded[start + place] == USABLE
-    ]
-    rows = [row for _, row in found]
-    return Shard(start, stop, rows, np.array([place for place, _ in found], np.int64), job.encode(rows))
+    }
+
+
+def read_shard(job: Stream, start: int, stop: int) -> Shard:
+    """The same rows, as tokens too."""
+    found = read_rows(job, start, stop)
+    rows = list(found.values())
+    return Shard(start, stop, rows, np.array(list(found), np.int64), job.encode(rows))
 
 
 def fill(job: Stream, folder: Path, score: Score, progress: Progress | None = None) -> int:
@@ -103,8 +114,7 @@ def fill(job: Stream, folder: Path, score: Score, progress: Progress | None = No
         StorageError: the disk is full.
     """
     progress, passed = progress or Silent(), 0
-    for start in range(0, len(job.pool), job.shard_rows):
-        stop = min(start + job.shard_rows, len(job.pool))
+    for start, stop in shards(job):
         file = shard_file(folder, start)
         done = 0 if is_done(file, job.fingerprint) else _fill_shard(job, read_shard(job, start, stop), file, score)
         passed += done
