@@ -13,16 +13,18 @@ from tov import compare_report
 from tov.comparison.grid import Grid
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
-from tov.comparison.trials import NAMED, check_settings, read_trials, run_trials
+from tov.comparison.trials import check_settings, read_trials, run_trials
 from tov.config import CompareConfig, build
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
 from tov.files import read_json, write_json, write_text
 from tov.inputs import Inputs, list_inputs, name_inputs
+from tov.methods import METHODS, find_method
 from tov.metrics import NAMES
 from tov.path.store import open_path
 from tov.run import open_run, run_folder, start_run
+from tov.tables.work import NAMED
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,14 @@ def compare_config(given: Mapping[str, Any]) -> CompareConfig:
 def _of_run(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run, its pool and target by their absolute paths."""
     origin = open_run(folder)
-    if not (origin.path / "manifest.json").exists():
+    fitted = (origin.path / "manifest.json").exists()
+    if not fitted and "method" not in origin.manifest:
         raise RunError(f"{folder} holds no fitted path", fix="name the --out of a tov select or tov fit")
     identity, scan = origin.manifest["identity"].get("settings", {}), origin.manifest.get("scan_settings", {})
-    found = {**open_path(origin.path).manifest["settings"], **identity, **scan}
+    found = {**(open_path(origin.path).manifest["settings"] if fitted else {}), **identity, **scan}
+    # A rule is taken over where the run has another than its method.
+    method = find_method(origin.manifest.get("scored_by", "tov"))
+    found = {name: value for name, value in found.items() if getattr(method, name, None) != value or name not in ("rule", "bins")}
     for name in ("pool", "target"):
         if name not in given:
             found[name] = origin.manifest["inputs"].get(name)
@@ -207,6 +213,8 @@ def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
     """What every trial depends on. Which trials there are may change: they are added."""
     kept = config.of_stage("path", "scan", "selection", "training")
     settings = {name: value for name, value in kept.items() if name not in NAMED}
+    # What tov takes where nothing is given; the other methods' own rules are told by the arms, see `_check_rules`.
+    settings |= {"rule": settings["rule"] or METHODS["tov"].rule, "bins": settings["bins"] or METHODS["tov"].bins}
     reads = {"pool": data.pool, "target": data.target, "test": data.test}
     return {
         "settings": settings,
