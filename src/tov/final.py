@@ -114,7 +114,7 @@ def run_train(
 ) -> Trained:
     """`train` from a record of settings; inputs in memory are passed beside it."""
     origin = _open_choice(config.from_run)
-    stored = open_path(path_folder(origin))
+    stored = _chosen_with(origin)
     config, settings = _settled(config, origin, stored)
     row_ids, pool, hashes = _read_choice(origin, pools)
     test = _read_test(tests or config.test, settings, stored)
@@ -145,6 +145,13 @@ def _open_choice(folder: str) -> Run:
     if not origin.finished:
         raise RunError(f"the run in {folder} is not finished", fix="finish it first: give its command again")
     return origin
+
+
+def _chosen_with(origin: Run) -> StoredPath:
+    """The stored path; for rows chosen by a method without one, what its run says of the model, in the same words."""
+    if "model" in origin.manifest:
+        return StoredPath(origin.folder, origin.manifest["model"])
+    return open_path(path_folder(origin))
 
 
 def _settled(config: TrainConfig, origin: Run, stored: StoredPath) -> tuple[TrainConfig, PathSettings]:
@@ -254,7 +261,7 @@ def _train_and_test(run: Run, job: _Job) -> None:
 
 def _open_pretrained(job: _Job) -> Opened:
     opened = open_model(job.settings, tuple(job.stored.manifest["labels"]))
-    if opened.loaded.fingerprint != job.stored.manifest["model_fingerprint"]:
+    if job.stored.manifest["model_fingerprint"] not in (None, opened.loaded.fingerprint):
         raise ModelError(
             f"the model '{job.settings.model}' is no longer the one that the rows were chosen with",
             fix="put the old weights back, or select again",

@@ -13,7 +13,7 @@ from tov import compare_report
 from tov.comparison.grid import Grid
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
-from tov.comparison.trials import check_settings, read_trials, run_trials
+from tov.comparison.trials import arms_of, check_settings, read_trials, rule_of, run_trials
 from tov.config import CompareConfig, build
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
@@ -23,7 +23,7 @@ from tov.inputs import Inputs, list_inputs, name_inputs
 from tov.methods import METHODS, find_method
 from tov.metrics import NAMES
 from tov.path.store import open_path
-from tov.run import open_run, run_folder, start_run
+from tov.run import Run, differences, open_run, run_folder, start_run
 from tov.tables.work import NAMED
 
 
@@ -145,6 +145,7 @@ def run_compare(
     run = start_run(
         folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
     )
+    _check_rules(run, config)
     records, notes = run_trials(run, data, config)
     metric = NAMES[config.task or "instruction"] if config.task != "instruction" or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
@@ -158,6 +159,23 @@ def run_compare(
     pictures.curve_picture(results, folder / "loss.svg")
     run.finish()
     return Compared(folder, run.manifest, results)
+
+
+def _check_rules(run: Run, config: CompareConfig) -> None:
+    """Trials of an arm are comparable only under one rule, which its own options, --rule and --bins decide.
+
+    Raises:
+        RunError: an earlier call had other ones.
+    """
+    now = {arm.name: rule_of(config, arm) for arm in arms_of(config) if arm.method.takes == "best"}
+    was = run.manifest.get("rules", {})
+    changed = differences({name: was[name] for name in now if name in was}, {name: now[name] for name in was if name in now})
+    if changed:
+        raise RunError(
+            f"{run.folder} has trials of other rules: {', '.join(changed)}",
+            fix="give --rule and --bins as before, name the rule in the arm (dsir/score-only), or choose another --out",
+        )
+    run.note(rules={**was, **now})
 
 
 def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

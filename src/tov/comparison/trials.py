@@ -266,6 +266,12 @@ def _with_options(config: CompareConfig, arm: Arm) -> CompareConfig:
     return with_rule(build(CompareConfig, {**given, **arm.options}).for_task(config.task or ""), arm)
 
 
+def rule_of(config: CompareConfig, arm: Arm) -> str:
+    """`sample, 1 bins`: the rule that an arm's rows are chosen by."""
+    settings = _with_options(config, arm)
+    return f"{settings.rule}, {settings.bins} bins"
+
+
 def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
     """Fills the arm's table by its method, or reads what an earlier call has left; arms of one table, or part of it, share it."""
     config, rows, target = _with_options(bench.config, arm), bench.split.rows, bench.split.target
