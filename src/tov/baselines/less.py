@@ -173,7 +173,8 @@ def subtask_scores(
     """(rows, S) sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over the rows z of each sub-task; from -1 to 1, larger is better.
 
     u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, or the row's
-    plain gradient (form `sgd`); w_k = eta_k / sum of all eta. NaN for rows without a scored token. A row is forgotten as soon as its cosines are taken: nothing of N x M or N x d is held.
+    plain gradient (form `sgd`); w_k = eta_k / sum of all eta. NaN for rows without a scored token. A row is forgotten as soon
+    as its cosines are taken: nothing of N x M or N x d is held.
 
     Source: LESS (Xia et al. 2024, arXiv 2402.04333), Eq. 3 and Section 3.2. Differs: rows go in batches; the projection is the
     same for any block size and device; each target row is normalised before the mean over a sub-task's rows.

@@ -116,7 +116,11 @@ def _of_run(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     found = {**(open_path(origin.path).manifest["settings"] if fitted else {}), **identity, **scan}
     # A rule is taken over where the run has another than its method.
     method = find_method(origin.manifest.get("scored_by", "tov"))
-    found = {name: value for name, value in found.items() if getattr(method, name, None) != value or name not in ("rule", "bins")}
+    found = {
+        name: value
+        for name, value in found.items()
+        if getattr(method, name, None) != value or name not in ("rule", "bins")
+    }
     for name in ("pool", "target"):
         if name not in given:
             found[name] = origin.manifest["inputs"].get(name)
@@ -169,7 +173,9 @@ def _check_rules(run: Run, config: CompareConfig) -> None:
     """
     now = {arm.name: rule_of(config, arm) for arm in arms_of(config) if arm.method.takes == "best"}
     was = run.manifest.get("rules", {})
-    changed = differences({name: was[name] for name in now if name in was}, {name: now[name] for name in was if name in now})
+    changed = differences(
+        {name: was[name] for name in now if name in was}, {name: now[name] for name in was if name in now}
+    )
     if changed:
         raise RunError(
             f"{run.folder} has trials of other rules: {', '.join(changed)}",

@@ -273,7 +273,7 @@ def rule_of(config: CompareConfig, arm: Arm) -> str:
 
 
 def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
-    """Fills the arm's table by its method, or reads what an earlier call has left; arms of one table, or part of it, share it."""
+    """Fills the arm's table by its method, or reads what an earlier call has left; arms of one table, or part, share it."""
     config, rows, target = _with_options(bench.config, arm), bench.split.rows, bench.split.target
     options = settled(arm, max(config.sizes))
     if arm.method.of_path:
@@ -349,9 +349,7 @@ def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) ->
                 f"{trial.n:,} random rows wanted, but {len(row_ids):,} have a scored token", fix="lower --sizes"
             )
         return row_ids, encoded, 0
-    choice, _ = choose_rows(
-        trial.arm.method, table.config, table.scores, table.folder, n=trial.n, seed=trial.seed
-    )
+    choice, _ = choose_rows(trial.arm.method, table.config, table.scores, table.folder, n=trial.n, seed=trial.seed)
     encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
     return choice.row_ids, encoded, int((choice.reasons == "score").sum())
 

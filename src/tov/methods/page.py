@@ -12,11 +12,11 @@ from tov.methods.table import METHODS, NEEDS, Method, find_method, load_plug_in,
 HEAD = """\
 # Methods
 
-What `tov select --method` and the arms of `tov compare --methods` may be. This page is made from the table of methods (`make docs`);
-`tov methods` prints the same, with the methods of other packages that are installed here.
+What `tov select --method` and the arms of `tov compare --methods` may be. This page is made from the table of methods
+(`make docs`); `tov methods` prints the same, with the methods of other packages that are installed here.
 
-A method scores every row of the pool; a *rule* then chooses. Write `METHOD/OPTION/...`: an option is a value that names its setting
-(`less/sgd`), or `SETTING=VALUE` (`less/dimension=512/sgd`). `tov methods less` lists the options of one.
+A method scores every row of the pool; a *rule* then chooses. Write `METHOD/OPTION/...`: an option is a value that names its
+setting (`less/sgd`), or `SETTING=VALUE` (`less/dimension=512/sgd`). `tov methods less` lists the options of one.
 """
 RULES = """\
 ## Rules
@@ -29,18 +29,18 @@ again), or options of an arm (`less/score+random/bins=10`, `tov/source_cap=0.3`)
 | `score+random` | half by score, half uniformly: from the base set, where the method has one, else from the whole pool |
 | `score-only` | all by score |
 | `sample` | without repeats, with probability proportional to exp(score) among the rows left: for scores that are log-weights |
-| `round-robin` | each target row (LESS: each sub-task) in turn takes its best row that is still free; for `less`, `rds` and `tsds` |
+| `round-robin` | each target row (LESS: each sub-task) in turn takes its best row still free; for `less`, `rds` and `tsds` |
 
 - `--bins B`: the same number of rows from each of B equal-capacity bins of length (not for `round-robin`).
-- `--source-cap 0.3`: at most that share of the chosen rows from any one source; `--source-cap web=0.2 books=0.5` from these; what a
-  full source would have given goes to the next best rows of the others.
+- `--source-cap 0.3`: at most that share of the chosen rows from any one source; `--source-cap web=0.2 books=0.5` from these;
+  what a full source would have given goes to the next best rows of the others.
 - Rows without a score are never taken by score; no row is taken twice; equal seeds choose equal rows.
 """
 PLUG_INS = """\
 ## Your own
 
-A package adds a method by an entry point of the group `tov.methods`; from then on it has the same options, rules, files, resume and
-comparison as those in the box.
+A package adds a method by an entry point of the group `tov.methods`; from then on it has the same options, rules, files,
+resume and comparison as those in the box.
 
     # pyproject.toml of your package
     [project.entry-points."tov.methods"]
@@ -56,8 +56,9 @@ comparison as those in the box.
 
     LONGEST = Method("longest", "the longest rows", function=fill, ranking="score_longest", unit="tokens")
 
-`work` (`tov.tables.work.Work`) has the pool, the target, the settings, the model on demand, and folders that survive a kill. A score is
-asked for a shard of rows at a time; what is excluded, resumed and written is tov's business. Larger is better; NaN is no score.
+`work` (`tov.tables.work.Work`) has the pool, the target, the settings, the model on demand, and folders that survive a kill. A
+score is asked for a shard of rows at a time; what is excluded, resumed and written is tov's business. Larger is better; NaN is
+no score. A record of settings (`settings=`, a subclass of `tov.config.Settings`) gives it options of its own: `work.options`.
 """
 
 
@@ -67,7 +68,9 @@ def overview() -> str:
     width = max(len(name) for name in [*found, *broken])
     lines = [f"{name:{width}}  {method.summary}" for name, method in found.items()]
     lines += [f"{name:{width}}  broken: {' '.join(fault.split())}" for name, fault in broken.items()]
-    return "\n".join([*lines, "", "tov methods METHOD tells options, cost and source of one; docs/methods.md has them all."])
+    return "\n".join(
+        [*lines, "", "tov methods METHOD tells options, cost and source of one; docs/methods.md has them all."]
+    )
 
 
 def one_method(name: str) -> str:
@@ -96,11 +99,22 @@ def records(name: str | None = None) -> Any:
 
 def whole_page() -> str:
     """docs/methods.md: the methods in the box."""
-    header = ["| method | chooses | needs | passes over the pool | stored a pool row | rule |", "|---|---|---|---|---|---|"]
-    rows = [
-        f"| [`{one.name}`](#{one.name}) | {one.summary} | {one.needs or 'nothing'} | {one.passes or '0'} | {one.stored or '0'} | {_rule(one)} |"
+    header = [
+        "| method | chooses | needs | passes over the pool | stored a pool row | rule |",
+        "|---|---|---|---|---|---|",
+    ]
+    cells = [
+        (
+            f"[`{one.name}`](#{one.name})",
+            one.summary,
+            one.needs or "nothing",
+            one.passes or "0",
+            one.stored or "0",
+            _rule(one),
+        )
         for one in METHODS.values()
     ]
+    rows = [f"| {' | '.join(row)} |" for row in cells]
     parts = [HEAD, "\n".join([*header, *rows]) + "\n", RULES, "## One by one\n"]
     return "\n".join([*parts, *map(_section, METHODS.values()), PLUG_INS])
 

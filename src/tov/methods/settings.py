@@ -82,7 +82,8 @@ class DsirSettings(Settings):
 
     over: Literal["sum", "mean"] = option("a row's weight: sum or mean over its n-grams", "sum")
     tokens: Literal["wordpunct", "whitespace", "model"] = option(
-        "what n-grams are of: lower-cased words and runs of marks, words as they are, or the model's own tokens", "wordpunct"
+        "what n-grams are of: lower-cased words and runs of marks, words as they are, or the model's own tokens",
+        "wordpunct",
     )
     buckets: int = option("buckets that n-grams are hashed into", 10_000, ge=1)
     hashing: Literal["mixed", "sha256"] = option("of bigrams: fast, or that of the authors' package", "mixed")

@@ -110,16 +110,16 @@ def imported(named: str | Callable[..., Any], what: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{what} names the function '{named}', which cannot be imported: {error}") from error
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 _PATH_PASSES, _SOURCE = "2 a scoring epoch, forward", "Jain, Montanari, Sasoglu 2025, arXiv 2510.00386"
-_END = {"needs": "path", "passes": _PATH_PASSES, "function": PATH, "rule": "score+random", "bins": 10}
-_GRADIENTS = {
+_END: dict[str, Any] = {"needs": "path", "passes": _PATH_PASSES, "function": PATH, "rule": "score+random", "bins": 10}
+_GRADIENTS: dict[str, Any] = {
     "needs": "gradients", "passes": "1 a checkpoint (4), forward and backward",
     "stored": "0; 12 bytes a trained parameter and checkpoint once",
 }  # fmt: skip
-_EMBEDDED = {
+_EMBEDDED: dict[str, Any] = {
     "needs": "embeddings", "passes": "1, forward", "stored": "2 bytes x the model's width (SmolLM2-135M: 1,152)",
     "candidates": "tov.tables.embeddings:candidates",
 }  # fmt: skip
@@ -127,8 +127,8 @@ BUILT_IN: tuple[Method, ...] = (
     Method(
         "tov", "rows whose log-loss falls when the model is tuned on the target", ranking=gain,
         options=("transform", "normalize"), unit="nats a token", source=f"{_SOURCE} (ICLR 2026)",
-        differs="optimizer, rates and the moments of the target epoch are not in the paper: docs/defaults.md; the target's step "
-        "may be amplified; at most 4 scoring epochs", **_END,
+        differs="optimizer, rates and the moments of the target epoch are not in the paper: docs/defaults.md; the target's "
+        "step may be amplified; at most 4 scoring epochs", **_END,
     ),
     Method(
         "less", "rows whose Adam step points the way of the target's gradient", function="tov.tables.gradients:less",

@@ -1,7 +1,8 @@
 """What a method is given to fill a score table with: rows, target, settings, the model, and folders that survive a kill.
 
 A method makes *parts* (a warm-up, embeddings: whole or made again, shared by the methods that make the same) and then *fills*
-the table shard by shard. Times, tokens and bytes are noted here, so that every method's cost is told alike. Must not know methods.
+the table shard by shard. Times, tokens and bytes are noted here, so that every method's cost is told alike. Must not know any
+method.
 """
 
 from __future__ import annotations
@@ -126,7 +127,9 @@ class Work:
             with self.run.stage(name), track(name, rows, quiet=self.quiet) as progress:
                 make(folder, progress)
             spent = self.run.manifest.get("spent", {}).get(name, (0, 0))
-            write_json(manifest, {"made_from": made_from, "seconds": self.run.manifest["timings"][name], "spent": spent})
+            write_json(
+                manifest, {"made_from": made_from, "seconds": self.run.manifest["timings"][name], "spent": spent}
+            )
         made = read_json(manifest)
         # Whoever made it, its cost is part of this table's.
         timings, others = self.run.manifest.get("timings", {}), self.run.manifest.get("spent", {})
