@@ -17,6 +17,7 @@ from tov.data.pool import Pool
 from tov.data.rows import content_hash
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, RunError
+from tov.path.store import StoredPath, open_path
 from tov.run import Run, open_run
 from tov.stages import hexes, open_rows
 
@@ -37,6 +38,11 @@ def pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> 
     return pool
 
 
+def task_of(manifest: Mapping[str, Any]) -> str:
+    """The task of a run whose pool was scored."""
+    return str(manifest.get("path", manifest.get("method", {}))["task"])
+
+
 def path_folder(origin: Run) -> Path:
     """Where the stored path of a run lies: in its own folder, or in the run that it went out from.
 
@@ -49,7 +55,20 @@ def path_folder(origin: Run) -> Path:
         return Path(origin.manifest["path_from"])
     if "scores_from" in origin.manifest:
         return path_folder(open_run(Path(origin.manifest["scores_from"]).parent))
+    if "method" in origin.manifest:
+        name = origin.manifest["method"]["name"]
+        raise RunError(
+            f"{origin.folder} was scored by {name}, which leaves no path to score another pool with",
+            fix=f"score the other pool by itself: tov select --method {name} --pool ...",
+        )
     raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
+
+
+def chosen_with(origin: Run) -> StoredPath:
+    """The stored path; for rows chosen by a method without one, what its run says of the model, in the same words."""
+    if "model" in origin.manifest:
+        return StoredPath(origin.folder, origin.manifest["model"])
+    return open_path(path_folder(origin))
 
 
 def read_by(origin: Run) -> list[Path]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from tov.progress import Progress
 from tov.seeds import derive, generator
 from tov.text.batches import Batch
 from tov.text.encode import Encoded
+
+Form = Literal["adam", "sgd"]
 
 
 def linear_rates(learning_rate: float, *, epochs: int, steps: int, warmup: float = 0.03) -> np.ndarray:
@@ -149,11 +151,30 @@ def less_scores(
     *,
     projection: Projection,
     batch_tokens: int,
+    form: Form = "adam",
 ) -> np.ndarray:
-    """(rows,) max over sub-tasks of sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)); between -1 and 1, larger is better.
+    """(rows,) the largest of `subtask_scores`; NaN for rows without a scored token. Arguments and errors as of that."""
+    return subtask_scores(
+        adapted, checkpoints, targets, rows, projection=projection, batch_tokens=batch_tokens, form=form
+    ).max(1)
 
-    u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, w_k = eta_k / sum of all eta. NaN
-    for rows without a scored token. A row is forgotten as soon as its cosines are taken: nothing of N x M or N x d is held.
+
+@torch.no_grad()
+def subtask_scores(
+    adapted: Any,
+    checkpoints: Sequence[Checkpoint],
+    targets: Sequence[Tensor],
+    rows: Encoded,
+    *,
+    projection: Projection,
+    batch_tokens: int,
+    form: Form = "adam",
+) -> np.ndarray:
+    """(rows, S) sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over the rows z of each sub-task; from -1 to 1, larger is better.
+
+    u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, or the row's
+    plain gradient (form `sgd`); w_k = eta_k / sum of all eta. NaN for rows without a scored token. A row is forgotten as soon
+    as its cosines are taken: nothing of N x M or N x d is held.
 
     Source: LESS (Xia et al. 2024, arXiv 2402.04333), Eq. 3 and Section 3.2. Differs: rows go in batches; the projection is the
     same for any block size and device; each target row is normalised before the mean over a sub-task's rows.
@@ -165,22 +186,24 @@ def less_scores(
         rows: encoded rows of the pool, any part of it.
         projection: R.
         batch_tokens: most tokens in a batch.
+        form: how a pool row's gradient is taken.
 
     Raises:
-        ModelError: a checkpoint has no moments.
+        ModelError: a checkpoint has no moments, in the Adam form.
         NumericError: a log-loss is not a finite number.
     """
     weights = epoch_weights(checkpoints)
-    if any(checkpoint.moments is None for checkpoint in checkpoints):
+    moments = [checkpoint.moments if form == "adam" else None for checkpoint in checkpoints]
+    if form == "adam" and None in moments:
         raise ModelError("LESS needs the optimizer's moments at every checkpoint", fix="take checkpoints from warm_up")
     if len(targets) != len(checkpoints):
         raise ConfigError(f"{len(checkpoints)} checkpoints, but target features of {len(targets)}")
 
     def cosines(k: int, run: Run, batch: Batch) -> Tensor:
-        features = functional.normalize(projected(adapted, run, batch, projection, checkpoints[k].moments))
+        features = functional.normalize(projected(adapted, run, batch, projection, moments[k]))
         return weights[k] * features @ targets[k].to(features).T
 
-    return summed(adapted, checkpoints, rows, cosines, batch_tokens=batch_tokens).max(1)
+    return summed(adapted, checkpoints, rows, cosines, batch_tokens=batch_tokens)
 
 
 def epoch_weights(checkpoints: Sequence[Checkpoint]) -> list[float]:

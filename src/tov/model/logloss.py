@@ -70,10 +70,15 @@ def is_causal(model: Any) -> bool:
 def classifier_logits(model: Any, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
     """(B, T, C) logits of words, or (B, C) of texts, and (B, T) labels."""
     ids, labels = _on_device(model, batch)
-    if not options and batch.lengths.min() < batch.ids.shape[1]:  # a batch without padding needs no mask
-        filled = np.arange(batch.ids.shape[1]) < batch.lengths[:, None]
-        options = {"attention_mask": torch.from_numpy(filled).to(model.device)}
+    options = options or {"attention_mask": filled_mask(batch, model.device)}
     return model(input_ids=ids, **options).logits, labels
+
+
+def filled_mask(batch: Batch, device: torch.device) -> Tensor | None:
+    """(B, T) bool, False where padded; None for a batch without padding, which needs no mask."""
+    if batch.lengths.min() == batch.ids.shape[1]:
+        return None
+    return torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(device)
 
 
 def _on_device(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
