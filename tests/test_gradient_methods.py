@@ -68,6 +68,7 @@ def test_moments_go_to_the_parameters_that_they_belong_to(task):
 
 SUBTASKS = [0, 1, 1, 0, 2, 1]
 D = 24
+RADEMACHER = Projection(D, 5)
 
 
 def random_checkpoints(adapted: Any) -> list[Checkpoint]:
@@ -106,7 +107,7 @@ def flat_moments(checkpoints: list[Checkpoint], which: int) -> np.ndarray:
     ])  # fmt: skip
 
 
-def less_of(adapted, checkpoints, pool, target, *, projection=Projection(D, 5), batch_tokens=40, subtasks=SUBTASKS):
+def less_of(adapted, checkpoints, pool, target, *, projection=RADEMACHER, batch_tokens=40, subtasks=SUBTASKS):
     targets = less_targets(
         adapted, checkpoints, target, subtasks=subtasks, projection=projection, batch_tokens=batch_tokens
     )
@@ -116,7 +117,7 @@ def less_of(adapted, checkpoints, pool, target, *, projection=Projection(D, 5), 
 @pytest.mark.parametrize("kind", ["rademacher", "sjlt", "none"])
 @pytest.mark.parametrize("task", TASKS)
 def test_less_is_the_literal_one(task, kind, monkeypatch):
-    """"none": the exact form; its target rows are held two at a time here."""
+    """ "none": the exact form; its target rows are held two at a time here."""
     adapted, checkpoints, pool, target = setting(task)
     matrix = {
         "rademacher": matrices.rademacher, "sjlt": lambda *args: matrices.sjlt(*args, 8), "none": lambda size, *_: np.eye(size)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 
 from tov import output
@@ -30,13 +29,22 @@ from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import RunError
 from tov.files import write_text
-from tov.inputs import Inputs, check_unchanged, list_inputs, name_inputs, path_folder, pool_again, read_by, remember
-from tov.methods import gain
+from tov.inputs import (
+    Inputs,
+    check_unchanged,
+    list_inputs,
+    name_inputs,
+    path_folder,
+    pool_again,
+    read_by,
+    remember,
+    task_of,
+)
+from tov.methods.arms import Arm, inert, reselect_settings, select_settings
 from tov.path.store import StoredPath, open_path
 from tov.report import summary_markdown
 from tov.run import Run, open_run, run_folder, start_run
 from tov.scan.shards import read_scores
-from tov.selection import Choice, choose
 from tov.stages import (
     SCAN_SETTINGS,
     Rows,
@@ -51,6 +59,8 @@ from tov.stages import (
     unhex,
 )
 from tov.summary import choice_facts, score_facts
+from tov.tables.choice import choose_rows
+from tov.tables.work import Work, cost_of, fill_table, settled
 
 
 @dataclass(frozen=True)
@@ -132,26 +142,37 @@ def run_select(
     config: SelectConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None
 ) -> Picked:
     """`select` from a record of settings; inputs in memory are passed beside it."""
+    config, arm = select_settings(config)
     pools, targets = pools or config.pool, targets or config.target
     config, target, rows, labels = _read(config, pools, targets)
     output.check_columns(rows.pool)
     check_n(config.n, rows)
     identity = {
-        "settings": _identity_settings(config, "path", "scan", "selection"),
+        "settings": _of_method(_identity_settings(config, "path", "scan", "selection"), arm),
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
     }  # fmt: skip
     run = start_run(
-        run_folder(config.out, identity), command="select", identity=identity, settings=config.shown(), force=config.force,
+        run_folder(config.out, identity), command="select", identity=identity, force=config.force,
+        settings={name: value for name, value in config.shown().items() if name not in inert(arm.method)},
         reads=[*files_of(rows.pool), *files_of(target[0])],
     )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
     scan: dict[str, Any] = {key: getattr(config, key) for key in SCAN_SETTINGS}
-    run.note(inputs=remember(config, pool=pools, target=targets), scan_settings=scan)
-    opened = open_model(config, labels)
-    stored = fit_stage(run, rows, target, config, opened, quiet=config.quiet)
-    scan_stage(run, rows, stored, opened, quiet=config.quiet, **scan)
-    return _choose_and_write(run, rows.pool, read_scores(run.scores), config, config.seed)
+    run.note(
+        inputs=remember(config, pool=pools, target=targets),
+        scan_settings=scan,
+        **({} if arm.method.name == "tov" else {"scored_by": arm.method.name}),
+    )
+    fill_table(
+        Work(
+            run=run, rows=rows, target=target, settings=config, arm=arm, options=settled(arm, config.n), labels=labels,
+            most=config.n, parts=run.folder / "parts", open_with=lambda changed: open_model(changed, labels),
+            quiet=config.quiet,
+        )
+    )  # fmt: skip
+    run.note(cost=cost_of(run))
+    return _choose_and_write(run, rows.pool, read_scores(run.scores, len(rows.pool)), arm, config, config.seed)
 
 
 def _read(
@@ -173,7 +194,7 @@ def reselect(from_run: str | Path, *, n: int, out: str | Path, pool: Inputs | No
         n: rows to choose.
         out: the new run folder.
         pool: the run's pool, needed only if it was in memory.
-        **settings: `transform`, `rule`, `bins`, `seed`, `force`, `quiet`.
+        **settings: `method`, `transform`, `normalize`, `rule`, `bins`, `source_cap`, `seed`, `force`, `quiet`.
     """
     config = build(ReselectConfig, {"from_run": str(from_run), "n": n, "out": str(out), **settings})
     return run_reselect(config, list_inputs(pool) if pool is not None else None)
@@ -188,11 +209,13 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     scored = origin.manifest.get("identity", {}).get("pool", {}).get("sources", {})
     scores = read_scores(scores_folder, sum(scored.values()))
     pool = pool_again(origin, pools, scores)
-    normalize = config.normalize or TASK_DEFAULTS[origin.manifest["path"]["task"]]["normalize"]
-    config = config.model_copy(update={"normalize": normalize})
+    config, arm = reselect_settings(config, origin.manifest.get("scored_by", "tov"))
+    if "normalize" in arm.method.options:
+        normalize = config.normalize or TASK_DEFAULTS[task_of(origin.manifest)]["normalize"]
+        config = config.model_copy(update={"normalize": normalize})
     seed = config.seed if config.seed is not None else origin.manifest["seed"]
     identity = {
-        "settings": {**_identity_settings(config, "selection"), "seed": seed},
+        "settings": {**_of_method(_identity_settings(config, "selection"), arm), "seed": seed},
         "scan": origin.manifest["scan"]["fingerprint"],
     }
     run = start_run(
@@ -201,12 +224,12 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     )  # fmt: skip
     if run.finished:
         return Picked(run.folder, run.manifest)
-    kept = ("inputs", "path", "scan", "noise_floor", "notes")
+    kept = ("inputs", "path", "scan", "noise_floor", "notes", "method", "model", "scored_by")
     run.note(
         scores_from=str(scores_folder.absolute()),
         **{key: origin.manifest[key] for key in kept if key in origin.manifest},
     )
-    return _choose_and_write(run, pool, scores, config, seed)
+    return _choose_and_write(run, pool, scores, arm, config, seed, scores_folder.parent)
 
 
 def score(path: str | Path | Result, pool: Inputs, *, out: str | Path | None = None, **settings: Any) -> Result:
@@ -309,14 +332,12 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
     return Result(run.folder, run.manifest)
 
 
-def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionSettings, seed: int) -> Picked:
+def _choose_and_write(
+    run: Run, pool: Pool, scores: pa.Table, arm: Arm, config: SelectionSettings, seed: int, origin: Path | None = None
+) -> Picked:
+    """Of the scores in this run's folder, or in that of `origin`."""
     with run.stage("select"):
-        usable = np.array([not reason for reason in scores["excluded"].to_pylist()])
-        values = gain(scores, config)
-        choice: Choice = choose(
-            scores=values, tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(),
-            usable=usable, n=config.n, rule=config.rule, bins=config.bins, seed=seed,
-        )  # fmt: skip
+        choice, values = choose_rows(arm.method, config, scores, origin or run.folder, n=config.n, seed=seed)
         check_unchanged(pool, choice.row_ids, scores)
         output.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     facts = {
@@ -335,6 +356,13 @@ def _choose_and_write(run: Run, pool: Pool, scores: pa.Table, config: SelectionS
 def _pool_identity(rows: Rows) -> dict[str, Any]:
     names = {source.name: len(source.table) for source in rows.pool.sources}
     return {"sources": names, "fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint}
+
+
+def _of_method(settings: dict[str, Any], arm: Arm) -> dict[str, Any]:
+    """Settings with the method as its name and its own options, without those that have no effect with it."""
+    kept = {name: value for name, value in settings.items() if name not in ("method", *inert(arm.method))}
+    method = {} if arm.method.name == "tov" else {"method": arm.method.name}
+    return {**kept, **method, **({"options": arm.own_options} if arm.own else {})}
 
 
 def _identity_settings(config: Settings, *stages: Any) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _shown_default(default: Any) -> str:
 
 def _gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
     """Settings from the YAML file, overridden by the flags that were given."""
-    from tov.config import read_yaml
+    from tov.yaml_files import read_yaml
 
     given = {name: value for name, value in flags.items() if value is not None and value != ()}
     if isinstance(given.get("columns"), tuple):

@@ -8,15 +8,14 @@ them), `trials` (which trials a comparison has), `place` (nothing).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tov.errors import ConfigError, did_you_mean, kind_of
+from tov.errors import ConfigError, did_you_mean
+from tov.yaml_files import LabelMapping, read_label_map
 
 Stage = Literal["path", "scan", "selection", "training", "trials", "place"]
 Task = Literal["instruction", "ner", "classification"]
@@ -48,16 +47,22 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """What `auto` means for each task; docs/defaults.md has the tables that decided."""
+EVERY_SOURCE = "*"
+"""In a mapping of sources: each that is not named."""
 TRANSFORMS = ("identity", "abs", "positive")
 Transform = Literal["identity", "abs", "positive"]
 Normalize = Literal["none", "initial-loss"]
-Rule = Literal["score+random", "score-only"]
+Rule = Literal["score+random", "score-only", "sample", "round-robin"]
 Variant = Literal["interleaved", "parallel", "paired"]
 ValOptimizer = Literal["fresh", "carry", "sgd"]
 
 
 def _setting(stage: Stage, help: str, default: Any = ..., *, file: bool = False, **bounds: Any) -> Any:
     return Field(default, description=help, json_schema_extra={"stage": stage, "file": file}, **bounds)
+
+
+_LATER: dict[str, Any] = {"method": "tov", "source_cap": {}}
+"""Settings younger than the first run folders: at these values they are no part of what a run is, so that older ones go on."""
 
 
 def _by_task(name: str) -> str:
@@ -83,6 +88,11 @@ class Settings(BaseModel):
         values = value if isinstance(value, (list, tuple)) else (value,)
         return tuple(dict.fromkeys(part.strip() for one in values for part in str(one).split(",") if part.strip()))
 
+    @field_validator("source_cap", mode="before", check_fields=False)
+    @classmethod
+    def _for_every_source(cls, value: Any) -> Any:
+        return {EVERY_SOURCE: value} if isinstance(value, (int, float, str)) else value
+
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
     def _from_file(cls, value: Any) -> Any:
@@ -91,10 +101,11 @@ class Settings(BaseModel):
     def of_stage(self, *stages: Stage) -> dict[str, Any]:
         """The settings on which the artefacts of these stages depend."""
         dumped = self.model_dump(mode="json")
-        return {name: dumped[name] for name in dumped if stage_of(type(self), name) in stages}
-
-
-LabelMapping = dict[str, str | dict[str, str]]
+        return {
+            name: value
+            for name, value in dumped.items()
+            if stage_of(type(self), name) in stages and not (name in _LATER and value == _LATER[name])
+        }
 
 
 class DataSettings(Settings):
@@ -206,8 +217,21 @@ class RuleSettings(Settings):
         f"divide a row's score by its log-loss under the base state (relative improvement); auto: {_by_task('normalize')}",
         None,
     )
-    rule: Rule = _setting("selection", "half by score and half random, or all by score", "score+random")
-    bins: int = _setting("selection", "equal-capacity bins by scored tokens, each gives the same number", 10, ge=1)
+    rule: Rule | None = _setting(
+        "selection",
+        "half by score and half random; all by score; drawn with probability proportional to exp(score); or each target row "
+        "(sub-task) in turn its best row still free; auto: the method's own (tov: score+random)",
+        None,
+    )
+    bins: int | None = _setting(
+        "selection",
+        "equal-capacity bins by scored tokens, each gives the same number; auto: the method's own (tov: 10)",
+        None,
+        ge=1,
+    )
+    source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = _setting(
+        "selection", "largest share of the chosen rows from any one source, e.g. 0.3, or from these: web=0.2 books=0.5", {}
+    )
 
 
 class SelectionSettings(RuleSettings):
@@ -242,11 +266,18 @@ class FitConfig(PathSettings, PlaceSettings):
 class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings):
     """Settings of `tov select`."""
 
+    method: str = _setting(
+        "scan", "how rows are scored, OPTIONS after slashes: tov, less/dimension=512, dsir, ...; 'tov methods' has all", "tov"
+    )
+
 
 class ReselectConfig(SelectionSettings, PlaceSettings):
     """Settings of `tov select --from`."""
 
     from_run: str = _setting("selection", "a finished run whose scores are used", min_length=1)
+    method: str | None = _setting(
+        "selection", "another method that ranks by the same scores, e.g. uncertainty by those of tov; default: the run's", None
+    )
     seed: int | None = _setting("selection", "seed of the random half; default: the run's", None, ge=0)
 
 
@@ -319,8 +350,13 @@ def stage_of(record: type[Settings], name: str) -> Stage:
     return extra["stage"]  # type: ignore[return-value]
 
 
-def build(record: type[S], given: Mapping[str, Any]) -> S:
+def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
     """A checked record from keys and values.
+
+    Args:
+        record: of which kind.
+        given: settings.
+        place: what stands before a setting's name in a message.
 
     Raises:
         ConfigError: unknown, missing or unusable settings, each with what is allowed.
@@ -335,46 +371,16 @@ def build(record: type[S], given: Mapping[str, Any]) -> S:
         return record(**given)
     except ValidationError as error:
         raise ConfigError(
-            "; ".join(_in_words(fault) for fault in error.errors()), fix="correct it and give the command again"
+            "; ".join(_in_words(fault, place) for fault in error.errors()), fix="correct it and give the command again"
         ) from None
 
 
-def _in_words(fault: Any) -> str:
+def _in_words(fault: Any, place: str) -> str:
     name = ".".join(str(part) for part in fault["loc"][:1])
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{name.replace('_', '-')}" if place == "--" else f"{place}{name}"
+    if not name:  # several settings together
+        return f"{'' if place == '--' else place}{fault['msg'].removeprefix('Value error, ')}"
     if fault["type"] == "missing":
         return f"{flag} is missing"
     message = fault["msg"].removeprefix("Input should be ")
     return f"{flag} got {fault['input']!r}, should be {message}"
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises:
-        ConfigError: no such file, broken YAML (with its line), or not a mapping.
-    """
-    value = _mapping_in(path, "settings file", "a mapping of settings, e.g. 'n: 4096'", yaml.SafeLoader)
-    return {str(key).replace("-", "_"): entry for key, entry in value.items()}
-
-
-def read_label_map(path: Path) -> LabelMapping:
-    """The label map in a YAML or JSON file; every entry is text as it stands there (`NO` is no truth value).
-
-    Raises:
-        ConfigError: as `read_yaml`.
-    """
-    return _mapping_in(path, "label map", "a mapping of labels, e.g. 'person: PER'", yaml.BaseLoader)
-
-
-def _mapping_in(path: Path, what: str, allowed: str, loader: Any) -> dict[Any, Any]:
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except FileNotFoundError:
-        raise ConfigError(f"no {what} {path}", fix="check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = re.sub(r"<(unicode|byte) string>", path.name, str(error))
-        raise ConfigError(f"{path} is not YAML: {said}", fix="correct the line that it names") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds {kind_of(value)}", allowed=allowed, fix="write it as KEY: VALUE lines")
-    return value

@@ -37,6 +37,11 @@ def pool_again(origin: Run, pools: Sequence[Input] | None, scores: pa.Table) -> 
     return pool
 
 
+def task_of(manifest: Mapping[str, Any]) -> str:
+    """The task of a run whose pool was scored."""
+    return str(manifest.get("path", manifest.get("method", {}))["task"])
+
+
 def path_folder(origin: Run) -> Path:
     """Where the stored path of a run lies: in its own folder, or in the run that it went out from.
 
@@ -49,6 +54,12 @@ def path_folder(origin: Run) -> Path:
         return Path(origin.manifest["path_from"])
     if "scores_from" in origin.manifest:
         return path_folder(open_run(Path(origin.manifest["scores_from"]).parent))
+    if "method" in origin.manifest:
+        name = origin.manifest["method"]["name"]
+        raise RunError(
+            f"{origin.folder} was scored by {name}, which leaves no path to score another pool with",
+            fix=f"score the other pool by itself: tov select --method {name} --pool ...",
+        )
     raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
 
 

@@ -18,7 +18,7 @@ LENGTHS = {"instruction": "scored tokens", "ner": "words", "classification": "to
 def summary_markdown(manifest: dict[str, Any]) -> str:
     """The text of `summary.md`."""
     identity, facts = manifest["identity"], manifest["summary"]
-    task = manifest["path"]["task"]
+    task = manifest.get("path", manifest.get("method"))["task"]
     parts = [f"# tov {identity['command']}", _what(manifest)]
     if "choice" in facts:
         parts += [
@@ -60,7 +60,7 @@ def _what(manifest: dict[str, Any]) -> str:
     settings = manifest["identity"].get("settings", {})
     shown = {
         key: settings[key]
-        for key in ("model", "n", "transform", "normalize", "rule", "variant", "seed")
+        for key in ("method", "options", "model", "n", "transform", "normalize", "rule", "variant", "seed")
         if key in settings
     }
     lines = [f"- {key}: `{value}`" for key, value in shown.items()]
@@ -71,6 +71,10 @@ def _what(manifest: dict[str, Any]) -> str:
             f"L = {path['epochs']} scoring epochs, {path['dtype']} on {path['device']}, "
             f"the target's step amplified {path['amplify']:g} times"
         )
+    method = manifest.get("method")
+    if method:
+        on = f", {method['dtype']} on {method['device']}" if method["dtype"] else ""
+        lines.append(f"- scored by {method['name']}: M = {method['target_rows']:,} target rows{on}")
     return "\n".join(lines)
 
 
@@ -127,10 +131,10 @@ def _bar(part: int, whole: int) -> str:
 
 
 def _scores(facts: dict[str, Any], manifest: dict[str, Any], unit: str) -> str:
-    header = [f"nats a {unit}", *(f"{100 * level:g} %" for level in QUANTILES)]
+    header = [manifest["method"]["unit"] if "method" in manifest else f"nats a {unit}", *(f"{100 * level:g} %" for level in QUANTILES)]
     rows = [
         [name, *(_number(value) for value in values)]
-        for name, values in [*facts["quantiles"].items(), ("loss_base", facts["loss_base"])]
+        for name, values in [*facts["quantiles"].items(), ("loss_base", facts.get("loss_base"))]
         if values
     ]
     noise = manifest.get("noise_floor")
@@ -161,6 +165,12 @@ def _timings(manifest: dict[str, Any]) -> str:
     rate = ""
     if scan.get("tokens_passed"):
         rate = f"\n\n{scan['tokens_passed']:,} tokens went forward through the model in the scan."
+    cost = manifest.get("cost")
+    if cost:
+        rate += (
+            f"\n\nScoring in all: {cost['tokens_forward']:,} tokens forward, {cost['tokens_backward']:,} backward, "
+            f"{cost['bytes']:,} bytes stored."
+        )
     return table(["stage", "time"], rows) + rate
 
 

@@ -22,7 +22,7 @@ from tov.errors import DataError, ModelError
 from tov.files import digest
 from tov.model.adapters import attach
 from tov.model.joined import scanning
-from tov.model.load import LARGEST_DEFAULT, Loaded, load_model, longest
+from tov.model.load import LARGEST_DEFAULT, Loaded, load_config, load_model, load_tokenizer, longest
 from tov.model.logloss import check_head, head_of
 from tov.path.fit import Schedule, base_size_for, fit, schedule_for
 from tov.path.store import StoredPath, clear, finish, open_path, save_step
@@ -140,13 +140,7 @@ def open_model(settings: PathSettings, labels: tuple[str, ...] = ()) -> Opened:
         settings.model, task=settings.task, labels=labels, dtype=settings.dtype, device=settings.device,
         revision=settings.revision, trust_remote_code=settings.trust_remote_code, seed=derive(settings.seed, "head"),
     )  # fmt: skip
-    limit = longest(loaded.model, loaded.tokenizer)
-    if limit and settings.max_length and settings.max_length > limit:
-        raise ModelError(
-            f"--max-length {settings.max_length} is more than {settings.model} takes",
-            allowed=f"at most {limit}",
-            fix=f"give --max-length {limit} or less",
-        )
+    max_length = _max_length(settings, longest(loaded.model.config, loaded.tokenizer))
     adapted = attach(
         loaded.model, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout,
         targets=settings.lora_targets, seed=derive(settings.seed, "adapter"), task=settings.task, trained=loaded.head,
@@ -157,8 +151,29 @@ def open_model(settings: PathSettings, labels: tuple[str, ...] = ()) -> Opened:
         probe = torch.arange(2 * 16, device=loaded.device).reshape(2, 16) % vocabulary
         with torch.inference_mode():
             check_head(causal, head_of(causal), probe)
-    max_length = settings.max_length or min(LARGEST_DEFAULT, limit or LARGEST_DEFAULT)
     return Opened(loaded, adapted, Encoder(loaded.tokenizer, max_length, loaded.labels))
+
+
+def open_encoder(settings: PathSettings, labels: tuple[str, ...] = ()) -> Encoder:
+    """What turns rows into the model's tokens, as of `open_model`, without the model.
+
+    Args:
+        settings: with the task named.
+        labels: from `labels_of`.
+    """
+    here: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    tokenizer = load_tokenizer(settings.model, task=settings.task or "", **here)
+    return Encoder(tokenizer, _max_length(settings, longest(load_config(settings.model, **here), tokenizer)), labels)
+
+
+def _max_length(settings: PathSettings, limit: int | None) -> int:
+    if limit and settings.max_length and settings.max_length > limit:
+        raise ModelError(
+            f"--max-length {settings.max_length} is more than {settings.model} takes",
+            allowed=f"at most {limit}",
+            fix=f"give --max-length {limit} or less",
+        )
+    return settings.max_length or min(LARGEST_DEFAULT, limit or LARGEST_DEFAULT)
 
 
 def fit_stage(
@@ -217,14 +232,24 @@ def _fit(
 
 def encode_target(target: Pool, opened: Opened, *, role: str = "target") -> tuple[Encoded, int]:
     """The rows of the target (or the test) that have a scored token, and how many have none."""
-    encoded = opened.encode(usable_rows(target.rows(0, len(target))))
+    encoded, kept = encode_scored(target, opened.encode, role=role)
+    return encoded, len(target) - len(kept)
+
+
+def encode_scored(target: Pool, encode: Encoder, *, role: str = "target") -> tuple[Encoded, np.ndarray]:
+    """The rows of the target (or the test) that have a scored token, and their row_ids.
+
+    Raises:
+        DataError: none has.
+    """
+    encoded = encode(usable_rows(target.rows(0, len(target))))
     kept = np.flatnonzero(encoded.scored_counts > 0)
     if not len(kept):
         raise DataError(
-            f"none of the {len(target):,} {role} rows has a scored token within {opened.encode.max_length} tokens",
+            f"none of the {len(target):,} {role} rows has a scored token within {encode.max_length} tokens",
             fix=f"raise --max-length, or check that the {role}'s answers are not empty",
         )
-    return encoded.take(kept), len(target) - len(kept)
+    return encoded.take(kept), kept
 
 
 def usable_rows(rows: Iterable[Row | BadRow]) -> list[Row]:

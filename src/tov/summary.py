@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tov.config import TRANSFORMS
-
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -25,9 +23,14 @@ def score_facts(scores: pa.Table) -> dict[str, Any]:
         "in_base": int(np.sum(scores["in_base"].to_numpy())),
         "scored_tokens": int(np.sum(scores["tokens"].to_numpy())),
         "lost": {"rows": int(np.sum(scores["lost"].to_numpy() > 0)), "tokens": int(np.sum(scores["lost"].to_numpy()))},
-        "quantiles": {f"score_{name}": quantiles(scores[f"score_{name}"].to_numpy()) for name in TRANSFORMS},
-        "loss_base": quantiles(scores["loss_base"].to_numpy()),
+        "quantiles": {name: quantiles(scores[name].to_numpy()) for name in scores.column_names if _is_score(name)},
+        **({"loss_base": quantiles(scores["loss_base"].to_numpy())} if "loss_base" in scores.column_names else {}),
     }  # fmt: skip
+
+
+def _is_score(column: str) -> bool:
+    """Whether it ranks rows as it stands: not of one epoch (`_K`), nor of one sub-task (`:NAME`)."""
+    return column.startswith("score_") and ":" not in column and not column.rpartition("_")[2].isdigit()
 
 
 def quantiles(values: np.ndarray) -> list[float] | None:

@@ -28,7 +28,7 @@ def rademacher(rows: int, size: int, seed: int) -> list[list[float]]:
 def sjlt(rows: int, size: int, seed: int, nonzeros: int) -> list[list[float]]:
     """(rows, size) with one entry +-1/sqrt(nonzeros) in each of `nonzeros` equal parts of a row.
 
-    Bit `row % 64` of word (row // 64, part) is the sign; the row's block of `width` rows is turned by a random number of columns.
+    Bit `row % 64` of word (row // 64, part) is the sign; the row's block of `width` rows is turned by random columns.
     """
     matrix, width = [[0.0] * size for _ in range(rows)], size // nonzeros
     for row in range(rows):

@@ -112,7 +112,7 @@ def projected(adapted: Any, run: Run, batch: Batch, projection: Projection, mome
 
 
 def cosines(adapted: Any, run: Run, batch: Batch, vectors: Tensor, moments: Moments | None = None) -> Tensor:
-    """(B, S) <g / |g|, vector> of a batch's rows, or <u / |u|, vector>, of whole gradients, a layer at a time: 2 P S FLOPs a row.
+    """(B, S) <g / |g|, vector> of a batch's rows, or <u / |u|, vector>, of whole gradients, layer by layer: 2 P S FLOPs a row.
 
     Args:
         adapted: a PeftModel.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tov.seeds import derive, generator
 from tov.text.batches import Batch, collate
 from tov.text.encode import Encoded
 
+Form = Literal["adam", "sgd"]
 HELD_NUMBERS = 1 << 27
 """Numbers of target rows' whole gradients that are held at once in the exact form: 512 MiB in fp32."""
 
@@ -107,7 +108,8 @@ def less_targets(
     """For each checkpoint (S, d): the mean over a sub-task's rows of R^T g / |R^T g|, g the plain gradient (the SGD form).
 
     The cosine with a mean of unit vectors is the mean of the cosines, so a row of the target need not be kept: S d numbers a
-    checkpoint instead of M d. Without a projection (S, P), the means of g / |g|. The model is left in the last checkpoint's state.
+    checkpoint instead of M d. Without a projection (S, P), the means of g / |g|. The model is left in the last checkpoint's
+    state.
 
     Args:
         adapted: a PeftModel.
@@ -145,7 +147,9 @@ def _subtask_means(
 ) -> Tensor:
     total: Any = 0
     for batch in batches:
-        whole = flat_gradients(adapted, run, batch) if projection is None else projected(adapted, run, batch, projection)
+        whole = (
+            flat_gradients(adapted, run, batch) if projection is None else projected(adapted, run, batch, projection)
+        )
         features = functional.normalize(whole)
         member = torch.from_numpy(of_row[batch.rows][None] == np.arange(len(counts))[:, None]).to(features)  # (S, B)
         total = total + member @ features
@@ -161,16 +165,34 @@ def less_scores(
     *,
     projection: Projection | None,
     batch_tokens: int,
+    form: Form = "adam",
 ) -> np.ndarray:
-    """(rows,) max over sub-tasks of sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)); between -1 and 1, larger is better.
+    """(rows,) the largest of `subtask_scores`; NaN for rows without a scored token. Arguments and errors as of that."""
+    return subtask_scores(
+        adapted, checkpoints, targets, rows, projection=projection, batch_tokens=batch_tokens, form=form
+    ).max(1)
 
-    u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, w_k = eta_k / sum of all eta. NaN
-    for rows without a scored token. A row is forgotten as soon as its cosines are taken: nothing of N x M or N x d is held.
 
-    Without a projection the cosines are those of the whole u and g.
+@torch.no_grad()
+def subtask_scores(
+    adapted: Any,
+    checkpoints: Sequence[Checkpoint],
+    targets: Sequence[Tensor],
+    rows: Encoded,
+    *,
+    projection: Projection | None,
+    batch_tokens: int,
+    form: Form = "adam",
+) -> np.ndarray:
+    """(rows, S) sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over rows z of each sub-task; from -1 to 1, larger is better.
+
+    u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, or the row's plain gradient (form
+    `sgd`); w_k = eta_k / sum of all eta. Without a projection the cosines are those of the whole u and g. NaN for rows without
+    a scored token. A row is forgotten as soon as its cosines are taken: nothing of N x M or N x d is held.
 
     Source: LESS (Xia et al. 2024, arXiv 2402.04333), Eq. 3 and Section 3.2. Differs: rows go in batches; the projection is the
-    same for any block size and device, and may be left out; each target row is normalised before the mean over a sub-task's rows.
+    same for any block size and device, and may be left out; each target row is normalised before the mean over a sub-task's
+    rows.
 
     Args:
         adapted: a PeftModel; left in the last checkpoint's state.
@@ -179,24 +201,26 @@ def less_scores(
         rows: encoded rows of the pool, any part of it.
         projection: R; None for the exact form.
         batch_tokens: most tokens in a batch.
+        form: how a pool row's gradient is taken.
 
     Raises:
-        ModelError: a checkpoint has no moments.
+        ModelError: a checkpoint has no moments, in the Adam form.
         NumericError: a log-loss is not a finite number.
     """
     weights = epoch_weights(checkpoints)
-    if any(checkpoint.moments is None for checkpoint in checkpoints):
+    moments = [checkpoint.moments if form == "adam" else None for checkpoint in checkpoints]
+    if form == "adam" and None in moments:
         raise ModelError("LESS needs the optimizer's moments at every checkpoint", fix="take checkpoints from warm_up")
     if len(targets) != len(checkpoints):
         raise ConfigError(f"{len(checkpoints)} checkpoints, but target features of {len(targets)}")
 
     def weighed(k: int, run: Run, batch: Batch) -> Tensor:
         if projection is None:
-            return weights[k] * cosines(adapted, run, batch, targets[k], checkpoints[k].moments)
-        features = functional.normalize(projected(adapted, run, batch, projection, checkpoints[k].moments))
+            return weights[k] * cosines(adapted, run, batch, targets[k], moments[k])
+        features = functional.normalize(projected(adapted, run, batch, projection, moments[k]))
         return weights[k] * features @ targets[k].to(features).T
 
-    return summed(adapted, checkpoints, rows, weighed, batch_tokens=batch_tokens).max(1)
+    return summed(adapted, checkpoints, rows, weighed, batch_tokens=batch_tokens)
 
 
 def epoch_weights(checkpoints: Sequence[Checkpoint]) -> list[float]:

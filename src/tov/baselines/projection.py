@@ -29,10 +29,10 @@ class Projection:
         size: d.
         seed: of the matrix.
         kind: `rademacher`, entries +-1/sqrt(d) (LESS's; 2 P d FLOPs a row), or `sjlt`, `nonzeros` entries +-1/sqrt(s) in each
-            row of R, one in each of s equal parts of the columns (Kane, Nelson 2014; 2 P s FLOPs a row). Of w = d/s columns in a
-            part, w coordinates one after another take the w in turn, from a random one on: two coordinates meet with
-            probability 1/w or never, and signs are independent, which is all that the variance of an inner product asks for:
-            |x|^2 |y|^2 / d, as of `rademacher`. In return a block of coordinates is added as it lies in memory.
+            row of R, one in each of s equal parts of the columns (Kane, Nelson 2014; 2 P s FLOPs a row). Of the w = d/s columns
+            of a part, w coordinates one after another take all in turn, from a random one on: two coordinates meet with
+            probability 1/w or never, and signs are independent, which is all that the variance of an inner product asks for,
+            about |x|^2 |y|^2 / d as of `rademacher`. In return a block of coordinates is added as it lies in memory.
         nonzeros: s, a divisor of d; of `sjlt` alone.
     """
 
@@ -100,7 +100,9 @@ def _add_turned(out: Tensor, part: Tensor, start: int, projection: Projection) -
     width = projection.size // s
     words = torch.arange(start // _WORD, -(-stop // _WORD), device=part.device)
     blocks = range(start // width, -(-stop // width))
-    turns = _hashed(-1 - torch.arange(blocks.start * s, blocks.stop * s), projection.seed)  # signs have counters from 0 on
+    turns = _hashed(
+        -1 - torch.arange(blocks.start * s, blocks.stop * s), projection.seed
+    )  # signs have counters from 0 on
     turn = (_shifted(turns, 1) % width).reshape(-1, s).tolist()
     for piece in range(s):
         sign = _unpacked(_hashed(words * s + piece, projection.seed), part.dtype)[start % _WORD :][: stop - start]

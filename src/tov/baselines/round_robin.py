@@ -5,7 +5,7 @@ A selection rule of its own: it asks only for a score of each pool row for each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -39,7 +39,9 @@ def top_candidates(
     return lists
 
 
-def round_robin_of(candidates: np.ndarray | Sequence[np.ndarray | list[int]], n: int) -> np.ndarray:
+def round_robin_of(
+    candidates: np.ndarray | Sequence[np.ndarray | list[int]], n: int, *, allow: Callable[[int], bool] | None = None
+) -> np.ndarray:
     """(n,) distinct rows in the order of taking: targets 1..M in turn take their first candidate that is still free.
 
     A target whose list is used up passes its turn. With lists of the n best, as of `top_candidates` and of
@@ -48,25 +50,32 @@ def round_robin_of(candidates: np.ndarray | Sequence[np.ndarray | list[int]], n:
     Args:
         candidates: M lists of row ids, best first, or an (M, k) matrix of them.
         n: rows to take.
+        allow: asked once of each row before it is taken; a row that is not allowed is nobody's.
 
     Raises:
-        DataError: the lists hold fewer than n distinct rows.
+        DataError: the lists hold fewer than n distinct rows that are allowed.
     """
     lists = [np.asarray(rows, np.int64) for rows in candidates]
     among = np.unique(np.concatenate([np.empty(0, np.int64), *lists]))
+    fewer = "n = {:,} rows wanted, but the targets' candidates are {:,} rows"
+    fix = "lower --n, or give each target its n best rows"
     if n > len(among):
-        raise DataError(
-            f"n = {n:,} rows wanted, but the targets' candidates are {len(among):,} rows",
-            fix="lower --n, or give each target its n best rows",
-        )
+        raise DataError(fewer.format(n, len(among)), fix=fix)
     free = np.ones(among.max(initial=-1) + 1, bool)
     places, taken = [0] * len(lists), list[int]()
     while len(taken) < n:
+        before = len(taken)
         for target, rows in enumerate(lists):
-            place = places[target] = _first_free(rows, places[target], free)
+            place = _first_free(rows, places[target], free)
+            while allow and place < len(rows) and len(taken) < n and not allow(int(rows[place])):
+                free[rows[place]] = False
+                place = _first_free(rows, place, free)
+            places[target] = place
             if place < len(rows) and len(taken) < n:
                 taken.append(int(rows[place]))
                 free[rows[place]] = False
+        if len(taken) == before:
+            raise DataError(fewer.format(n, before), fix=fix)
     return np.array(taken, np.int64)
 
 

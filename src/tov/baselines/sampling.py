@@ -28,12 +28,16 @@ def gumbel_top_k(log_weights: np.ndarray, n: int, seed: int, *, row_ids: np.ndar
     Source: Vieira 2014; Kool, van Hoof and Welling 2019, arXiv 1903.06059; used by DSIR, arXiv 2302.03169.
     """
     row_ids = np.arange(len(log_weights)) if row_ids is None else row_ids
+    keys = log_weights + gumbel_noise(int(row_ids.max(initial=-1)) + 1, seed)[row_ids]
     weighted = np.flatnonzero(log_weights > -np.inf)
     if n > len(weighted):
         raise DataError(
             f"n = {n:,} rows wanted without repeats, but {len(weighted):,} of {len(log_weights):,} have a weight",
             fix="lower --n, or spread the weights over more rows",
         )
-    noise = generator(seed, "gumbel top-k").gumbel(size=int(row_ids.max(initial=-1)) + 1)
-    keys = log_weights[weighted] + noise[row_ids[weighted]]
-    return weighted[np.lexsort((row_ids[weighted], -keys))[:n]]
+    return weighted[np.lexsort((row_ids[weighted], -keys[weighted]))[:n]]
+
+
+def gumbel_noise(rows: int, seed: int) -> np.ndarray:
+    """(rows,) independent standard Gumbel noise: the best by log-weight plus noise are a draw by weight."""
+    return generator(seed, "gumbel top-k").gumbel(size=rows)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tov.config import read_yaml
 from tov.errors import ConfigError, did_you_mean, kind_of
+from tov.yaml_files import read_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 

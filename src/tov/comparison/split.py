@@ -151,7 +151,7 @@ def _take(units: list[list[int]], wanted: int, flag: str, total: int) -> tuple[n
 
 def _units(pool: Pool, index: Index, group_by: str | None, kept: np.ndarray) -> list[list[int]]:
     """Rows that may not be parted, in order of their first: linked by prompts or --group-by values, directly or not."""
-    groups, root = _groups(pool, group_by), dict[object, object]()
+    groups, root = pool.cells(group_by), dict[object, object]()
 
     def find(key: object) -> object:
         while root.setdefault(key, key) != key:
@@ -168,20 +168,10 @@ def _units(pool: Pool, index: Index, group_by: str | None, kept: np.ndarray) -> 
     return list(found.values())
 
 
-def _groups(pool: Pool, group_by: str | None) -> list[str | None]:
-    """Each row's value in the --group-by column; None where there is none."""
-    values: list[str | None] = []
-    for source in pool.sources:
-        has = group_by is not None and group_by in source.table.column_names
-        cells = source.table[group_by] if has else [None] * len(source.table)
-        values += [None if cell is None else str(cell) for cell in cells]
-    return values
-
-
 def _shares_group(read: Read, others: Sequence[Read], group_by: str | None) -> np.ndarray:
     """(rows,) bool, whether a row has a --group-by value of the others."""
-    held = {group for other in others for group in _groups(other[0], group_by)} - {None}
-    return np.array([group in held for group in _groups(read[0], group_by)], bool)
+    held = {group for other in others for group in other[0].cells(group_by)} - {None}
+    return np.array([group in held for group in read[0].cells(group_by)], bool)
 
 
 def _sample(pool: Pool, kept: np.ndarray, rows: int, seed: int) -> np.ndarray:

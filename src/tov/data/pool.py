@@ -125,6 +125,15 @@ class Pool:
         except BadRow as bad:
             return bad
 
+    def cells(self, column: str | None) -> list[str | None]:
+        """(N,) a column's values as text; None where a row (or its source) has none."""
+        values: list[str | None] = []
+        for source in self.sources:
+            has = column is not None and column in source.table.column_names
+            cells = source.table[column] if has else [None] * len(source.table)
+            values += [None if cell is None else str(cell) for cell in cells]
+        return values
+
     def original(self, row_id: int) -> dict[str, Any]:
         """One row with the columns of its own source and no others."""
         index = int(self.source_index(np.array([row_id]))[0])

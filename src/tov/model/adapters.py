@@ -16,6 +16,12 @@ State = dict[str, Tensor]
 """Adapter parameters by peft's names, fp32, on the CPU."""
 
 
+ATTENTION = (
+    ("q_proj", "k_proj", "v_proj", "o_proj"), ("query", "key", "value", "attention.output.dense"),
+    ("q_lin", "k_lin", "v_lin", "out_lin"), ("q_proj", "k_proj", "v_proj", "out_proj"), ("query_key_value", "dense"),
+    ("qkv_proj", "o_proj"), ("Wqkv", "Wo"),
+)  # fmt: skip
+"""Names of the query, key, value and output layers in models of different families."""
 TASK_TYPES = {"instruction": "CAUSAL_LM", "ner": "TOKEN_CLS", "classification": "SEQ_CLS"}
 """peft's names of our tasks: with them any PEFT user's code loads the stored adapters."""
 
@@ -38,7 +44,7 @@ def attach(
         rank: r.
         alpha: the adapter is scaled by alpha / r.
         dropout: on the adapter's inputs.
-        targets: modules that get an adapter, or `all-linear`.
+        targets: modules that get an adapter; `all-linear`; or `attention`, those of `ATTENTION` that the model has.
         seed: of A.
         task: of `tov.config.Task`.
         trained: modules that are trained in full (`Loaded.head`); they are fp32, and so is what they are given.
@@ -48,6 +54,8 @@ def attach(
     """
     from peft import LoraConfig, get_peft_model
 
+    if targets == ("attention",):
+        targets = _attention(model)
     names: Any = targets[0] if targets == ("all-linear",) else list(targets)
     config = LoraConfig(
         r=rank,
@@ -64,7 +72,7 @@ def attach(
             adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ConfigError(
-                f"--lora-targets {' '.join(targets)}: {error}", allowed="all-linear, or names of modules"
+                f"--lora-targets {' '.join(targets)}: {error}", allowed="all-linear, attention, or names of modules"
             ) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -72,6 +80,17 @@ def attach(
     for name in trained:
         adapted.get_base_model().get_submodule(name).register_forward_pre_hook(_widen)
     return adapted
+
+
+def _attention(model: Any) -> tuple[str, ...]:
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for family in ATTENTION:
+        if all(any(name.endswith(f".{wanted}") for name in names) for wanted in family):
+            return family
+    raise ConfigError(
+        "LoRA on attention: the model's query, key, value and output layers have names that tov does not know",
+        fix="name them, e.g. lora_targets=q_proj+v_proj, or take lora_targets=all-linear",
+    )
 
 
 def _widen(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ def answers(adapted: Any, tokenizer: Any, rows: Sequence[Conversation], *, max_l
         max_length: tokens of a prompt, less what the model cannot take beside an answer; of a longer one the end is kept.
     """
     was_training = adapted.training
-    limit = longest(adapted.get_base_model(), tokenizer)
+    limit = longest(adapted.get_base_model().config, tokenizer)
     max_length = min(max_length, limit - NEW_TOKENS) if limit else max_length
     adapted.eval()
     try:

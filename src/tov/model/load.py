@@ -125,9 +125,17 @@ def load_tokenizer(
     return tokenizer
 
 
-def longest(model: Any, tokenizer: Any) -> int | None:
-    """Tokens that a model takes, or None where nothing says."""
-    config = model.config.get_text_config()
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A model's configuration; its weights are not read."""
+    from transformers import AutoConfig
+
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return _from_pretrained(AutoConfig, name, resolve(name), options)
+
+
+def longest(config: Any, tokenizer: Any) -> int | None:
+    """Tokens that a model of this configuration takes, or None where nothing says."""
+    config = config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions and getattr(config, "model_type", "") in OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1

@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from tov.data.cells import BadRow
-from tov.data.guard import NO_TOKENS, REASONS, UNREADABLE, USABLE
-from tov.data.pool import Index, Pool
 from tov.errors import NumericError
 from tov.model.adapters import State
 from tov.model.joined import Refresh, scanning
 from tov.model.logloss import row_logprobs
-from tov.progress import Progress, Silent
-from tov.scan.shards import MEASURES, is_done, shard_file, write_shard
+from tov.progress import Progress
+from tov.scan.shards import MEASURES
+from tov.scan.stream import Shard, Stream, fill
 from tov.scoring import log_loss, row_scores, uncertainty
 from tov.text.batches import Batch, collate, plan
-from tov.text.encode import Encoded, Encoder
+from tov.text.encode import Encoded
 
 Pairs = Iterable[tuple[int, State, State]]
 
@@ -93,30 +91,16 @@ def _in_place(values: np.ndarray, order: np.ndarray, rows: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Job:
-    """All that a scan of a pool depends on.
+class Job(Stream):
+    """A pool and the path that it is scanned with.
 
     Attributes:
-        pool: the rows.
-        index: their hashes.
-        excluded: (N,) codes of `tov.data.guard`; excluded rows are listed but not scanned.
-        in_base: (N,) bool.
         pairs: called once a shard, gives the states to compare.
-        encode: rows of the task to tokens.
         batch_tokens: most tokens in a batch.
-        shard_rows: rows a shard.
-        fingerprint: of everything above.
     """
 
-    pool: Pool
-    index: Index
-    excluded: np.ndarray
-    in_base: np.ndarray
     pairs: Any
-    encode: Encoder
     batch_tokens: int
-    shard_rows: int
-    fingerprint: str
 
 
 def scan_pool(job: Job, adapted: Any, folder: Path, progress: Progress | None = None) -> int:
@@ -124,47 +108,20 @@ def scan_pool(job: Job, adapted: Any, folder: Path, progress: Progress | None = 
 
     Killed at any moment and called again, it goes on with the first missing shard and ends with the same files.
     """
-    progress, passed = progress or Silent(), 0
+    model = adapted.get_base_model()
     with scanning(adapted) as set_state:
-        for start in range(0, len(job.pool), job.shard_rows):
-            stop = min(start + job.shard_rows, len(job.pool))
-            file = shard_file(folder, start)
-            done = (
-                0
-                if is_done(file, job.fingerprint)
-                else scan_shard(job, adapted.get_base_model(), set_state, start, stop, file)
-            )
-            passed += done
-            progress.advance(stop - start, done)
-    return passed
+
+        def score(shard: Shard) -> tuple[dict[str, np.ndarray], int]:
+            scanned = scan_rows(model, set_state, shard.encoded, job.pairs(), batch_tokens=job.batch_tokens)
+            return _columns(scanned.epochs), scanned.passed
+
+        return fill(job, folder, score, progress)
 
 
-def scan_shard(job: Job, model: Any, set_state: Refresh, start: int, stop: int, file: Path) -> int:
-    """Scans the rows from `start` up to `stop` and writes their shard; returns the tokens passed."""
-    codes = job.excluded[start:stop].copy()
-    rows = [
-        row if not isinstance(row, BadRow) and code == USABLE else None
-        for row, code in zip(job.pool.rows(start, stop), codes, strict=True)
-    ]
-    kept = np.array([place for place, row in enumerate(rows) if row is not None], np.int64)
-    encoded = job.encode([row for row in rows if row is not None])
-    scanned = scan_rows(model, set_state, encoded, job.pairs(), batch_tokens=job.batch_tokens)
-    tokens, lost = np.zeros((2, stop - start), np.int32)
-    tokens[kept], lost[kept] = scanned.tokens, encoded.lost
-    codes[kept[scanned.tokens == 0]] = NO_TOKENS
-    row_ids = np.arange(start, stop)
-    reasons = [_reason(job, int(row), int(code)) for row, code in zip(row_ids, codes, strict=True)]
-    write_shard(
-        file, row_ids=row_ids, sources=job.pool.source_names(row_ids), hashes=job.index.content[start:stop], tokens=tokens,
-        lost=lost, in_base=job.in_base[start:stop], excluded=reasons,
-        epochs=[{name: _in_place(epoch[name], kept, stop - start) for name in MEASURES} for epoch in scanned.epochs],
-        fingerprint=job.fingerprint,
-    )  # fmt: skip
-    return scanned.passed
-
-
-def _reason(job: Job, row_id: int, code: int) -> str:
-    return f"{REASONS[code]}: {job.index.bad[row_id]}" if code == UNREADABLE else REASONS[code]
+def _columns(epochs: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The measures' means over epochs under their names, then those of epoch k under `NAME_k`."""
+    means = {name: np.mean([epoch[name] for epoch in epochs], axis=0) for name in MEASURES}
+    return means | {f"{name}_{number}": epoch[name] for number, epoch in enumerate(epochs, 1) for name in MEASURES}
 
 
 def noise_floor(model: Any, set_state: Refresh, rows: Encoded, state: State, *, batch_tokens: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tov.files import atomic
 from tov.scoring import TRANSFORM_FUNCTIONS
 
 MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "loss_target", "uncertainty")
-"""Per-row measures, nats a token: means over epochs under these names, one epoch k under `NAME_k`."""
+"""ToV's measures, nats a token: means over epochs under these names, one epoch k under `NAME_k`."""
 _STAMP = b"tov_fingerprint"
 _ANEW = "put the file back from a copy, or make the run anew: its own command with --force"
 
@@ -50,7 +50,7 @@ def write_shard(
     lost: np.ndarray,
     in_base: np.ndarray,
     excluded: list[str],
-    epochs: list[dict[str, np.ndarray]],
+    columns: Mapping[str, np.ndarray],
     fingerprint: str,
 ) -> None:
     """Writes one shard atomically.
@@ -64,10 +64,10 @@ def write_shard(
         lost: (rows,) scored tokens or words that were cut off.
         in_base: (rows,) bool.
         excluded: (rows,) why the row may not be chosen, or "".
-        epochs: for each epoch, (rows,) float64 a measure, NaN where a row has no score.
-        fingerprint: of path, pool and scan settings.
+        columns: (rows,) numbers a measure, NaN where a row has no score; written in fp32.
+        fingerprint: of everything that they depend on.
     """
-    columns: dict[str, pa.Array] = {
+    arrays: dict[str, pa.Array] = {
         "row_id": pa.array(row_ids, pa.int64()),
         "source": pa.array(sources, pa.string()),
         "hash": pa.array([f"{int(value):016x}" for value in hashes], pa.string()),
@@ -76,12 +76,8 @@ def write_shard(
         "in_base": pa.array(in_base, pa.bool_()),
         "excluded": pa.array(excluded, pa.string()),
     }
-    for name in MEASURES:
-        columns[name] = pa.array(np.mean([epoch[name] for epoch in epochs], axis=0), pa.float32())
-    for number, epoch in enumerate(epochs, 1):
-        for name in MEASURES:
-            columns[f"{name}_{number}"] = pa.array(epoch[name], pa.float32())
-    table = pa.table(columns).replace_schema_metadata({_STAMP: fingerprint.encode()})
+    arrays |= {name: pa.array(values, pa.float32()) for name, values in columns.items()}
+    table = pa.table(arrays).replace_schema_metadata({_STAMP: fingerprint.encode()})
     with atomic(file) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

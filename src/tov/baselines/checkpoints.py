@@ -1,0 +1,54 @@
+"""Checkpoints of a warm-up on disk: a safetensors file each, with the state, Adam's moments and the mean rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tov.baselines.features import Checkpoint
+from tov.errors import RunError
+from tov.files import atomic
+
+_RATE, _SEPARATOR = "tov_rate", "|"
+_STATE, _FIRST, _SECOND = "state", "first", "second"
+
+
+def save_checkpoints(folder: Path, checkpoints: Sequence[Checkpoint]) -> None:
+    """Writes `checkpoint-K.safetensors`, K from 1: 12 bytes a trained parameter, 4 without moments."""
+    from safetensors.torch import save_file
+
+    for number, one in enumerate(checkpoints, 1):
+        tensors = {f"{_STATE}{_SEPARATOR}{name}": value for name, value in one.state.items()}
+        for at, kind in enumerate((_FIRST, _SECOND) if one.moments is not None else ()):
+            assert one.moments is not None
+            tensors |= {f"{kind}{_SEPARATOR}{name}": pair[at].cpu() for name, pair in one.moments.items()}
+        with atomic(folder / f"checkpoint-{number}.safetensors") as temporary:
+            kept = {name: value.contiguous() for name, value in tensors.items()}
+            save_file(kept, str(temporary), metadata={_RATE: repr(one.rate)})
+
+
+def load_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The checkpoints in a folder, first to last.
+
+    Raises:
+        RunError: there is none, or one is broken.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    files = sorted(folder.glob("checkpoint-*.safetensors"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    for file in files:
+        parts: dict[str, dict] = {_STATE: {}, _FIRST: {}, _SECOND: {}}  # type: ignore[type-arg]
+        try:
+            with safe_open(str(file), "pt") as opened:
+                rate = float((opened.metadata() or {})[_RATE])
+                for key in opened.keys():  # noqa: SIM118: not a mapping
+                    kind, _, name = key.partition(_SEPARATOR)
+                    parts[kind][name] = opened.get_tensor(key)
+        except (SafetensorError, KeyError) as error:
+            raise RunError(f"{file} is broken: {error}", fix=f"delete the folder {folder}: it is made again") from None
+        moments = {name: (parts[_FIRST][name], parts[_SECOND][name]) for name in parts[_FIRST]}
+        found.append(Checkpoint(parts[_STATE], rate, moments or None))
+    if not found:
+        raise RunError(f"{folder} holds no checkpoint", fix="delete the folder: it is made again")
+    return found

@@ -1,0 +1,155 @@
+"""The score tables of methods that compare gradients: LESS and TracIn, at the checkpoints of one warm-up.
+
+Scores are streamed: a pool row's gradient is compared, projected first if asked for, and forgotten. What is kept is the warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tov.baselines.checkpoints import load_checkpoints, save_checkpoints
+from tov.baselines.features import Checkpoint
+from tov.baselines.less import less_targets, subtask_scores, warm_up
+from tov.baselines.projection import Projection
+from tov.baselines.round_robin import top_candidates
+from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
+from tov.errors import ConfigError, did_you_mean
+from tov.methods.table import Best
+from tov.progress import Progress
+from tov.scan.stream import Shard
+from tov.seeds import derive, generator
+from tov.stages import Opened, draw_rows
+from tov.tables.work import Tokens, Work, tokens_of
+
+LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+WARM_UP = (*LORA, "warm_up_share", "epochs", "learning_rate", "batch_size")
+OF_SUBTASK = "score_less:"
+"""Columns of a sub-task's score, where there are several."""
+
+
+def less(work: Work) -> None:
+    """LESS: `score_less`, the largest over sub-tasks; with several sub-tasks also `score_less:NAME`, what round-robin goes by."""
+    opened, checkpoints = _warmed_up(work)
+    batch_tokens, projection = work.batch_tokens(opened), _projection(work)
+    target, kept = work.encode_target(opened.encode)
+    names, of_row = _subtasks(work, kept)
+    with work.run.stage("target"):
+        targets = less_targets(
+            opened.adapted, checkpoints, target, subtasks=of_row, projection=projection, batch_tokens=batch_tokens
+        )
+    work.spent("target", _passes(len(checkpoints), tokens_of(target)))
+
+    def score(shard: Shard) -> dict[str, np.ndarray]:
+        by_subtask = subtask_scores(
+            opened.adapted, checkpoints, targets, shard.encoded, projection=projection, batch_tokens=batch_tokens,
+            form=work.options.form,
+        )  # fmt: skip
+        if by_subtask.shape[1] < len(names):  # no row here has a scored token
+            by_subtask = np.full((len(shard.rows), len(names)), np.nan)
+        columns = {f"{OF_SUBTASK}{name}": by_subtask[:, place] for place, name in enumerate(names)}
+        return {"score_less": by_subtask.max(1), **(columns if len(names) > 1 else {})}
+
+    stream = work.stream(opened.encode, [work.target[1].fingerprint, names, of_row.tolist()], opened)
+    work.fill(stream, score, opened=opened, passes=_passes(len(checkpoints), 1))
+
+
+def by_subtask(folder: Path, scores: pa.Table) -> Best:
+    """Each sub-task's best rows, for the rule round-robin.
+
+    Raises:
+        ConfigError: there is but one sub-task.
+    """
+    names = [name for name in scores.column_names if name.startswith(OF_SUBTASK)]
+    if not names:
+        raise ConfigError(
+            "rule round-robin with a target of one sub-task",
+            fix="name a column of sub-tasks, --method less/subtask_column=..., or use score-only",
+        )
+    columns = np.stack([scores[name].to_numpy() for name in names], 1)
+
+    def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        row_ids = top_candidates(columns, k, usable=usable)
+        return row_ids, [columns[rows, place] for place, rows in enumerate(row_ids)]
+
+    return best
+
+
+def tracin(work: Work) -> None:
+    """TracIn: `score_tracin` in nats a token, of whole gradients or of projected ones."""
+    opened, checkpoints = _warmed_up(work)
+    batch_tokens, projection = work.batch_tokens(opened), _projection(work)
+    target, _ = work.encode_target(opened.encode)
+    how: dict[str, Any] = {"batch_tokens": batch_tokens}
+    targets_of, scores_of = (tracin_targets, tracin_scores) if projection is None else (
+        partial(projected_targets, projection=projection), partial(projected_scores, projection=projection)
+    )  # fmt: skip
+    with work.run.stage("target"):
+        targets = targets_of(opened.adapted, checkpoints, target, **how)
+
+    def score(shard: Shard) -> dict[str, np.ndarray]:
+        return {"score_tracin": scores_of(opened.adapted, checkpoints, targets, shard.encoded, **how)}
+
+    work.spent("target", _passes(len(checkpoints), tokens_of(target)))
+    stream = work.stream(opened.encode, work.target[1].fingerprint, opened)
+    work.fill(stream, score, opened=opened, passes=_passes(len(checkpoints), 1))
+
+
+def _passes(checkpoints: int, tokens: int) -> Tokens:
+    return checkpoints * tokens, checkpoints * tokens
+
+
+def _projection(work: Work) -> Projection | None:
+    options = work.options
+    if options.projection == "none":
+        return None
+    return Projection(options.dimension, derive(work.settings.seed, "projection"), options.projection, options.nonzeros)
+
+
+def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
+    """The model, and the checkpoints of its warm-up on rows drawn from the pool."""
+    options, usable = work.options, int(work.rows.usable.sum())
+    opened = work.open(**{name: getattr(options, name) for name in LORA})
+    size = min(usable, max(options.batch_size, math.ceil(options.warm_up_share * usable)))
+
+    def make(folder: Path, progress: Progress) -> None:
+        _, rows = draw_rows(work.rows, size, generator(work.settings.seed, "warm-up"), opened)
+        found = warm_up(
+            opened.adapted, rows, epochs=options.epochs, learning_rate=options.learning_rate, batch_size=options.batch_size,
+            batch_tokens=work.batch_tokens(opened), seed=derive(work.settings.seed, "warm-up"), progress=progress,
+        )  # fmt: skip
+        save_checkpoints(folder, found)
+        work.spent("warm-up", _passes(options.epochs, int(rows.lengths.sum())))
+
+    key = {name: getattr(options, name) for name in WARM_UP}
+    folder = work.part("warm-up", key, opened, make, rows=size * options.epochs)
+    if size > options.warm_up_share * usable + 1:
+        work.note(f"the warm-up set is one batch, {size:,} rows: {options.warm_up_share:g} of the pool are fewer")
+    return opened, load_checkpoints(folder)
+
+
+def _subtasks(work: Work, kept: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Names of the sub-tasks, and (M,) which each kept target row is of.
+
+    Raises:
+        ConfigError: no such column in the target.
+    """
+    pool, column = work.target[0], work.options.subtask_column
+    if column is None:
+        values = pool.source_names(np.arange(len(pool)))
+    else:
+        columns = sorted({name for source in pool.sources for name in source.table.column_names})
+        if column not in columns:
+            raise ConfigError(
+                f"subtask_column={column}: the target has no such column{did_you_mean(column, columns)}",
+                allowed=", ".join(columns),
+            )
+        values = ["(none)" if cell is None else cell for cell in pool.cells(column)]
+    of_row = [values[row] for row in kept]
+    names = list(dict.fromkeys(of_row))
+    return names, np.array([names.index(value) for value in of_row], np.int64)
