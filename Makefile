@@ -1,7 +1,7 @@
 # Each target makes .venv itself. A stamp in .venv says what is installed, so a second call starts at once.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs clean
 
 # The pins in constraints.txt need Python 3.11 or newer; the package itself allows 3.10.
 PYTHON ?= python3.11 python3
@@ -25,6 +25,9 @@ lint: .venv/lint.stamp  ## check style, types and the direction of imports
 
 bench: .venv/demo.stamp  ## measure the speed and memory of a scan
 	$(BIN)/python benchmarks/scan.py $(ARGS)
+
+docs: .venv/demo.stamp  ## make docs/methods.md from the table of methods
+	$(BIN)/tov methods --markdown > docs/methods.md
 
 clean:  ## remove .venv, caches and builds; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -27,6 +27,7 @@ VERBS = {
     "fit": "Fit and store a path without scanning a pool.",
     "train": "Train the final model on a run's chosen rows, and test it.",
     "compare": "Train on what each method chooses: which was better than random, and by how much?",
+    "methods": "List the methods that rows can be chosen by, or tell one of them.",
 }
 _FLAGS = {"json_output": "json", "from_run": "from"}
 _GROUPS = {
@@ -116,6 +117,8 @@ def _command(verb: str) -> click.Command:
     }  # fmt: skip
     if verb == "demo":
         return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
+    if verb == "methods":
+        return click.Command(verb, params=_methods_options(), callback=_methods, help=VERBS[verb])
     groups: dict[str, str] = {}
     options: list[click.Parameter] = [click.Argument(["config"], required=False, metavar="[CONFIG.yaml]")]
     lists: set[str] = set()
@@ -188,11 +191,20 @@ def _gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
                 f"--columns got {' '.join(given['columns'])}", allowed="OURS=YOURS ..., e.g. prompt=question"
             )
         given["columns"] = {ours: theirs for ours, _, theirs in pairs}
+    if isinstance(given.get("source_cap"), tuple):
+        given["source_cap"] = _caps(given["source_cap"])
     settings = read_yaml(Path(config)) if config else {}
     for short, name in (("from", "from_run"), ("json", "json_output")):
         if short in settings:
             settings[name] = settings.pop(short)
     return {**settings, **given}
+
+
+def _caps(words: tuple[str, ...]) -> dict[str, str]:
+    """`0.3` is for every source, `web=0.3` for one."""
+    from tov.config import EVERY_SOURCE
+
+    return {name or EVERY_SOURCE: cap for name, _, cap in (word.rpartition("=") for word in words)}
 
 
 def _select(config: str | None, **flags: Any) -> None:
@@ -296,22 +308,33 @@ def _demo(task: str, out: str | None, force: bool) -> None:
     demo.run_demo(out or ("runs/demo" if task == "instruction" else f"runs/demo-{task}"), task=task, force=force)
 
 
+def _methods_options() -> list[click.Parameter]:
+    return [
+        click.Argument(["name"], required=False, metavar="[METHOD]"),
+        click.Option(["--json", "json_output"], is_flag=True, help="print a machine-readable result"),
+        click.Option(["--markdown"], is_flag=True, help="print docs/methods.md: all methods and their options"),
+    ]
+
+
+def _methods(name: str | None, json_output: bool, markdown: bool) -> None:
+    from tov.methods import page
+
+    if markdown:
+        print(page.whole_page(), end="")
+    elif json_output:
+        print(json.dumps(page.records(name), ensure_ascii=False))
+    else:
+        print(page.one_method(name) if name else page.overview())
+
+
 def _tell(result: Result, record: Any) -> None:
     """What a finished command prints: a table and what to do next, or JSON."""
     from tov.report import composition_table
 
     summary = result.manifest["summary"]
     if record.json_output:
-        print(
-            json.dumps(
-                {
-                    "folder": str(result.folder),
-                    "status": result.manifest["status"],
-                    "summary": summary,
-                    "timings": result.manifest["timings"],
-                }
-            )
-        )
+        kept = {key: result.manifest[key] for key in ("status", "summary", "timings")}
+        print(json.dumps({"folder": str(result.folder), **kept}))
         return
     if record.quiet:
         return

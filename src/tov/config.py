@@ -230,7 +230,9 @@ class RuleSettings(Settings):
         ge=1,
     )
     source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = _setting(
-        "selection", "largest share of the chosen rows from any one source, e.g. 0.3, or from these: web=0.2 books=0.5", {}
+        "selection",
+        "largest share of the chosen rows from any one source, e.g. 0.3, or from these: web=0.2 books=0.5",
+        {},
     )
 
 
@@ -267,7 +269,9 @@ class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings)
     """Settings of `tov select`."""
 
     method: str = _setting(
-        "scan", "how rows are scored, OPTIONS after slashes: tov, less/dimension=512, dsir, ...; 'tov methods' has all", "tov"
+        "scan",
+        "how rows are scored, OPTIONS after slashes: tov, less/dimension=512, dsir, ...; 'tov methods' has all",
+        "tov",
     )
 
 
@@ -276,7 +280,9 @@ class ReselectConfig(SelectionSettings, PlaceSettings):
 
     from_run: str = _setting("selection", "a finished run whose scores are used", min_length=1)
     method: str | None = _setting(
-        "selection", "another method that ranks by the same scores, e.g. uncertainty by those of tov; default: the run's", None
+        "selection",
+        "another method that ranks by the same scores, e.g. uncertainty by those of tov; default: the run's",
+        None,
     )
     seed: int | None = _setting("selection", "seed of the random half; default: the run's", None, ge=0)
 

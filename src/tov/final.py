@@ -22,11 +22,11 @@ from tov.data.rows import Row, prompt_hash
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import digest, write_text
-from tov.inputs import Inputs, check_unchanged, list_inputs, name_inputs, path_folder, pool_again, read_by, remember
+from tov.inputs import Inputs, check_unchanged, chosen_with, list_inputs, name_inputs, pool_again, read_by, remember
 from tov.metrics import NAMES, label_metric
 from tov.model.adapters import load, read_state, save, write_state
 from tov.model.evaluate import Evaluation, evaluate
-from tov.path.store import StoredPath, open_path
+from tov.path.store import StoredPath
 from tov.progress import Progress, duration, track
 from tov.report import UNITS, table
 from tov.run import Run, open_run, run_folder, start_run
@@ -114,7 +114,7 @@ def run_train(
 ) -> Trained:
     """`train` from a record of settings; inputs in memory are passed beside it."""
     origin = _open_choice(config.from_run)
-    stored = open_path(path_folder(origin))
+    stored = chosen_with(origin)
     config, settings = _settled(config, origin, stored)
     row_ids, pool, hashes = _read_choice(origin, pools)
     test = _read_test(tests or config.test, settings, stored)
@@ -254,7 +254,7 @@ def _train_and_test(run: Run, job: _Job) -> None:
 
 def _open_pretrained(job: _Job) -> Opened:
     opened = open_model(job.settings, tuple(job.stored.manifest["labels"]))
-    if opened.loaded.fingerprint != job.stored.manifest["model_fingerprint"]:
+    if job.stored.manifest["model_fingerprint"] not in (None, opened.loaded.fingerprint):
         raise ModelError(
             f"the model '{job.settings.model}' is no longer the one that the rows were chosen with",
             fix="put the old weights back, or select again",

@@ -17,6 +17,7 @@ from tov.data.pool import Pool
 from tov.data.rows import content_hash
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, RunError
+from tov.path.store import StoredPath, open_path
 from tov.run import Run, open_run
 from tov.stages import hexes, open_rows
 
@@ -61,6 +62,13 @@ def path_folder(origin: Run) -> Path:
             fix=f"score the other pool by itself: tov select --method {name} --pool ...",
         )
     raise RunError(f"{origin.folder} holds no path", fix="name a select or fit run")
+
+
+def chosen_with(origin: Run) -> StoredPath:
+    """The stored path; for rows chosen by a method without one, what its run says of the model, in the same words."""
+    if "model" in origin.manifest:
+        return StoredPath(origin.folder, origin.manifest["model"])
+    return open_path(path_folder(origin))
 
 
 def read_by(origin: Run) -> list[Path]:

@@ -18,7 +18,7 @@ LENGTHS = {"instruction": "scored tokens", "ner": "words", "classification": "to
 def summary_markdown(manifest: dict[str, Any]) -> str:
     """The text of `summary.md`."""
     identity, facts = manifest["identity"], manifest["summary"]
-    task = manifest.get("path", manifest.get("method"))["task"]
+    task = (manifest.get("path") or manifest["method"])["task"]
     parts = [f"# tov {identity['command']}", _what(manifest)]
     if "choice" in facts:
         parts += [
@@ -131,7 +131,10 @@ def _bar(part: int, whole: int) -> str:
 
 
 def _scores(facts: dict[str, Any], manifest: dict[str, Any], unit: str) -> str:
-    header = [manifest["method"]["unit"] if "method" in manifest else f"nats a {unit}", *(f"{100 * level:g} %" for level in QUANTILES)]
+    header = [
+        manifest["method"]["unit"] if "method" in manifest else f"nats a {unit}",
+        *(f"{100 * level:g} %" for level in QUANTILES),
+    ]
     rows = [
         [name, *(_number(value) for value in values)]
         for name, values in [*facts["quantiles"].items(), ("loss_base", facts.get("loss_base"))]

@@ -75,7 +75,10 @@ class Room:
         most = self.of(np.flatnonzero(usable))
         if n > most:
             counts = np.bincount(self.sources[usable], minlength=len(self.names))
-            given = [f"{name} {min(*pair):,} of {pair[0]:,}" for name, *pair in zip(self.names, counts, self.left, strict=True)]
+            given = [
+                f"{name} {min(*pair):,} of {pair[0]:,}"
+                for name, *pair in zip(self.names, counts, self.left, strict=True)
+            ]
             raise DataError(
                 f"n = {n:,} rows wanted, but --source-cap allows {most:,}: {', '.join(given)}",
                 fix="raise --source-cap, lower --n, or add sources to the pool",

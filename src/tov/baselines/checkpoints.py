@@ -42,7 +42,7 @@ def load_checkpoints(folder: Path) -> list[Checkpoint]:
         try:
             with safe_open(str(file), "pt") as opened:
                 rate = float((opened.metadata() or {})[_RATE])
-                for key in opened.keys():  # noqa: SIM118: not a mapping
+                for key in opened.keys():  # noqa: SIM118
                     kind, _, name = key.partition(_SEPARATOR)
                     parts[kind][name] = opened.get_tensor(key)
         except (SafetensorError, KeyError) as error:

@@ -13,16 +13,18 @@ from tov import compare_report
 from tov.comparison.grid import Grid
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
-from tov.comparison.trials import NAMED, check_settings, read_trials, run_trials
+from tov.comparison.trials import arms_of, check_settings, read_trials, rule_of, run_trials
 from tov.config import CompareConfig, build
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
 from tov.files import read_json, write_json, write_text
 from tov.inputs import Inputs, list_inputs, name_inputs
+from tov.methods import METHODS, find_method
 from tov.metrics import NAMES
 from tov.path.store import open_path
-from tov.run import open_run, run_folder, start_run
+from tov.run import Run, differences, open_run, run_folder, start_run
+from tov.tables.work import NAMED
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,18 @@ def compare_config(given: Mapping[str, Any]) -> CompareConfig:
 def _of_run(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run, its pool and target by their absolute paths."""
     origin = open_run(folder)
-    if not (origin.path / "manifest.json").exists():
+    fitted = (origin.path / "manifest.json").exists()
+    if not fitted and "method" not in origin.manifest:
         raise RunError(f"{folder} holds no fitted path", fix="name the --out of a tov select or tov fit")
     identity, scan = origin.manifest["identity"].get("settings", {}), origin.manifest.get("scan_settings", {})
-    found = {**open_path(origin.path).manifest["settings"], **identity, **scan}
+    found = {**(open_path(origin.path).manifest["settings"] if fitted else {}), **identity, **scan}
+    # A rule is taken over where the run has another than its method.
+    method = find_method(origin.manifest.get("scored_by", "tov"))
+    found = {
+        name: value
+        for name, value in found.items()
+        if getattr(method, name, None) != value or name not in ("rule", "bins")
+    }
     for name in ("pool", "target"):
         if name not in given:
             found[name] = origin.manifest["inputs"].get(name)
@@ -139,6 +149,7 @@ def run_compare(
     run = start_run(
         folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
     )
+    _check_rules(run, config)
     records, notes = run_trials(run, data, config)
     metric = NAMES[config.task or "instruction"] if config.task != "instruction" or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
@@ -152,6 +163,25 @@ def run_compare(
     pictures.curve_picture(results, folder / "loss.svg")
     run.finish()
     return Compared(folder, run.manifest, results)
+
+
+def _check_rules(run: Run, config: CompareConfig) -> None:
+    """Trials of an arm are comparable only under one rule, which its own options, --rule and --bins decide.
+
+    Raises:
+        RunError: an earlier call had other ones.
+    """
+    now = {arm.name: rule_of(config, arm) for arm in arms_of(config) if arm.method.takes == "best"}
+    was = run.manifest.get("rules", {})
+    changed = differences(
+        {name: was[name] for name in now if name in was}, {name: now[name] for name in was if name in now}
+    )
+    if changed:
+        raise RunError(
+            f"{run.folder} has trials of other rules: {', '.join(changed)}",
+            fix="give --rule and --bins as before, name the rule in the arm (dsir/score-only), or choose another --out",
+        )
+    run.note(rules={**was, **now})
 
 
 def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -207,6 +237,8 @@ def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
     """What every trial depends on. Which trials there are may change: they are added."""
     kept = config.of_stage("path", "scan", "selection", "training")
     settings = {name: value for name, value in kept.items() if name not in NAMED}
+    # What tov takes where nothing is given; the other methods' own rules are told by the arms, see `_check_rules`.
+    settings |= {"rule": settings["rule"] or METHODS["tov"].rule, "bins": settings["bins"] or METHODS["tov"].bins}
     reads = {"pool": data.pool, "target": data.target, "test": data.test}
     return {
         "settings": settings,

@@ -26,7 +26,7 @@ from tov.data.conversations import Conversation
 from tov.data.labels import known_labels
 from tov.errors import ConfigError, DataError, ModelError, RunError, TovError
 from tov.files import append_json_line, digest
-from tov.methods import Arm, parse_arm
+from tov.methods import Arm, parse_arm, with_rule
 from tov.metrics import exact_match, label_metric
 from tov.model.adapters import State, read_state, write_state
 from tov.model.evaluate import Evaluation, evaluate
@@ -35,28 +35,24 @@ from tov.progress import duration
 from tov.run import Run, differences, start_run, versions
 from tov.scan.shards import read_scores
 from tov.seeds import derive, generator
-from tov.selection import choose
 from tov.stages import (
-    SCAN_SETTINGS,
     Opened,
     auto_batch_tokens,
     check_n,
     draw_rows,
     encode_target,
-    fit_stage,
     labels_of,
     open_model,
-    scan_stage,
     usable_rows,
 )
+from tov.tables.choice import choose_rows
+from tov.tables.work import NAMED, Work, cost_of, dumped, effective_settings, fill_table, settled
 from tov.text.encode import Encoded
 from tov.training import train
 
 CURVE = (0.5, 1.0, 2.0, 4.0)
 """Sizes of the random curve, over each size asked for."""
 BASELINE = "random"
-NAMED = ("pool", "target", "test", "from_run")
-"""Settings that say where rows lie; what they are is told by fingerprints."""
 FAILURES = (TovError, RuntimeError, IndexError, MemoryError)
 """What may end a trial and not the comparison; torch tells of memory and shapes by its own RuntimeErrors."""
 MODEL_SETTINGS = (
@@ -125,7 +121,7 @@ def arms_of(config: CompareConfig) -> list[Arm]:
                     f"--methods got '{arm.name}': {name} has no effect with val_optimizer {settings.val_optimizer}",
                     fix="leave it out",
                 )
-        means = digest([arm.method.name, settings.of_stage("path", "scan", "selection")])
+        means = digest([arm.method.name, arm.own_options, settings.of_stage("path", "scan", "selection")])
         if means in resolved:
             raise ConfigError(f"--methods: '{arm.name}' and '{resolved[means]}' are the same", fix="leave one out")
         resolved[means] = arm.name
@@ -260,49 +256,51 @@ def _made(run: Run, opened: Opened) -> dict[str, Any]:
 class _Table:
     scores: pa.Table
     config: CompareConfig
+    folder: Path
     cost: dict[str, Any]
     notes: list[str]
 
 
 def _with_options(config: CompareConfig, arm: Arm) -> CompareConfig:
     given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"}}
-    return build(CompareConfig, {**given, **arm.options}).for_task(config.task or "")
+    return with_rule(build(CompareConfig, {**given, **arm.options}).for_task(config.task or ""), arm)
+
+
+def rule_of(config: CompareConfig, arm: Arm) -> str:
+    """`sample, 1 bins`: the rule that an arm's rows are chosen by."""
+    settings = _with_options(config, arm)
+    return f"{settings.rule}, {settings.bins} bins"
 
 
 def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
-    """Fits and scans as the arm says, or reads what an earlier call has left; arms of one path and scan share a table."""
-    config = _with_options(bench.config, arm)
-    stages = {name: value for name, value in config.of_stage("path", "scan").items() if name not in NAMED}
-    folder = run.folder / "scores" / f"seed-{config.seed}" / digest(stages)
-    rows = bench.split.rows
+    """Fills the arm's table by its method, or reads what an earlier call has left; arms of one table, or part, share it."""
+    config, rows, target = _with_options(bench.config, arm), bench.split.rows, bench.split.target
+    options = settled(arm, max(config.sizes))
+    if arm.method.of_path:
+        made_from = {name: value for name, value in config.of_stage("path", "scan").items() if name not in NAMED}
+    else:
+        made_from = {"method": arm.method.name, "options": dumped(options), **effective_settings(config)}
+    seed_folder = run.folder / "scores" / f"seed-{config.seed}"
+    folder = seed_folder / digest(made_from)
     identity = {
-        "settings": stages, "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},
-        "target": bench.split.target[1].fingerprint,
+        "settings": made_from, "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},
+        "target": target[1].fingerprint,
     }  # fmt: skip
     try:
-        table = start_run(folder, command="compare", identity=identity, settings=stages)
+        table = start_run(folder, command="compare", identity=identity, settings=made_from)
         if not table.finished:
-            opened = bench.model(config)
-            stored = fit_stage(table, rows, bench.split.target, config, opened, quiet=config.quiet)
-            scan = {name: getattr(config, name) for name in SCAN_SETTINGS}
-            scan_stage(table, rows, stored, opened, quiet=config.quiet, **scan)
-            table.note(cost=_cost(table, stored.manifest["log"]))
+            fill_table(
+                Work(
+                    run=table, rows=rows, target=target, settings=config, arm=arm, options=options, labels=bench.labels,
+                    most=max(config.sizes), parts=seed_folder / "parts", open_with=bench.model, quiet=config.quiet,
+                )
+            )  # fmt: skip
+            table.note(cost=cost_of(table))
             table.finish()
     except FAILURES as error:
         return error
     scores = read_scores(table.scores, len(rows.pool))
-    return _Table(scores, config, table.manifest["cost"], table.manifest.get("notes", []))
-
-
-def _cost(table: Run, log: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    trained = sum(entry["tokens"] for entry in log)
-    files = [file for folder in (table.path, table.scores) for file in folder.rglob("*") if file.is_file()]
-    return {
-        "seconds": round(sum(table.manifest["timings"].values()), 3),
-        "tokens_forward": table.manifest["scan"]["tokens_passed"] + trained,
-        "tokens_backward": trained,
-        "bytes": sum(file.stat().st_size for file in files),
-    }
+    return _Table(scores, config, folder, table.manifest["cost"], table.manifest.get("notes", []))
 
 
 def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
@@ -351,13 +349,7 @@ def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) ->
                 f"{trial.n:,} random rows wanted, but {len(row_ids):,} have a scored token", fix="lower --sizes"
             )
         return row_ids, encoded, 0
-    assert trial.arm.method.ranking
-    choice = choose(
-        scores=trial.arm.method.ranking(table.scores, table.config), tokens=table.scores["tokens"].to_numpy(),
-        in_base=table.scores["in_base"].to_numpy(),
-        usable=np.array([not reason for reason in table.scores["excluded"].to_pylist()]),
-        n=trial.n, rule=table.config.rule, bins=table.config.bins, seed=trial.seed,
-    )  # fmt: skip
+    choice, _ = choose_rows(trial.arm.method, table.config, table.scores, table.folder, n=trial.n, seed=trial.seed)
     encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
     return choice.row_ids, encoded, int((choice.reasons == "score").sum())
 

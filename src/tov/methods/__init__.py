@@ -1,4 +1,4 @@
-"""The methods that rows can be chosen by: one row of one table each; a new one joins by its row alone, in the box or from outside.
+"""The methods that rows can be chosen by: one row of one table each; a new one joins by its row alone.
 
 A method says how a score table is filled and which numbers of it rank the rows; how many are taken from where is a rule of its
 own (`tov.selection`). Must not know how any method works.

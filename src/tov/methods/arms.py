@@ -1,7 +1,7 @@
 """A method with its options, as a user writes it: `METHOD[/OPTION...]`, the same for `--method` and for an arm of `--methods`.
 
-An option is a value that names its setting (`abs`, `sgd`, `score-only`) or `SETTING=VALUE`. It is one of the method's own, one of
-the rule's (rule, bins, source_cap), or, for methods of the path, one of the path's.
+An option is a value that names its setting (`abs`, `sgd`, `score-only`) or `SETTING=VALUE`. It is one of the method's own, one
+of the rule's (rule, bins, source_cap), or, for methods of the path, one of the path's.
 """
 
 from __future__ import annotations

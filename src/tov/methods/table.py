@@ -53,8 +53,8 @@ class Method:
         summary: one phrase.
         takes: its rows: the best by `ranking`, any at random, all, or none (no training).
         needs: what it makes of the pool, a word of `NEEDS`.
-        passes: passes over the pool's tokens, in words.
-        stored: what it keeps on disk a pool row beside the score table, in words.
+        passes: how often the pool passes, and which way.
+        stored: bytes that it keeps on disk a pool row, beside the score table's.
         function: `module:name` of a function, or a function, that fills the score table; it is given a `tov.tables.work.Work`.
         ranking: (N,) numbers from a score table, larger is better, NaN for none; a column's name stands for the column.
         candidates: `module:name` of a function, or a function, from (run folder, score table) to `Best`: what the rule
@@ -72,8 +72,8 @@ class Method:
     summary: str
     takes: Literal["best", "random", "all", "none"] = "best"
     needs: Need | None = None
-    passes: str = "none"
-    stored: str = "nothing"
+    passes: str = ""
+    stored: str = ""
     function: str | Callable[[Any], None] = ""
     ranking: Ranking | str | None = None
     candidates: str | Callable[[Path, pa.Table], Best] | None = None
@@ -110,25 +110,25 @@ def imported(named: str | Callable[..., Any], what: str) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{what} names the function '{named}', which cannot be imported: {error}") from error
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 _PATH_PASSES, _SOURCE = "2 a scoring epoch, forward", "Jain, Montanari, Sasoglu 2025, arXiv 2510.00386"
-_END = {"needs": "path", "passes": _PATH_PASSES, "function": PATH, "rule": "score+random", "bins": 10}
-_GRADIENTS = {
+_END: dict[str, Any] = {"needs": "path", "passes": _PATH_PASSES, "function": PATH, "rule": "score+random", "bins": 10}
+_GRADIENTS: dict[str, Any] = {
     "needs": "gradients", "passes": "1 a checkpoint (4), forward and backward",
-    "stored": "nothing; for the warm-up 12 bytes a trained parameter and checkpoint",
+    "stored": "0; 12 bytes a trained parameter and checkpoint once",
 }  # fmt: skip
-_EMBEDDED = {
-    "needs": "embeddings", "passes": "1, forward", "stored": "2 bytes a number of the model's width (SmolLM2-135M: 1.2 kB)",
+_EMBEDDED: dict[str, Any] = {
+    "needs": "embeddings", "passes": "1, forward", "stored": "2 bytes x the model's width (SmolLM2-135M: 1,152)",
     "candidates": "tov.tables.embeddings:candidates",
 }  # fmt: skip
 BUILT_IN: tuple[Method, ...] = (
     Method(
         "tov", "rows whose log-loss falls when the model is tuned on the target", ranking=gain,
         options=("transform", "normalize"), unit="nats a token", source=f"{_SOURCE} (ICLR 2026)",
-        differs="optimizer, rates and the moments of the target epoch are not in the paper: docs/defaults.md; the target's step "
-        "may be amplified; at most 4 scoring epochs", **_END,
+        differs="optimizer, rates and the moments of the target epoch are not in the paper: docs/defaults.md; the target's "
+        "step may be amplified; at most 4 scoring epochs", **_END,
     ),
     Method(
         "less", "rows whose Adam step points the way of the target's gradient", function="tov.tables.gradients:less",

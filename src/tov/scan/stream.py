@@ -1,4 +1,4 @@
-"""The pool shard by shard: rows in, columns of the score table out. Any method that looks at one row at a time is walked by this.
+"""The pool shard by shard: rows in, columns of the score table out, for any method that looks at one row at a time.
 
 Knows rows, tokens and files; must not know what is measured. A shard is whole on disk or absent, so a walk that was killed goes
 on with the first that is missing and ends with the same files.

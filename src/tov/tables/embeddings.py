@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +87,8 @@ def _embedded(work: Work) -> tuple[Opened, Path]:
             work.spent(PART, (tokens_of(shard.encoded), 0))
             return torch.from_numpy(shard.spread(embed_rows(opened.adapted, shard.encoded, batch_tokens=batch_tokens)))
 
-        shards, made = folder / "shards", {"shard_rows": stream.shard_rows, "fingerprint": folder.name}
+        shards = folder / "shards"
+        made: dict[str, Any] = {"shard_rows": stream.shard_rows, "fingerprint": folder.name}
         store_features(shards, len(stream.pool), embed, progress=progress, **made)
         _save(folder / TARGET, embed_rows(opened.adapted, target, batch_tokens=batch_tokens).astype(np.float16))
         _gather(shards, stream, folder)

@@ -34,7 +34,7 @@ OF_SUBTASK = "score_less:"
 
 
 def less(work: Work) -> None:
-    """LESS: `score_less`, the largest over sub-tasks; with several sub-tasks also `score_less:NAME`, what round-robin goes by."""
+    """LESS: `score_less`, the largest over sub-tasks; where there are several also `score_less:NAME`, for round-robin."""
     opened, checkpoints = _warmed_up(work)
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, kept = work.encode_target(opened.encode)
@@ -86,6 +86,8 @@ def tracin(work: Work) -> None:
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, _ = work.encode_target(opened.encode)
     how: dict[str, Any] = {"batch_tokens": batch_tokens}
+    targets_of: Any
+    scores_of: Any
     targets_of, scores_of = (tracin_targets, tracin_scores) if projection is None else (
         partial(projected_targets, projection=projection), partial(projected_scores, projection=projection)
     )  # fmt: skip

@@ -15,7 +15,7 @@ FIRST, LAST = "first", "last"
 
 
 def fill(work: Work) -> None:
-    """`score_target_path` = (l_1 - l_T) / l_1, and the two log-losses. The states are PEFT adapters that any PEFT user can load."""
+    """`score_target_path` = (l_1 - l_T) / l_1, and the two log-losses. The states are kept as PEFT adapters."""
     options = work.options
     opened = work.open(**{name: getattr(options, name) for name in LORA})
     batch_tokens = work.batch_tokens(opened)
@@ -33,7 +33,12 @@ def fill(work: Work) -> None:
         tokens = epochs * int(target.lengths.sum())
         work.spent("fit", (tokens, tokens))
 
-    key = {**options.model_dump(mode="json"), "epochs": epochs, "learning_rate": rate, "target": work.target[1].fingerprint}
+    key = {
+        **options.model_dump(mode="json"),
+        "epochs": epochs,
+        "learning_rate": rate,
+        "target": work.target[1].fingerprint,
+    }
     folder = work.part("fit", key, opened, make, rows=epochs * len(target))
     work.note(f"target path: {epochs} epochs at a rate of {rate:g}")
     states = load(folder / FIRST), load(folder / LAST)

@@ -1,7 +1,8 @@
 """What a method is given to fill a score table with: rows, target, settings, the model, and folders that survive a kill.
 
 A method makes *parts* (a warm-up, embeddings: whole or made again, shared by the methods that make the same) and then *fills*
-the table shard by shard. Times, tokens and bytes are noted here, so that every method's cost is told alike. Must not know methods.
+the table shard by shard. Times, tokens and bytes are noted here, so that every method's cost is told alike. Must not know any
+method.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ class Work:
             key: what a shard depends on, beside `made_from`, the method and its options.
             opened: the model that it is made with.
         """
-        made = [self.made_from(opened), self.settings.shard_rows, self.arm.method.name, _dumped(self.options), key]
+        made = [self.made_from(opened), self.settings.shard_rows, self.arm.method.name, dumped(self.options), key]
         return Stream(
             pool=self.rows.pool, index=self.rows.index, excluded=self.rows.excluded,
             in_base=np.zeros(len(self.rows.pool), bool), encode=encode, shard_rows=self.settings.shard_rows,
@@ -182,7 +183,7 @@ class Work:
         self.run.note(
             scan={"fingerprint": stream.fingerprint, "tokens_passed": self.run.manifest["spent"]["scan"][0]},
             method={
-                "name": method.name, "options": _dumped(self.options), "unit": method.unit, "task": self.settings.task,
+                "name": method.name, "options": dumped(self.options), "unit": method.unit, "task": self.settings.task,
                 "target_rows": len(self.target[0]), "dtype": loaded.dtype if loaded else None,
                 "device": str(loaded.device) if loaded else None,
             },
@@ -237,5 +238,6 @@ def cost_of(run: Run) -> dict[str, Any]:
     }
 
 
-def _dumped(options: Any) -> dict[str, Any]:
+def dumped(options: Any) -> dict[str, Any]:
+    """A method's own options as JSON has them."""
     return dict(options.model_dump(mode="json")) if options else {}
