@@ -1,6 +1,6 @@
 """The score tables of methods that compare gradients: LESS and TracIn, at the checkpoints of one warm-up.
 
-Scores are streamed: a pool row's gradient is compared, projected first if asked for, and forgotten. What is kept is the warm-up.
+Scores are streamed: a pool row's gradient is compared, projected first if asked for, and forgotten; the warm-up is kept.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _passes(checkpoints: int, tokens: int) -> Tokens:
 
 def _projection(work: Work) -> Projection | None:
     options = work.options
-    if options.projection == "none":
+    if options.dimension is None:
         return None
     return Projection(options.dimension, derive(work.settings.seed, "projection"), options.projection, options.nonzeros)
 
