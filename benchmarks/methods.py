@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ SMALL = {
 """On a pool of a few hundred rows a warm-up of one batch of 128 and a path of 2,048 rows would outweigh all else."""
 CHECKPOINTS, WARM_UP_SHARE, MAX_LENGTH = 4, 0.05, 192
 PUBLISHED = "less as published"
+IMPORTED = (
+    "tov.cli", "tov.api", "tov.tables.gradients", "tov.tables.embeddings", "tov.tables.target_path", "tov.tables.text", "peft",
+    "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
+)  # fmt: skip
+"""Once for all processes."""
 
 
 def write_rows(task: str, data: Path, rows: int, target_rows: int, folder: Path) -> None:
@@ -106,16 +112,34 @@ def select(task: str, method: str, folder: Path, out: Path, n: int) -> dict[str,
 
 
 def _child(*words: str) -> int:
-    """Runs `tov WORDS` in a process of its own; returns its peak resident memory in MiB."""
-    code = (
-        "import resource, sys\nfrom tov.cli import main\n"
-        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words, "--quiet"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return int(done.stdout.split()[-1])
+    """Runs `tov WORDS` in a process of its own, whose imports are done; returns its peak resident memory in MiB."""
+    from multiprocessing import get_context
+
+    fresh = get_context("forkserver")
+    fresh.set_forkserver_preload([*IMPORTED])
+    told, tell = fresh.Pipe(duplex=False)
+    process = fresh.Process(target=_run, args=(words, tell))
+    process.start()
+    tell.close()
+    try:
+        return int(told.recv())
+    except EOFError:
+        raise SystemExit(f"tov {' '.join(words)} failed") from None
+    finally:
+        process.join()
+
+
+def _run(words: Sequence[str], tell: Any) -> None:
+    import resource
+
+    from tov.cli import main
+
+    try:
+        main([*words, "--quiet"])
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    tell.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def _bytes(out: Path, *, of_pool: bool) -> int:
@@ -143,7 +167,7 @@ def passes(task: str, method: str, stage: str, rows: int, target_rows: int, *, s
     if stage == "fit" and method == "target-path":
         return (4 if small and task == "instruction" else depth_for(target_rows)) * target_rows
     if stage == "fit":
-        settings = PathSettings(model="", target=("",), pool=("",)).for_task(task)
+        settings = PathSettings(model="-", target=("-",), pool=("-",)).for_task(task)
         base = base_size_for(settings, rows)
         return schedule_for(settings, base).epochs * (base + target_rows)
     return rows + target_rows if stage == "embed" else rows
