@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from scan import MODELS, rows_of
 
+from scan import MODELS, rows_of
 from tov.config import TASK_DEFAULTS
 from tov.model.adapters import attach, parameters, read_state, write_state
 from tov.model.load import load_model

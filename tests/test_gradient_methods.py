@@ -68,6 +68,7 @@ def test_moments_go_to_the_parameters_that_they_belong_to(task):
 
 SUBTASKS = [0, 1, 1, 0, 2, 1]
 D = 24
+RADEMACHER = Projection(D, 5)
 
 
 def random_checkpoints(adapted: Any) -> list[Checkpoint]:
@@ -106,24 +107,28 @@ def flat_moments(checkpoints: list[Checkpoint], which: int) -> np.ndarray:
     ])  # fmt: skip
 
 
-def less_of(adapted, checkpoints, pool, target, *, projection=None, batch_tokens=40, subtasks=SUBTASKS):
-    projection = projection or Projection(D, 5)
+def less_of(adapted, checkpoints, pool, target, *, projection=RADEMACHER, batch_tokens=40, subtasks=SUBTASKS):
     targets = less_targets(
         adapted, checkpoints, target, subtasks=subtasks, projection=projection, batch_tokens=batch_tokens
     )
     return less_scores(adapted, checkpoints, targets, pool, projection=projection, batch_tokens=batch_tokens)
 
 
-@pytest.mark.parametrize("kind", ["rademacher", "sjlt"])
+@pytest.mark.parametrize("kind", ["rademacher", "sjlt", "none"])
 @pytest.mark.parametrize("task", TASKS)
-def test_less_is_the_literal_one(task, kind):
+def test_less_is_the_literal_one(task, kind, monkeypatch):
+    """ "none": the exact form; its target rows are held two at a time here."""
     adapted, checkpoints, pool, target = setting(task)
-    matrix = {"rademacher": matrices.rademacher, "sjlt": lambda *args: matrices.sjlt(*args, 8)}[kind]
+    matrix = {
+        "rademacher": matrices.rademacher, "sjlt": lambda *args: matrices.sjlt(*args, 8), "none": lambda size, *_: np.eye(size)
+    }[kind]  # fmt: skip
     whole = [literal(adapted, checkpoints, rows) for rows in (pool, target)]
     moments = [flat_moments(checkpoints, which) for which in (0, 1)]
     rates = [checkpoint.rate for checkpoint in checkpoints]
     wanted = oracle.less(*whole, *moments, np.array(matrix(whole[0].shape[2], D, 5)), rates, SUBTASKS)
-    found = less_of(adapted, checkpoints, pool, target, projection=Projection(D, 5, kind, 8))
+    projection = None if kind == "none" else Projection(D, 5, kind, 8)
+    monkeypatch.setattr("tov.baselines.less.HELD_NUMBERS", 2 * whole[0].shape[2])
+    found = less_of(adapted, checkpoints, pool, target, projection=projection)
     assert np.std(wanted) > 0.01, "all rows score alike here, so the comparison is empty"
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
 

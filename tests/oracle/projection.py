@@ -26,11 +26,14 @@ def rademacher(rows: int, size: int, seed: int) -> list[list[float]]:
 
 
 def sjlt(rows: int, size: int, seed: int, nonzeros: int) -> list[list[float]]:
-    """(rows, size) with one entry +-1/sqrt(nonzeros) in each of `nonzeros` equal parts of a row."""
+    """(rows, size) with one entry +-1/sqrt(nonzeros) in each of `nonzeros` equal parts of a row.
+
+    Bit `row % 64` of word (row // 64, part) is the sign; the row's block of `width` rows is turned by random columns.
+    """
     matrix, width = [[0.0] * size for _ in range(rows)], size // nonzeros
     for row in range(rows):
         for part in range(nonzeros):
-            word = splitmix64(seed, row * nonzeros + part)
-            column = part * width + (word >> 1 & (1 << 62) - 1) % width
-            matrix[row][column] = (1.0 if word & 1 else -1.0) / nonzeros**0.5
+            turn = (splitmix64(seed, -1 - (row // width * nonzeros + part)) >> 1) % width
+            bit = splitmix64(seed, row // 64 * nonzeros + part) >> row % 64 & 1
+            matrix[row][part * width + (row + turn) % width] = (1.0 if bit else -1.0) / nonzeros**0.5
     return matrix

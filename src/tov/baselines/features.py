@@ -83,7 +83,7 @@ def adam_direction(gradients: Tensor, first: Tensor, second: Tensor) -> Tensor:
         second: (*shape) v.
     """
     first, second = first.to(gradients), second.to(gradients)
-    below = gradients.square().mul_(1 - SECOND_DECAY).add_(SECOND_DECAY * second).add_(EPS)
+    below = torch.addcmul(SECOND_DECAY * second + EPS, gradients, gradients, value=1 - SECOND_DECAY)
     return torch.add(FIRST_DECAY * first, gradients, alpha=1 - FIRST_DECAY).mul_(below.rsqrt_())
 
 
@@ -100,23 +100,59 @@ def projected(adapted: Any, run: Run, batch: Batch, projection: Projection, mome
     Raises:
         ModelError: a parameter has no moments.
     """
+    out: list[Tensor] = []
+
+    def take(place: slice, directions: Tensor) -> None:
+        if not out:
+            out.append(directions.new_zeros(len(directions), projection.size))
+        add_projected(out[0], directions, start=place.start, projection=projection)
+
+    _directions(adapted, run, batch, moments, take)
+    return out[0]
+
+
+def cosines(adapted: Any, run: Run, batch: Batch, vectors: Tensor, moments: Moments | None = None) -> Tensor:
+    """(B, S) <g / |g|, vector> of a batch's rows, or <u / |u|, vector>, of whole gradients, layer by layer: 2 P S FLOPs a row.
+
+    Args:
+        adapted: a PeftModel.
+        run: from `tov.model.gradients.row_gradients`.
+        batch: B rows.
+        vectors: (S, P), as they are; a row whose direction is zero has cosine 0.
+        moments: of every parameter, or None.
+
+    Raises:
+        ModelError: a parameter has no moments.
+    """
+    products: list[Tensor] = []
+    squares: list[Tensor] = []
+
+    def take(place: slice, directions: Tensor) -> None:
+        products.append(directions @ vectors[:, place].to(directions).T)
+        squares.append(torch.linalg.vector_norm(directions, dim=1).square_())
+
+    _directions(adapted, run, batch, moments, take)
+    length = torch.stack(squares).sum(0).sqrt_()
+    return torch.stack(products).sum(0) / length.clamp_min_(torch.finfo(length.dtype).tiny)[:, None]
+
+
+def _directions(
+    adapted: Any, run: Run, batch: Batch, moments: Moments | None, take: Callable[[slice, Tensor], None]
+) -> None:
+    """Hands on each parameter's (B, p) gradients, or Adam directions, with their place among the P."""
     where = places(adapted)
     if moments is not None and set(moments) != set(where):
         odd = sorted(set(moments) ^ set(where))[0]
         raise ModelError(
             f"the moments do not fit the model: {odd}", fix="take them with moments_by_name from the same adapter"
         )
-    out: list[Tensor] = []
 
-    def take(name: str, gradients: Tensor) -> None:
-        if not out:
-            out.append(gradients.new_zeros(len(gradients), projection.size))
+    def direct(name: str, gradients: Tensor) -> None:
         if moments is not None:
             gradients = adam_direction(gradients, *moments[name])
-        add_projected(out[0], gradients.flatten(1), start=where[name].start, projection=projection)
+        take(where[name], gradients.flatten(1))
 
-    run(batch, take)
-    return out[0]
+    run(batch, direct)
 
 
 def summed(

@@ -1,6 +1,11 @@
 """LESS: rows whose Adam step points the way of the target's gradient (Xia et al. 2024, arXiv 2402.04333).
 
 `tov.baselines.features` has the gradients, this file the method: warm up, features of the target, scores of the pool.
+
+Two forms. Projected: the authors'; what is compared is R^T u, which a store (`tov.baselines.store`) can keep for later targets.
+Exact (no projection): the cosines of the whole gradients, which the projected ones estimate to about 1/sqrt(d). A row's product
+with the mean of a sub-task is all that its score needs: 2 P S FLOPs a row in place of 2 P d, nothing stored, and S P numbers
+held a checkpoint. It is the cheaper one for a target that is known and has fewer sub-tasks than d.
 """
 
 from __future__ import annotations
@@ -14,18 +19,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tov.baselines.features import Checkpoint, moments_by_name, projected, summed
+from tov.baselines.features import Checkpoint, cosines, moments_by_name, projected, summed
 from tov.baselines.projection import Projection
 from tov.errors import ConfigError, DataError, ModelError
-from tov.model.adapters import read_state, write_state
-from tov.model.gradients import Run, batches_of, row_gradients
+from tov.model.adapters import parameters, read_state, write_state
+from tov.model.gradients import Run, batches_of, flat_gradients, row_gradients
 from tov.model.train import make_optimizer, moments_of, train_epoch
 from tov.progress import Progress
 from tov.seeds import derive, generator
-from tov.text.batches import Batch
+from tov.text.batches import Batch, collate
 from tov.text.encode import Encoded
 
 Form = Literal["adam", "sgd"]
+HELD_NUMBERS = 1 << 27
+"""Numbers of target rows' whole gradients that are held at once in the exact form: 512 MiB in fp32."""
 
 
 def linear_rates(learning_rate: float, *, epochs: int, steps: int, warmup: float = 0.03) -> np.ndarray:
@@ -95,20 +102,21 @@ def less_targets(
     target: Encoded,
     *,
     subtasks: Sequence[int] | np.ndarray | None = None,
-    projection: Projection,
+    projection: Projection | None,
     batch_tokens: int,
 ) -> list[Tensor]:
     """For each checkpoint (S, d): the mean over a sub-task's rows of R^T g / |R^T g|, g the plain gradient (the SGD form).
 
     The cosine with a mean of unit vectors is the mean of the cosines, so a row of the target need not be kept: S d numbers a
-    checkpoint instead of M d. The model is left in the last checkpoint's state.
+    checkpoint instead of M d. Without a projection (S, P), the means of g / |g|. The model is left in the last checkpoint's
+    state.
 
     Args:
         adapted: a PeftModel.
         checkpoints: from `warm_up`.
         target: M rows; those without a scored token do not count.
         subtasks: (M,) the sub-task of each row, 0 to S - 1; None for one.
-        projection: R, the same as for the pool.
+        projection: R, the same as for the pool; None for the exact form.
         batch_tokens: most tokens in a batch.
 
     Raises:
@@ -124,6 +132,9 @@ def less_targets(
             fix="number sub-tasks from 0 without gaps, or raise --max-length",
         )
     batches, found = batches_of(target, batch_tokens), []
+    if projection is None:
+        most = max(1, HELD_NUMBERS // sum(one.numel() for one in parameters(adapted).values()))
+        batches = [collate(target, one.rows[at : at + most]) for one in batches for at in range(0, len(one.rows), most)]
     with row_gradients(adapted) as run:
         for checkpoint in checkpoints:
             write_state(adapted, checkpoint.state)
@@ -132,11 +143,14 @@ def less_targets(
 
 
 def _subtask_means(
-    adapted: Any, run: Run, batches: list[Batch], of_row: np.ndarray, counts: np.ndarray, projection: Projection
+    adapted: Any, run: Run, batches: list[Batch], of_row: np.ndarray, counts: np.ndarray, projection: Projection | None
 ) -> Tensor:
     total: Any = 0
     for batch in batches:
-        features = functional.normalize(projected(adapted, run, batch, projection))
+        whole = (
+            flat_gradients(adapted, run, batch) if projection is None else projected(adapted, run, batch, projection)
+        )
+        features = functional.normalize(whole)
         member = torch.from_numpy(of_row[batch.rows][None] == np.arange(len(counts))[:, None]).to(features)  # (S, B)
         total = total + member @ features
     return total / torch.from_numpy(counts).to(total)[:, None]
@@ -149,7 +163,7 @@ def less_scores(
     targets: Sequence[Tensor],
     rows: Encoded,
     *,
-    projection: Projection,
+    projection: Projection | None,
     batch_tokens: int,
     form: Form = "adam",
 ) -> np.ndarray:
@@ -166,25 +180,26 @@ def subtask_scores(
     targets: Sequence[Tensor],
     rows: Encoded,
     *,
-    projection: Projection,
+    projection: Projection | None,
     batch_tokens: int,
     form: Form = "adam",
 ) -> np.ndarray:
-    """(rows, S) sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over the rows z of each sub-task; from -1 to 1, larger is better.
+    """(rows, S) sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over rows z of each sub-task; from -1 to 1, larger is better.
 
-    u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, or the row's
-    plain gradient (form `sgd`); w_k = eta_k / sum of all eta. NaN for rows without a scored token. A row is forgotten as soon
-    as its cosines are taken: nothing of N x M or N x d is held.
+    u is the row's Adam direction (`tov.baselines.features.adam_direction`) at checkpoint k, or the row's plain gradient (form
+    `sgd`); w_k = eta_k / sum of all eta. Without a projection the cosines are those of the whole u and g. NaN for rows without
+    a scored token. A row is forgotten as soon as its cosines are taken: nothing of N x M or N x d is held.
 
     Source: LESS (Xia et al. 2024, arXiv 2402.04333), Eq. 3 and Section 3.2. Differs: rows go in batches; the projection is the
-    same for any block size and device; each target row is normalised before the mean over a sub-task's rows.
+    same for any block size and device, and may be left out; each target row is normalised before the mean over a sub-task's
+    rows.
 
     Args:
         adapted: a PeftModel; left in the last checkpoint's state.
         checkpoints: from `warm_up`, with moments.
         targets: from `less_targets`, of the same checkpoints and projection.
         rows: encoded rows of the pool, any part of it.
-        projection: R.
+        projection: R; None for the exact form.
         batch_tokens: most tokens in a batch.
         form: how a pool row's gradient is taken.
 
@@ -199,11 +214,13 @@ def subtask_scores(
     if len(targets) != len(checkpoints):
         raise ConfigError(f"{len(checkpoints)} checkpoints, but target features of {len(targets)}")
 
-    def cosines(k: int, run: Run, batch: Batch) -> Tensor:
+    def weighed(k: int, run: Run, batch: Batch) -> Tensor:
+        if projection is None:
+            return weights[k] * cosines(adapted, run, batch, targets[k], moments[k])
         features = functional.normalize(projected(adapted, run, batch, projection, moments[k]))
         return weights[k] * features @ targets[k].to(features).T
 
-    return summed(adapted, checkpoints, rows, cosines, batch_tokens=batch_tokens)
+    return summed(adapted, checkpoints, rows, weighed, batch_tokens=batch_tokens)
 
 
 def epoch_weights(checkpoints: Sequence[Checkpoint]) -> list[float]:

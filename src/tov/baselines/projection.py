@@ -29,14 +29,17 @@ class Projection:
         size: d.
         seed: of the matrix.
         kind: `rademacher`, entries +-1/sqrt(d) (LESS's; 2 P d FLOPs a row), or `sjlt`, `nonzeros` entries +-1/sqrt(s) in each
-            row of R, one in each of s equal parts of the columns (Kane, Nelson 2014; 2 P s FLOPs a row).
+            row of R, one in each of s equal parts of the columns (Kane, Nelson 2014; 2 P s FLOPs a row). Of the w = d/s columns
+            of a part, w coordinates one after another take all in turn, from a random one on: two coordinates meet with
+            probability 1/w or never, and signs are independent, which is all that the variance of an inner product asks for,
+            about |x|^2 |y|^2 / d as of `rademacher`. In return a block of coordinates is added as it lies in memory.
         nonzeros: s, a divisor of d; of `sjlt` alone.
     """
 
     size: int = 8192
     seed: int = 0
     kind: Literal["rademacher", "sjlt"] = "rademacher"
-    nonzeros: int = 8
+    nonzeros: int = 1
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -57,17 +60,17 @@ def add_projected(
         values: (B, p) of the same dtype and device, coordinates `start` to `start + p` of the rows' gradients.
         start: where the part lies (`tov.model.gradients.places`).
         projection: the matrix.
-        block_numbers: numbers held at once beside these: entries of R, or B s p for `sjlt`.
+        block_numbers: numbers held at once beside these: entries of R, or B p for `sjlt`.
     """
     rademacher = projection.kind == "rademacher"
-    step = max(1, block_numbers // (projection.size if rademacher else projection.nonzeros * max(1, len(values))))
+    step = max(1, block_numbers // (projection.size if rademacher else max(1, len(values))))
     for at in range(0, values.shape[1], step):
         part = values[:, at : at + step]
-        coordinates = start + at + torch.arange(part.shape[1], device=values.device)
         if rademacher:
+            coordinates = start + at + torch.arange(part.shape[1], device=values.device)
             out.addmm_(part, signs(coordinates, projection, values.dtype), alpha=projection.size**-0.5)
         else:
-            _scatter(out, part, coordinates, projection)
+            _add_turned(out, part, start + at, projection)
 
 
 def signs(coordinates: Tensor, projection: Projection, dtype: torch.dtype) -> Tensor:
@@ -80,22 +83,36 @@ def signs(coordinates: Tensor, projection: Projection, dtype: torch.dtype) -> Te
     """
     words = -(-projection.size // _WORD)
     counters = coordinates[:, None] * words + torch.arange(words, device=coordinates.device)
-    octets = _hashed(counters, projection.seed).view(torch.uint8)  # (rows, 8 words): the least significant first
+    return _unpacked(_hashed(counters, projection.seed), dtype).flatten(1)[:, : projection.size]
+
+
+def _unpacked(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """(..., words 64) signs +-1 from (..., words) int64: the bits of each, the least significant first."""
+    octets = words.contiguous().view(torch.uint8)
     bits = (torch.arange(256, device=octets.device)[:, None] >> torch.arange(8, device=octets.device)) & 1
     table = bits.to(dtype).mul_(2).sub_(1)  # (256, 8)
-    return functional.embedding(octets.int(), table).flatten(1)[:, : projection.size]
+    return functional.embedding(octets.int(), table).flatten(-2)
 
 
-def _scatter(out: Tensor, part: Tensor, coordinates: Tensor, projection: Projection) -> None:
-    """Adds each number, with a sign, to one place in each of s parts of `out`."""
-    s = projection.nonzeros
-    width, scale = projection.size // s, s**-0.5
-    within = torch.arange(s, device=coordinates.device)
-    hashed = _hashed(coordinates[:, None] * s + within, projection.seed)  # (p, s)
-    column = (hashed >> 1).bitwise_and_((1 << 62) - 1) % width + within * width
-    sign = (hashed & 1).to(part.dtype).mul_(2 * scale).sub_(scale)
-    signed = part[:, :, None] * sign  # (B, p, s)
-    out.scatter_add_(1, column.flatten().expand(len(part), -1), signed.flatten(1))
+def _add_turned(out: Tensor, part: Tensor, start: int, projection: Projection) -> None:
+    """Adds each number, with a sign, to one column in each of s parts of `out`: block by block of w, each turned round."""
+    s, stop = projection.nonzeros, start + part.shape[1]
+    width = projection.size // s
+    words = torch.arange(start // _WORD, -(-stop // _WORD), device=part.device)
+    blocks = range(start // width, -(-stop // width))
+    turns = _hashed(
+        -1 - torch.arange(blocks.start * s, blocks.stop * s), projection.seed
+    )  # signs have counters from 0 on
+    turn = (_shifted(turns, 1) % width).reshape(-1, s).tolist()
+    for piece in range(s):
+        sign = _unpacked(_hashed(words * s + piece, projection.seed), part.dtype)[start % _WORD :][: stop - start]
+        signed, columns = part * sign.mul_(s**-0.5), out[:, piece * width : (piece + 1) * width]
+        for block in blocks:
+            at, end = max(start, block * width), min(stop, (block + 1) * width)
+            first = (at + turn[block - blocks.start][piece]) % width
+            until = min(end, at + width - first)
+            columns[:, first : first + until - at] += signed[:, at - start : until - start]
+            columns[:, : end - until] += signed[:, until - start : end - start]
 
 
 def _hashed(counters: Tensor, seed: int) -> Tensor:

@@ -47,17 +47,26 @@ class WarmUpSettings(LoraSettings):
 
 
 class ProjectedSettings(WarmUpSettings):
-    """A random projection of gradients."""
+    """A random projection of gradients, or none."""
 
-    dimension: int = option("numbers that a gradient is projected to", 8192, ge=1)
+    dimension: int | None = option(
+        "numbers that a gradient is projected to; default: whole gradients are compared, or 8192 where a projection is named",
+        None, ge=1,
+    )  # fmt: skip
     projection: Literal["sjlt", "rademacher"] = option(
         "sparse (NONZEROS entries a parameter) or dense (DIMENSION entries a parameter)", "sjlt"
     )
-    nonzeros: int = option("entries a parameter of the sparse projection; a divisor of DIMENSION", 8, ge=1)
+    nonzeros: int = option("entries a parameter of the sparse projection; a divisor of DIMENSION", 1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        named = isinstance(given, dict) and "dimension" not in given and {"projection", "nonzeros"} & set(given)
+        return {**given, "dimension": 8192} if named else given
 
     @model_validator(mode="after")
     def _divides(self) -> ProjectedSettings:
-        if self.projection == "sjlt" and self.dimension % self.nonzeros:
+        if self.dimension and self.projection == "sjlt" and self.dimension % self.nonzeros:
             raise ValueError(f"nonzeros={self.nonzeros} is no divisor of dimension={self.dimension}")
         return self
 
@@ -73,8 +82,6 @@ class LessSettings(ProjectedSettings):
 
 class TracinSettings(ProjectedSettings):
     """Options of TracIn."""
-
-    form: Literal["exact", "projected"] = option("whole gradients, or projected ones", "exact")
 
 
 class DsirSettings(Settings):

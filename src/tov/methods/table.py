@@ -134,8 +134,9 @@ BUILT_IN: tuple[Method, ...] = (
         "less", "rows whose Adam step points the way of the target's gradient", function="tov.tables.gradients:less",
         ranking="score_less", candidates="tov.tables.gradients:by_subtask", settings=LessSettings, unit="cosine",
         source="Xia et al. 2024, arXiv 2402.04333",
-        differs="a sparse projection by default (projection=rademacher is the authors'); gradients in batches; adapter and "
-        "moments in fp32; no gradient is stored; warm-up rows may be chosen, as with the authors", **_GRADIENTS,
+        differs="cosines of whole gradients by default (projection=rademacher: the authors' 8,192 dimensions); gradients in "
+        "batches; adapter and moments in fp32; no gradient is stored; warm-up rows may be chosen, as with the authors",
+        **_GRADIENTS,
     ),
     Method(
         "tracin", "rows whose gradient step lowers the target's log-loss, to first order",

@@ -25,6 +25,7 @@ from tov.model.attention import wide
 from tov.model.logloss import row_logprobs
 from tov.model.lowrank import factors_of, forwards, plain_layers, thin_factors, thin_linear
 from tov.model.norms import trained_norms
+from tov.model.products import bf16_products
 from tov.text.batches import Batch, collate, plan
 from tov.text.encode import IGNORED, Encoded
 
@@ -39,7 +40,8 @@ def row_gradients(adapted: Any) -> Iterator[Run]:
     """Within the block the model is in evaluation mode (no dropout); yields the function that passes a batch.
 
     The state is the one in the model (`tov.model.adapters.write_state` sets another, also within the block). Gradients are fp32
-    (float64 under a float64 model), summed in fp32 also where the model is bf16. Nothing is left in the parameters' `.grad`.
+    (float64 under a float64 model), summed in fp32 also where the model is bf16; there the thin factors are rounded to bf16, as
+    activations and their gradients are already. Nothing is left in the parameters' `.grad`.
     Per row of T tokens and layer (in, out) of rank r: 4 T r (in + out) FLOPs beside 4 T in out + 2 T r (2 in + out) of the
     forward and backward pass itself, and B r (in + out) numbers at once.
 
@@ -161,9 +163,11 @@ class _AdapterRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         (x,), sink, weight = ctx.saved_tensors, ctx.sink, ctx.base.weight
         rows, pull = sink.by_row(x), sink.by_row(upstream)
-        back = pull @ (ctx.up * ctx.scaling)  # (B, T, r)
-        sink.add(ctx.down, _outer(back, rows))
-        sink.add(ctx.up, _outer(pull, rows @ (ctx.down * ctx.scaling).T))
+        with bf16_products(weight.dtype == torch.bfloat16 and weight.device.type == "cpu"):
+            back = pull @ (ctx.up * ctx.scaling)  # (B, T, r)
+            to_down, to_up = _outer(back, rows), _outer(pull, rows @ (ctx.down * ctx.scaling).T)
+        sink.add(ctx.down, to_down)
+        sink.add(ctx.up, to_up)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None, None, None
         to_x = upstream.flatten(0, -2) @ weight

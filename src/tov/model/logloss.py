@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tov.errors import ModelError, NumericError
+from tov.model.products import bf16_products
 from tov.text.batches import Batch
 from tov.text.encode import IGNORED
 
@@ -268,27 +269,15 @@ def _sloped(head: Head, values: Tensor, logits: Tensor) -> Tensor:
     return values if slope is None else values * slope
 
 
-@contextlib.contextmanager
-def _exact_products(head: Head, hidden: Tensor) -> Iterator[None]:
+def _exact_products(head: Head, hidden: Tensor) -> contextlib.AbstractContextManager[None]:
     """Lets the CPU multiply in bf16 where that loses nothing: both factors are bf16 numbers, sums stay fp32.
 
     A bf16 x bf16 product is exact in fp32, so this is the fp32 head at three times its speed on hardware that has it. An
     adapter on the head is fp32, so such a head does without. In training the softmax is rounded too, which only its gradient
     sees, in the precision of the hidden state's own.
     """
-    products: Any = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
-    exact = (
-        head.weight.dtype == hidden.dtype == torch.bfloat16 and head.low_rank is None and hidden.device.type == "cpu"
-    )
-    if not exact or products is None:
-        yield
-        return
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        products.fp32_precision = before
+    bf16 = head.weight.dtype == hidden.dtype == torch.bfloat16
+    return bf16_products(bf16 and head.low_rank is None and hidden.device.type == "cpu")
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The score tables of methods that compare gradients: LESS and TracIn, at the checkpoints of one warm-up.
 
-Scores are streamed: a pool row's gradient is projected, compared and forgotten. What is kept is the warm-up.
+Scores are streamed: a pool row's gradient is compared, projected first if asked for, and forgotten; the warm-up is kept.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def by_subtask(folder: Path, scores: pa.Table) -> Best:
 
 
 def tracin(work: Work) -> None:
-    """TracIn: `score_tracin` in nats a token, exact or projected."""
+    """TracIn: `score_tracin` in nats a token, of whole gradients or of projected ones."""
     opened, checkpoints = _warmed_up(work)
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, _ = work.encode_target(opened.encode)
     how: dict[str, Any] = {"batch_tokens": batch_tokens}
     targets_of: Any
     scores_of: Any
-    targets_of, scores_of = (tracin_targets, tracin_scores) if work.options.form == "exact" else (
+    targets_of, scores_of = (tracin_targets, tracin_scores) if projection is None else (
         partial(projected_targets, projection=projection), partial(projected_scores, projection=projection)
     )  # fmt: skip
     with work.run.stage("target"):
@@ -106,8 +106,10 @@ def _passes(checkpoints: int, tokens: int) -> Tokens:
     return checkpoints * tokens, checkpoints * tokens
 
 
-def _projection(work: Work) -> Projection:
+def _projection(work: Work) -> Projection | None:
     options = work.options
+    if options.dimension is None:
+        return None
     return Projection(options.dimension, derive(work.settings.seed, "projection"), options.projection, options.nonzeros)
 
 
