@@ -34,7 +34,7 @@ RIVALS = list(ARMS)
 
 
 def inputs(task: str = "instruction") -> dict[str, Any]:
-    """40 pool rows of two sources, one of them a repeat, one with a prompt of the target, one without an answer; 6 target rows."""
+    """40 pool rows: a repeat, a prompt of the target, a row without an answer among them; 6 target rows."""
     if task == "instruction":
         pool, target = make_rows(40, seed=1), make_rows(6, seed=2)
         pool[5], pool[6], pool[7] = pool[4], target[0], {**pool[7], "completion": ""}

@@ -10,9 +10,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from oracle import selection as oracle
-from tov.errors import ConfigError, DataError
 from tov.baselines.round_robin import top_candidates
 from tov.baselines.sampling import gumbel_top_k
+from tov.errors import ConfigError, DataError
 from tov.selection import Room, choose, length_bins, room_for, top_by_bin
 
 RULES = ("score+random", "score-only")
