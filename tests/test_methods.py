@@ -34,7 +34,7 @@ RIVALS = list(ARMS)
 
 
 def inputs(task: str = "instruction") -> dict[str, Any]:
-    """40 pool rows of two sources, one of them a repeat, one with a prompt of the target, one without an answer; 6 target rows."""
+    """40 pool rows: a repeat, a prompt of the target, a row without an answer among them; 6 target rows."""
     if task == "instruction":
         pool, target = make_rows(40, seed=1), make_rows(6, seed=2)
         pool[5], pool[6], pool[7] = pool[4], target[0], {**pool[7], "completion": ""}
@@ -46,7 +46,15 @@ def inputs(task: str = "instruction") -> dict[str, Any]:
 
 
 def select(folder: Path, model: Path, method: str, task: str = "instruction", **changed: Any) -> Any:
-    given = {**inputs(task), "n": 8, "max_length": 64, "shard_rows": 16, "device": "cpu", "dtype": "fp32", "quiet": True}
+    given = {
+        **inputs(task),
+        "n": 8,
+        "max_length": 64,
+        "shard_rows": 16,
+        "device": "cpu",
+        "dtype": "fp32",
+        "quiet": True,
+    }
     return tov.select(model=str(model), method=method, out=folder, **{**given, **changed})
 
 
@@ -165,7 +173,9 @@ def test_again_is_the_same_and_another_option_another_run(name: str, picked: dic
     assert json.loads((one.folder / "manifest.json").read_text())["status"] == "finished"
 
 
-def test_equal_seeds_choose_equal_rows_and_others_others(picked: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+def test_equal_seeds_choose_equal_rows_and_others_others(
+    picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
     again = select(tmp_path / "again", tiny_folder, "dsir")
     other = select(tmp_path / "other", tiny_folder, "dsir", seed=1)
     assert list(again.dataset["tov_row_id"]) == list(picked["dsir"].dataset["tov_row_id"])
@@ -175,7 +185,9 @@ def test_equal_seeds_choose_equal_rows_and_others_others(picked: dict[str, Any],
 def test_a_run_is_chosen_from_again_by_another_rule(picked: dict[str, Any], tmp_path: Path) -> None:
     scored = picked["dsir"].scores["score_dsir"].to_numpy().astype(np.float64)
     best = tov.reselect(picked["dsir"].folder, n=5, rule="score-only", out=tmp_path / "best", pool=inputs()["pool"])
-    assert list(best.dataset["tov_row_id"]) == np.argsort(-np.nan_to_num(scored, nan=-np.inf), kind="stable")[:5].tolist()
+    assert (
+        list(best.dataset["tov_row_id"]) == np.argsort(-np.nan_to_num(scored, nan=-np.inf), kind="stable")[:5].tolist()
+    )
     turns = tov.reselect(picked["rds"].folder, n=8, out=tmp_path / "turns", pool=inputs()["pool"])
     assert list(turns.dataset["tov_row_id"]) == list(picked["rds"].dataset["tov_row_id"]), "its own rule, again"
     once_more = tov.reselect(turns.folder, n=4, out=tmp_path / "once more", pool=inputs()["pool"])
@@ -292,7 +304,9 @@ def test_killed_it_goes_on_and_ends_with_the_same_files(
 # Compare
 
 
-def test_every_method_is_compared_and_chooses_as_select_does(picked: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+def test_every_method_is_compared_and_chooses_as_select_does(
+    picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
     arms = [*ARMS.values(), "rds/score-only", "dsir/mean", "uncertainty", "random"]
     given = {
         **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": arms, "sizes": [8], "seeds": 1,
@@ -490,7 +504,9 @@ def test_rows_of_the_target_s_style_are_found(arm: str, minilm: str, tmp_path: P
         dtype="fp32",
     )  # fmt: skip
     share = Counter(one.dataset["tov_source"])[TARGET_STYLE] / 24
-    assert share > 2 / len(parts), f"{arm}: {share:.0%} of the rows are of the target's style, chance has {1 / len(parts):.0%}"
+    assert share > 2 / len(parts), (
+        f"{arm}: {share:.0%} of the rows are of the target's style, chance has {1 / len(parts):.0%}"
+    )
 
 
 @pytest.mark.model
@@ -508,5 +524,10 @@ def test_a_language_model_embeds_and_trains_a_target_path(smollm2: str, corpus: 
             max_length=96, quiet=True,
         )  # fmt: skip
         share = Counter(one.dataset["tov_source"])[TARGET_TOPIC] / 12
-        assert np.isfinite(read_scores(one.folder / "scores")[METHODS[arm.partition("/")[0]].ranking].to_numpy()).sum() >= 12
-        assert arm != "rds" or share > chance, f"{share:.0%} of the rows are of the target's topic, chance has {chance:.0%}"
+        assert (
+            np.isfinite(read_scores(one.folder / "scores")[METHODS[arm.partition("/")[0]].ranking].to_numpy()).sum()
+            >= 12
+        )
+        assert arm != "rds" or share > chance, (
+            f"{share:.0%} of the rows are of the target's topic, chance has {chance:.0%}"
+        )
