@@ -42,8 +42,13 @@ class WarmUpSettings(LoraSettings):
         "share of the usable pool rows, drawn uniformly, in the warm-up set; at least one batch", 0.05, gt=0, le=1
     )
     epochs: int = option("epochs of the warm-up; each leaves a checkpoint", 4, ge=1)
-    learning_rate: float = option("peak rate of the warm-up (AdamW, 3 % rise, linear decay to 0)", 2e-5, gt=0)
-    batch_size: int = option("rows in one step of the warm-up", 128, ge=1)
+    learning_rate: float | None = option(
+        "peak rate of the warm-up (AdamW, 3 % rise, linear decay to 0); default: 2e-5, for a new head (named entities, "
+        "classification) 2e-3", None, gt=0,
+    )  # fmt: skip
+    batch_size: int | None = option(
+        "rows in one step of the warm-up; default: 128, for a new head 16", None, ge=1
+    )
 
 
 class ProjectedSettings(WarmUpSettings):

@@ -29,6 +29,11 @@ from tov.tables.work import Tokens, Work, tokens_of
 
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 WARM_UP = (*LORA, "warm_up_share", "epochs", "learning_rate", "batch_size")
+BY_HEAD: dict[bool, dict[str, Any]] = {
+    False: {"learning_rate": 2e-5, "batch_size": 128},
+    True: {"learning_rate": 2e-3, "batch_size": 16},
+}
+"""Of the warm-up, where none is given: the authors'; and where a new head must be learned, of which they do not write, ours."""
 OF_SUBTASK = "score_less:"
 """Columns of a sub-task's score, where there are several."""
 
@@ -115,7 +120,9 @@ def _projection(work: Work) -> Projection | None:
 
 def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
     """The model, and the checkpoints of its warm-up on rows drawn from the pool."""
-    options, usable = work.options, int(work.rows.usable.sum())
+    new_head = work.settings.task != "instruction"
+    auto = {name: value for name, value in BY_HEAD[new_head].items() if getattr(work.options, name) is None}
+    options, usable = work.options.model_copy(update=auto), int(work.rows.usable.sum())
     opened = work.open(**{name: getattr(options, name) for name in LORA})
     size = min(usable, max(options.batch_size, math.ceil(options.warm_up_share * usable)))
 
