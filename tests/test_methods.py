@@ -107,10 +107,10 @@ def test_the_verb_lists_tells_and_speaks_json() -> None:
 
     listed = told()
     assert all(f"\n{name} " in f"\n{listed}" for name in METHODS)
-    assert "dimension [8192]" in told("less")
+    assert "lora_rank [128]" in told("less")
     rows = json.loads(told("--json"))
     assert [row["name"] for row in rows] == list(METHODS)
-    assert next(row for row in rows if row["name"] == "less")["options"]["dimension"]["default"] == 8192
+    assert next(row for row in rows if row["name"] == "less")["options"]["lora_rank"]["default"] == 128
 
 
 # Select
