@@ -10,8 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from oracle import selection as oracle
+from tov.baselines.round_robin import top_candidates
+from tov.baselines.sampling import gumbel_top_k
 from tov.errors import ConfigError, DataError
-from tov.selection import choose, length_bins, top_by_bin
+from tov.selection import Room, choose, length_bins, room_for, top_by_bin
 
 RULES = ("score+random", "score-only")
 
@@ -194,3 +196,111 @@ def test_score_only_refuses_what_has_no_score():
 def test_an_unknown_rule_is_an_error_that_names_the_rules():
     with pytest.raises(ConfigError, match="score-only"):
         pick(a_table(), 5, rule="best")
+
+
+# Rules beside the paper's, and caps
+
+
+def by_rule(table, n: int, rule: str, *, bins: int = 1, seed: int = 0, room: Room | None = None, columns=None):
+    def best(k: int, usable: np.ndarray):
+        rows = top_candidates(columns, k, usable=usable)
+        return rows, [columns[part, place] for place, part in enumerate(rows)]
+
+    return choose(**table, n=n, rule=rule, bins=bins, seed=seed, room=room, best=best if columns is not None else None)
+
+
+def with_columns(table, targets: int, seed: int = 0):
+    """The table, its score the largest of a score for each of some targets."""
+    columns = np.random.default_rng(seed).normal(size=(len(table["scores"]), targets))
+    columns[np.isnan(table["scores"])] = np.nan
+    return {**table, "scores": columns.max(1)}, columns
+
+
+def test_sample_is_the_gumbel_draw_by_weight():
+    table = a_table(200, base=0)
+    table["scores"][::7] = -np.inf
+    chosen = by_rule(table, 20, "sample", seed=3).row_ids
+    drawn = gumbel_top_k(table["scores"], 20, 3)
+    assert chosen.tolist() == drawn.tolist(), "bins=1: the draw itself, in its order"
+    assert np.isfinite(table["scores"][chosen]).all(), "a row of weight 0 was drawn"
+    assert chosen.tolist() != by_rule(table, 20, "sample", seed=4).row_ids.tolist()
+
+
+def test_sample_takes_a_row_as_often_as_its_weight_says():
+    table = a_table(4, base=0)
+    table["scores"] = np.log([1.0, 2.0, 3.0, 4.0])
+    counts = np.bincount([by_rule(table, 1, "sample", seed=seed).row_ids[0] for seed in range(2000)], minlength=4)
+    np.testing.assert_allclose(counts / 2000, [0.1, 0.2, 0.3, 0.4], atol=0.04)
+
+
+@given(tables(), st.data(), st.sampled_from(["score+random", "score-only", "sample", "round-robin"]), st.integers(1, 4))
+def test_no_rule_takes_more_of_a_source_than_its_cap(table, data, rule, bins):
+    sources = np.array(["abc"[row % 3] for row in range(len(table["scores"]))])
+    table, columns = with_columns(table, 3) if rule == "round-robin" else (table, None)
+    n = data.draw(st.integers(1, len(sources)))
+    caps = data.draw(
+        st.dictionaries(st.sampled_from(["a", "b", "*"]), st.sampled_from([0.2, 0.34, 0.5, 1.0]), min_size=1)
+    )
+    caps = {name: cap for name, cap in caps.items() if name == "*" or name in sources}
+    assume(caps)
+    room = room_for(sources.tolist(), caps, n)
+    assert room
+    may = table["usable"] if rule == "score+random" else eligible(table)
+    able = n <= room.of(np.flatnonzero(may))
+    try:
+        choice = by_rule(table, n, rule, bins=1 if rule == "round-robin" else bins, room=room, columns=columns)
+    except DataError:
+        assert not able, "rows enough within the caps, but refused"
+        return
+    assert able, "more rows than the caps allow"
+    assert len(set(choice.row_ids.tolist())) == len(choice.row_ids) == n
+    for name, left in zip(room.names, room.left, strict=True):
+        assert (sources[choice.row_ids] == name).sum() <= left, f"{name} is over its cap"
+
+
+@given(tables(), st.integers(1, 12), st.sampled_from(["score+random", "score-only", "sample"]))
+def test_a_cap_that_does_not_bind_changes_no_row_by_score(table, bins, rule):
+    n = int(eligible(table).sum())
+    assume(n)
+    room = room_for(["a"] * len(table["scores"]), {"*": 1.0}, n)
+    wanted = by_rule(table, n, rule, bins=bins)
+    found = by_rule(table, n, rule, bins=bins, room=room)
+    by_score = [one.row_ids[one.reasons == "score"].tolist() for one in (wanted, found)]
+    assert by_score[0] == by_score[1]
+
+
+@pytest.mark.parametrize("caps", [{}, {"a": 0.25}, {"*": 0.4}])
+def test_round_robin_is_what_a_loop_takes(caps):
+    table, columns = with_columns(a_table(60, base=10), 4, seed=2)
+    sources = ["abc"[row % 3] for row in range(60)]
+    room = room_for(sources, caps, 20)
+    left = dict(zip(room.names, room.left.tolist(), strict=True)) if room else dict.fromkeys("abc", 99)
+    taken: list[int] = []
+    for turn in range(20):
+        order = np.argsort(-columns[:, turn % 4], kind="stable").tolist()
+        row = next(row for row in order if eligible(table)[row] and row not in taken and left[sources[row]])
+        left[sources[row]] -= 1
+        taken.append(row)
+    assert by_rule(table, 20, "round-robin", room=room, columns=columns).row_ids.tolist() == taken
+
+
+def test_what_a_full_source_would_have_given_goes_to_the_next_best():
+    table = a_table(90, base=0)
+    sources = np.array(["ab"[row >= 30] for row in range(90)])
+    table["scores"][:30] += 10
+    room = room_for(sources.tolist(), {"a": 0.2}, 20)
+    chosen = by_rule(table, 20, "score-only", room=room).row_ids
+    best = [rows[np.argsort(-table["scores"][rows])] for rows in (np.arange(30), np.arange(30, 90))]
+    assert set(chosen.tolist()) == {*best[0][:4].tolist(), *best[1][:16].tolist()}
+    binned = by_rule(table, 20, "score-only", bins=10, room=room)
+    assert (sources[binned.row_ids] == "a").sum() <= 4
+    assert len(binned.row_ids) == 20
+
+
+def test_caps_that_leave_too_few_rows_are_told_by_source():
+    table = a_table(30, base=0)
+    room = room_for(["a"] * 20 + ["b"] * 10, {"a": 0.5}, 25)
+    with pytest.raises(DataError, match=r"--source-cap allows 22: a 12 of 20, b 10 of 10"):
+        by_rule(table, 25, "score-only", room=room)
+    with pytest.raises(ConfigError, match=r"no source 'c'"):
+        room_for(["a", "b"], {"c": 0.5}, 2)

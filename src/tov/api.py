@@ -206,10 +206,10 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     scores_folder = Path(origin.manifest.get("scores_from") or origin.scores)
     if "scan" not in origin.manifest:
         raise RunError(f"{config.from_run} has no complete scores yet", fix="finish it first: give its command again")
+    config, arm = reselect_settings(config, origin.manifest.get("scored_by", "tov"))
     scored = origin.manifest.get("identity", {}).get("pool", {}).get("sources", {})
     scores = read_scores(scores_folder, sum(scored.values()))
     pool = pool_again(origin, pools, scores)
-    config, arm = reselect_settings(config, origin.manifest.get("scored_by", "tov"))
     if "normalize" in arm.method.options:
         normalize = config.normalize or TASK_DEFAULTS[task_of(origin.manifest)]["normalize"]
         config = config.model_copy(update={"normalize": normalize})

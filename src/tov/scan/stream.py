@@ -128,13 +128,15 @@ def _fill_shard(job: Stream, shard: Shard, file: Path, score: Score) -> int:
     tokens, lost = np.zeros((2, shard.stop - shard.start), np.int32)
     tokens[shard.places], lost[shard.places] = shard.encoded.sizes, shard.encoded.lost
     codes = job.excluded[part].copy()
-    codes[shard.places[shard.encoded.sizes == 0]] = NO_TOKENS
+    scored = shard.encoded.sizes > 0
+    codes[shard.places[~scored]] = NO_TOKENS
     row_ids = np.arange(shard.start, shard.stop)
     reasons = [_reason(job, int(row), int(code)) for row, code in zip(row_ids, codes, strict=True)]
     write_shard(
         file, row_ids=row_ids, sources=job.pool.source_names(row_ids), hashes=job.index.content[part], tokens=tokens,
         lost=lost, in_base=job.in_base[part], excluded=reasons,
-        columns={name: shard.spread(values) for name, values in columns.items()}, fingerprint=job.fingerprint,
+        columns={name: shard.spread(np.where(scored, values, np.nan)) for name, values in columns.items()},
+        fingerprint=job.fingerprint,
     )  # fmt: skip
     return passed
 

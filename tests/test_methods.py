@@ -1,0 +1,547 @@
+"""Every method of the table through select and compare: one score table, one resume, one set of rules for all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tov
+from tiny import make_rows, tiny_encoder_folder, write_jsonl
+from tov.config import RuleSettings, Settings
+from tov.errors import ConfigError, DataError, RunError
+from tov.files import digest
+from tov.methods import METHODS, Method, find_method, page, parse_arm
+from tov.methods.table import imported, plug_ins
+from tov.scan.shards import read_scores
+
+DOCS = Path(__file__).parents[1] / "docs"
+SMALL_LORA = "lora_rank=2/lora_alpha=8/batch_size=8/epochs=2"
+ARMS = {
+    "less": f"less/{SMALL_LORA}/dimension=64", "tracin": f"tracin/{SMALL_LORA}", "dsir": "dsir", "tsds": "tsds", "rds": "rds",
+    "target-path": "target-path/epochs=2",
+}  # fmt: skip
+RIVALS = list(ARMS)
+
+
+def inputs(task: str = "instruction") -> dict[str, Any]:
+    """40 pool rows: a repeat, a prompt of the target, a row without an answer among them; 6 target rows."""
+    if task == "instruction":
+        pool, target = make_rows(40, seed=1), make_rows(6, seed=2)
+        pool[5], pool[6], pool[7] = pool[4], target[0], {**pool[7], "completion": ""}
+        return {"pool": pool, "target": target}
+    draw = random.Random(3)
+    rows = [{"tokens": [draw.choice("abcdef"), draw.choice("uvwxyz"), f"n{at}"], "ner_tags": ["B-LOC", "O", "O"]}
+            for at in range(51)]  # fmt: skip
+    return {"pool": rows[:40], "target": rows[40:46]}
+
+
+def select(folder: Path, model: Path, method: str, task: str = "instruction", **changed: Any) -> Any:
+    given = {
+        **inputs(task),
+        "n": 8,
+        "max_length": 64,
+        "shard_rows": 16,
+        "device": "cpu",
+        "dtype": "fp32",
+        "quiet": True,
+    }
+    return tov.select(model=str(model), method=method, out=folder, **{**given, **changed})
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder_folder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def picked(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Any]:
+    """One selection a method, tov among them."""
+    folder = tmp_path_factory.mktemp("picked")
+    arms = {**ARMS, "tov": "tov/epochs=1/base_size=8"}
+    return {name: select(folder / name, tiny_folder, arm) for name, arm in arms.items()}
+
+
+# The table
+
+
+def test_every_row_says_all_that_a_row_should() -> None:
+    for method in METHODS.values():
+        assert parse_arm(method.name).method is method
+        if method.takes == "best":
+            assert method.needs, method.name
+            assert method.passes, method.name
+            assert method.unit, method.name
+            assert callable(imported(method.function, method.name))
+            if method.candidates:
+                assert callable(imported(method.candidates, method.name))
+            assert method.of_path or method.settings, f"{method.name} has no record of options"
+    for name in RIVALS:
+        assert METHODS[name].source, f"{name} cites nothing"
+        assert METHODS[name].differs, f"{name} does not say where we leave its source"
+
+
+def test_every_option_has_help() -> None:
+    for method in METHODS.values():
+        for name, field in (method.settings.model_fields if method.settings else {}).items():
+            assert field.description, f"{method.name}/{name}"
+
+
+def test_the_page_of_methods_is_current() -> None:
+    assert (DOCS / "methods.md").read_text(encoding="utf-8") == page.whole_page(), "make docs"
+
+
+def test_the_verb_lists_tells_and_speaks_json() -> None:
+    def told(*args: str) -> str:
+        command = [sys.executable, "-m", "tov", "methods", *args]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+    listed = told()
+    assert all(f"\n{name} " in f"\n{listed}" for name in METHODS)
+    assert "batch_size [128]" in told("less")
+    rows = json.loads(told("--json"))
+    assert [row["name"] for row in rows] == list(METHODS)
+    assert next(row for row in rows if row["name"] == "less")["options"]["batch_size"]["default"] == 128
+
+
+# Select
+
+
+def test_all_methods_fill_one_kind_of_table(picked: dict[str, Any]) -> None:
+    common = ["row_id", "source", "hash", "tokens", "lost", "in_base", "excluded"]
+    wanted = picked["tov"].scores
+    for name in RIVALS:
+        scores = picked[name].scores
+        assert scores.column_names[:7] == common
+        assert METHODS[name].ranking in scores.column_names
+        for column in ("row_id", "source", "hash", "tokens", "lost", "excluded"):
+            assert scores[column].to_pylist() == wanted[column].to_pylist(), f"{name}: {column} is not tov's"
+        assert not any(scores["in_base"].to_pylist()), f"{name} has no base set"
+        excluded = np.array([bool(reason) for reason in scores["excluded"].to_pylist()])
+        values = scores[METHODS[name].ranking].to_numpy()
+        assert np.isnan(values[excluded]).all(), f"{name}: an excluded row has a score"
+        assert not np.isnan(values[~excluded]).any(), f"{name}: a usable row has no score"
+    assert Counter(wanted["excluded"].to_pylist())["no scored tokens"] == 1
+
+
+def test_each_is_chosen_by_its_authors_rule_and_told_alike(picked: dict[str, Any]) -> None:
+    for name, one in picked.items():
+        settings = one.manifest["identity"]["settings"]
+        assert (settings["rule"], settings["bins"]) == (METHODS[name].rule, METHODS[name].bins)
+        assert len(set(one.dataset["tov_row_id"])) == 8
+        cost = one.manifest["cost"]
+        assert cost["seconds"] > 0
+        assert cost["bytes"] > 0
+        summary = (one.folder / "summary.md").read_text(encoding="utf-8")
+        assert "nan" not in summary.lower().split()
+        assert all(part in summary for part in ("## Scores", "## Left out", "## Time", "tokens forward"))
+        assert one.manifest["scan"]["fingerprint"]
+    by = {name: one.manifest["cost"] for name, one in picked.items()}
+    assert by["dsir"]["tokens_forward"] == 0, "DSIR needs no model"
+    assert by["rds"]["tokens_backward"] == 0
+    assert by["less"]["tokens_backward"] > 0
+    tokens = by["rds"]["tokens_forward"]
+    assert by["target-path"]["tokens_forward"] > 2 * tokens * 0.9
+
+
+def test_the_rows_are_those_that_the_score_ranks_first(picked: dict[str, Any]) -> None:
+    for name in ("less", "tracin", "target-path"):
+        values = picked[name].scores[METHODS[name].ranking].to_numpy().astype(np.float64)
+        best = np.lexsort((np.arange(len(values)), -np.nan_to_num(values, nan=-np.inf)))[:8]
+        assert list(picked[name].dataset["tov_row_id"]) == best.tolist(), name
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_again_is_the_same_and_another_option_another_run(name: str, picked: dict[str, Any], tmp_path: Path) -> None:
+    one = picked[name]
+    files = {path: path.stat().st_mtime_ns for path in one.folder.rglob("*") if path.is_file()}
+    config = one.manifest["identity"]["settings"]["model"]
+    select(one.folder, Path(config), ARMS[name])
+    assert files == {path: path.stat().st_mtime_ns for path in one.folder.rglob("*") if path.is_file()}
+    other = {"less": "less", "tracin": "tracin", "dsir": "dsir/mean", "tsds": "tsds/alpha=0.1", "rds": "less"}
+    with pytest.raises(RunError, match="holds another run"):
+        select(one.folder, Path(config), other.get(name, "target-path"))
+    assert json.loads((one.folder / "manifest.json").read_text())["status"] == "finished"
+
+
+def test_equal_seeds_choose_equal_rows_and_others_others(
+    picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    again = select(tmp_path / "again", tiny_folder, "dsir")
+    other = select(tmp_path / "other", tiny_folder, "dsir", seed=1)
+    assert list(again.dataset["tov_row_id"]) == list(picked["dsir"].dataset["tov_row_id"])
+    assert list(other.dataset["tov_row_id"]) != list(again.dataset["tov_row_id"]), "sample is seeded"
+
+
+def test_a_run_is_chosen_from_again_by_another_rule(picked: dict[str, Any], tmp_path: Path) -> None:
+    scored = picked["dsir"].scores["score_dsir"].to_numpy().astype(np.float64)
+    best = tov.reselect(picked["dsir"].folder, n=5, rule="score-only", out=tmp_path / "best", pool=inputs()["pool"])
+    assert (
+        list(best.dataset["tov_row_id"]) == np.argsort(-np.nan_to_num(scored, nan=-np.inf), kind="stable")[:5].tolist()
+    )
+    turns = tov.reselect(picked["rds"].folder, n=8, out=tmp_path / "turns", pool=inputs()["pool"])
+    assert list(turns.dataset["tov_row_id"]) == list(picked["rds"].dataset["tov_row_id"]), "its own rule, again"
+    once_more = tov.reselect(turns.folder, n=4, out=tmp_path / "once more", pool=inputs()["pool"])
+    assert list(once_more.dataset["tov_row_id"]) == list(picked["rds"].dataset["tov_row_id"])[:4]
+    ranked = tov.reselect(picked["tov"].folder, n=4, method="uncertainty", out=tmp_path / "u", pool=inputs()["pool"])
+    assert list(ranked.dataset["tov_row_id"]) != list(picked["tov"].dataset["tov_row_id"])[:4]
+    with pytest.raises(ConfigError, match="dsir cannot rank by the scores of tov"):
+        tov.reselect(picked["tov"].folder, n=4, method="dsir", out=tmp_path / "no")
+
+
+def test_rds_takes_in_turn_what_a_loop_takes(picked: dict[str, Any]) -> None:
+    """From the stored embeddings, one cosine at a time."""
+    part = picked["rds"].folder / picked["rds"].manifest["parts"]["embed"]
+    pool, target = (np.load(part / f"{name}.npy").astype(np.float64) for name in ("pool", "target"))
+    pool, target = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (pool, target))
+    taken: list[int] = []
+    while len(taken) < 8:
+        for row in target:
+            free = [at for at in range(len(pool)) if at not in taken and not np.isnan(pool[at, 0])]
+            if len(taken) < 8:
+                taken.append(max(free, key=lambda at: float(row @ pool[at])))
+    assert list(picked["rds"].dataset["tov_row_id"]) == taken
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_named_entities_too(name: str, encoder: Path, tmp_path: Path) -> None:
+    one = select(tmp_path / "run", encoder, ARMS[name], "ner", leak_guard=False)
+    assert len(set(one.dataset["tov_row_id"])) == 8
+    assert np.isfinite(one.scores[METHODS[name].ranking].to_numpy()).sum() >= 8
+
+
+def test_sub_tasks_of_less(tiny_folder: Path, tmp_path: Path) -> None:
+    target = [{**row, "subject": "xyz"[at % 3]} for at, row in enumerate(make_rows(6, seed=2))]
+    one = select(
+        tmp_path / "run", tiny_folder, f"{ARMS['less']}/subtask_column=subject/round-robin", target=target, n=9,
+        pool=make_rows(40, seed=1),
+    )  # fmt: skip
+    columns = np.stack([one.scores[f"score_less:{name}"].to_numpy() for name in "xyz"], 1)
+    np.testing.assert_array_equal(one.scores["score_less"].to_numpy(), columns.max(1))
+    taken: list[int] = []
+    for turn in range(9):
+        order = np.argsort(-columns[:, turn % 3], kind="stable")
+        taken.append(next(int(row) for row in order if row not in taken))
+    assert list(one.dataset["tov_row_id"]) == taken
+
+
+def test_rows_chosen_without_a_path_are_trained_on(picked: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("less", "dsir"):
+        trained = tov.train(
+            picked[name].folder, out=tmp_path / name, pool=inputs()["pool"], train_rows=16, quiet=True, device="cpu"
+        )
+        assert trained.summary["chosen"] == 8
+        assert (trained.adapter / "adapter_model.safetensors").exists()
+
+
+# Killed
+
+KILLED = """
+import os, signal, sys
+import tov.{module} as module
+made = module.{function}
+calls = 0
+def once_more(*args, **options):
+    global calls
+    calls += 1
+    if calls == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made(*args, **options)
+module.{function} = once_more
+from tov.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+@pytest.mark.parametrize(
+    ("name", "module", "function", "at"),
+    [
+        ("less", "scan.stream", "write_shard", 2), ("less", "tables.gradients", "save_checkpoints", 1),
+        ("rds", "baselines.store", "write_shard", 2), ("tsds", "scan.stream", "write_shard", 1),
+        ("dsir", "scan.stream", "write_shard", 2), ("target-path", "scan.stream", "write_shard", 2),
+    ],
+)  # fmt: skip
+def test_killed_it_goes_on_and_ends_with_the_same_files(
+    name: str, module: str, function: str, at: int, tiny_folder: Path, tmp_path: Path
+) -> None:
+    files = {kind: write_jsonl(tmp_path / f"{kind}.jsonl", rows) for kind, rows in inputs().items()}
+
+    def command(out: str) -> list[str]:
+        return [
+            "select", "--model", str(tiny_folder), "--pool", str(files["pool"]), "--target", str(files["target"]), "--n", "8",
+            "--method", ARMS[name], "--out", str(tmp_path / out), "--max-length", "64", "--shard-rows", "16", "--quiet",
+            "--device", "cpu", "--dtype", "fp32",
+        ]  # fmt: skip
+
+    def run(code: str, out: str) -> int:
+        return subprocess.run([sys.executable, "-c", code, *command(out)], timeout=300).returncode
+
+    script = KILLED.format(module=module, function=function, at=at)
+    assert run(script, "killed") == -signal.SIGKILL, "it was not killed: the test tests nothing"
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("rows-*")}
+    assert bool(left) == (at == 2), f"shards before the kill: {left}"
+    plain = "import sys; from tov.cli import main; main(sys.argv[1:])"
+    assert run(plain, "killed") == 0
+    assert run(plain, "whole") == 0
+    kept = [path for path in left if path.exists() and path.suffix == ".parquet"]
+    assert all(path.stat().st_mtime_ns == left[path] for path in kept), "a finished shard was made again"
+    for path in [*(tmp_path / "whole" / "scores").iterdir(), tmp_path / "whole" / "selected.jsonl"]:
+        twin = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+        assert twin.read_bytes() == path.read_bytes(), f"{path.name} differs from the undisturbed run's"
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+
+
+# Compare
+
+
+def test_every_method_is_compared_and_chooses_as_select_does(
+    picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    arms = [*ARMS.values(), "rds/score-only", "dsir/mean", "uncertainty", "random"]
+    given = {
+        **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": arms, "sizes": [8], "seeds": 1,
+        "base_size": 8, "epochs": 1, "max_length": 64, "shard_rows": 16, "train_rows": 16, "device": "cpu", "dtype": "fp32",
+        "quiet": True, "out": tmp_path / "run",
+    }  # fmt: skip
+    compared = tov.compare(**given)
+    trials = {one["arm"]: one for one in compared.trials if one["n"] == 8}
+    assert all(one["status"] == "done" for one in trials.values()), [one["error"] for one in trials.values()]
+    for name in RIVALS:
+        rows = [int(row) for row in picked[name].dataset["tov_row_id"]]
+        assert trials[ARMS[name]]["rows_fingerprint"] == digest(rows), f"{name} chooses otherwise than tov select"
+        assert trials[ARMS[name]]["scoring"]["seconds"] > 0
+        assert ARMS[name] in compared.report
+    tables = [path.parent for path in compared.folder.glob("scores/*/*/scores")]
+    assert len(tables) == 8, "six methods, another option of DSIR, and the path: a table each; a rule is no table"
+    assert len(list(compared.folder.glob("scores/*/parts/embed-*"))) == 1, "RDS+ and TSDS embed the pool once"
+    before = (compared.folder / "trials.jsonl").read_bytes()
+    assert (tov.compare(**given).folder / "trials.jsonl").read_bytes() == before, "a finished trial was run again"
+    with pytest.raises(RunError, match=r"trials of other rules: dsir: sample"):
+        tov.compare(**{**given, "rule": "score-only"})
+
+
+def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Path) -> None:
+    pool = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(20, seed=at)) for at, name in enumerate(("a", "b"))]
+    given = {"pool": [str(one) for one in pool], "target": make_rows(6, seed=2), "n": 10}
+    for arm in ("dsir/source_cap=0.5", f"{ARMS['less']}/score+random/bins=2", "rds/source_cap=0.5", "dsir/score-only"):
+        one = select(tmp_path / digest(arm), tiny_folder, arm, **given)
+        assert len(set(one.dataset["tov_row_id"])) == 10
+        if "cap" in arm:
+            assert Counter(one.dataset["tov_source"]) == {"a": 5, "b": 5}
+    lone = select(tmp_path / "lone", tiny_folder, "dsir/score-only", source_cap={"a": 0.2}, **given)
+    assert Counter(lone.dataset["tov_source"]) == {"a": 2, "b": 8}
+    assert Counter(lone.dataset["tov_reason"]) == {"score": 10}
+    with pytest.raises(DataError, match=r"--source-cap allows 4: a 2 of 20, b 2 of 20"):
+        select(tmp_path / "few", tiny_folder, "dsir/source_cap=0.2", **given)
+    with pytest.raises(ConfigError, match=r"no source 'c'.*\n.*a, b"):
+        select(tmp_path / "c", tiny_folder, "dsir", source_cap={"c": 0.2}, **given)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"method": "les"}, r"--method got 'les': no method 'les' \(did you mean 'less'\?\)"),
+        ({"method": "less/dimensions=4"}, "'dimensions=4' is no option of less"),
+        ({"method": "less/dimension=0"}, "dimension got 0, should be greater than or equal to 1"),
+        ({"method": "less/dimension=100/nonzeros=8"}, "nonzeros=8 is no divisor of dimension=100"),
+        ({"method": "less/abs"}, "'abs' is no option of less"),
+        ({"method": "dsir/over=median"}, "over got 'median', should be 'sum' or 'mean'"),
+        ({"method": "random"}, "--method random scores nothing"),
+        ({"method": "less", "eps": 0.5}, "--eps has no effect with --method less"),
+        ({"method": "less", "epochs": 2}, r"(?s)--epochs has no effect with --method less.*--method less/epochs="),
+        ({"method": "dsir", "transform": "abs"}, "--transform has no effect with --method dsir"),
+        ({"method": "uncertainty", "transform": "abs"}, "--transform has no effect with --method uncertainty"),
+        ({"method": "tov/eps=1", "eps": 0.5}, "say it once"),
+        ({"method": "tov/round-robin"}, r"(?s)has but one score a row.*less, rds, tsds"),
+        ({"method": "rds", "bins": 4}, "4 bins have no effect with rule round-robin"),
+        ({"method": f"{ARMS['less']}/round-robin"}, "target of one sub-task"),
+        ({"method": f"{ARMS['less']}/subtask_column=subject"}, "the target has no such column"),
+        ({"method": "less/lora_targets=w_pack"}, "--lora-targets w_pack"),
+        ({"method": "dsir", "source_cap": 2}, "source-cap"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_with_what_can(
+    given: dict[str, Any], says: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        select(tmp_path / "run", tiny_folder, **given)
+
+
+def test_a_run_without_a_path_scores_no_other_pool(picked: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"(?s)scored by less, which leaves no path.*tov select --method less"):
+        tov.score(picked["less"].folder, make_rows(5), out=tmp_path / "scored")
+
+
+def test_stages_name_the_shard_that_is_another_s(picked: dict[str, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(picked["target-path"].folder, tmp_path / "run"))
+    facts = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**facts, "status": "running"}))
+    shard = next(iter((picked["less"].folder / "scores").iterdir()))
+    shutil.copy(shard, folder / "scores" / shard.name)
+    with pytest.raises(RunError, match="belongs to another run"):
+        select(folder, tiny_folder, ARMS["target-path"])
+
+
+# Methods of other packages
+
+PLUG_IN = """
+from tov.config import Settings
+from tov.methods import Method
+
+class Options(Settings):
+    sign: int = 1
+
+def fill(work):
+    stream = work.stream(work.encoder(), key="1")
+    work.fill(stream, lambda shard: {"score_longest": work.options.sign * shard.encoded.sizes.astype(float)})
+
+LONGEST = Method("longest", "the longest rows", needs="text", function=fill, ranking="score_longest", settings=Options)
+NOT_ONE = 3
+LESS = Method("less", "another", function=fill, ranking="score_longest")
+EMPTY = Method("empty", "no function", ranking="score_longest")
+"""
+
+
+@pytest.fixture
+def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Installs a package with these entry points: what pip leaves of one."""
+
+    def install(**methods: str) -> None:
+        place = tmp_path / "site"
+        info = place / "tov_longest-1.0.dist-info"
+        info.mkdir(parents=True)
+        (place / "tov_longest.py").write_text(PLUG_IN)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tov-longest\nVersion: 1.0\n")
+        lines = [f"{name.replace('_', '-')} = {value}" for name, value in methods.items()]
+        (info / "entry_points.txt").write_text("\n".join(["[tov.methods]", *lines, ""]))
+        monkeypatch.syspath_prepend(str(place))
+        monkeypatch.delitem(sys.modules, "tov_longest", raising=False)
+
+    return install
+
+
+def test_another_package_s_method_is_a_method_like_any_other(plugged: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    plugged(longest="tov_longest:LONGEST")
+    one = select(tmp_path / "run", tiny_folder, "longest")
+    tokens = one.scores["tokens"].to_numpy()
+    usable = np.array([not reason for reason in one.scores["excluded"].to_pylist()])
+    assert sorted(tokens[list(one.dataset["tov_row_id"])]) == sorted(tokens[usable])[-8:]
+    shortest = select(tmp_path / "shortest", tiny_folder, "longest/sign=-1")
+    assert sorted(tokens[list(shortest.dataset["tov_row_id"])]) == sorted(tokens[usable])[:8]
+    compared = tov.compare(
+        **inputs(), model=str(tiny_folder), test=make_rows(5, seed=3), methods=["longest", "random"], sizes=[8], seeds=1,
+        max_length=64, train_rows=16, quiet=True, out=tmp_path / "compared",
+    )  # fmt: skip
+    assert {trial["arm"]: trial["status"] for trial in compared.trials}["longest"] == "done"
+    assert "longest  " in page.overview()
+    assert "longest" not in page.whole_page(), "the documents are of what is in the box"
+
+
+def test_a_broken_plug_in_is_named_when_it_is_asked_for_and_harms_no_other(plugged: Any) -> None:
+    plugged(gone="tov_gone:M", number="tov_longest:NOT_ONE", less="tov_longest:LESS", empty="tov_longest:EMPTY")
+    for name, says in (
+        ("gone", "the method 'gone' of the package tov-longest cannot be imported: ModuleNotFoundError"),
+        ("number", "is int, should be a tov.methods.Method"),
+        ("less", "has the name of a method that tov has"),
+        ("empty", "has no function"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            find_method(name)
+        assert f"{name}  " in page.overview()
+    assert page.overview().count("broken:") == 4
+    assert find_method("dsir") is METHODS["dsir"]
+    assert len(plug_ins()) == 4
+
+
+def test_a_column_that_is_not_there_is_told() -> None:
+    import pyarrow as pa
+
+    method = Method("odd", "none", function="x:y", ranking="score_odd", settings=Settings)
+    with pytest.raises(RunError, match="no column score_odd"):
+        method.rank(pa.table({"row_id": [0]}), RuleSettings())
+    with pytest.raises(ConfigError, match=r"names the function 'x\.y:z', which cannot be imported"):
+        imported("x.y:z", "it")
+
+
+# Planted pools
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "less/lora_rank=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2/dimension=256",
+        "tracin/lora_rank=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2", "dsir/score-only",
+        "tsds", "rds", "target-path/epochs=8",
+    ],
+)  # fmt: skip
+def test_rows_of_the_target_s_style_are_found(arm: str, minilm: str, tmp_path: Path) -> None:
+    """Sentences of six styles, 24 of one as the target: each method finds more of that style than chance does."""
+    pytest.importorskip("faker")
+    from tov.demo_data import TARGET_STYLE, read_styles
+
+    parts = read_styles(56)
+    target, parts[TARGET_STYLE] = parts[TARGET_STYLE][:24], parts[TARGET_STYLE][24:]
+    pool = [write_jsonl(tmp_path / f"{name}.jsonl", rows[:32]) for name, rows in parts.items()]
+    one = tov.select(
+        model=minilm, pool=[str(file) for file in pool], target=target, n=24, method=arm, out=tmp_path / "run", quiet=True,
+        dtype="fp32",
+    )  # fmt: skip
+    share = Counter(one.dataset["tov_source"])[TARGET_STYLE] / 24
+    assert share > 2 / len(parts), (
+        f"{arm}: {share:.0%} of the rows are of the target's style, chance has {1 / len(parts):.0%}"
+    )
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_language_model_embeds_and_trains_a_target_path(smollm2: str, corpus: None, tmp_path: Path) -> None:
+    from tov.demo_data import TARGET_TOPIC, read_topics
+
+    parts = read_topics()
+    target = parts[TARGET_TOPIC][:16]
+    pool = [write_jsonl(tmp_path / f"{name}.jsonl", rows[16:26]) for name, rows in parts.items()]
+    chance = 10 / sum(len(file.read_text().splitlines()) for file in pool)
+    for arm in ("rds", "target-path/epochs=2"):
+        one = tov.select(
+            model=smollm2, pool=[str(file) for file in pool], target=target, n=12, method=arm, out=tmp_path / arm[:3],
+            max_length=96, quiet=True,
+        )  # fmt: skip
+        share = Counter(one.dataset["tov_source"])[TARGET_TOPIC] / 12
+        assert (
+            np.isfinite(read_scores(one.folder / "scores")[METHODS[arm.partition("/")[0]].ranking].to_numpy()).sum()
+            >= 12
+        )
+        assert arm != "rds" or share > chance, (
+            f"{share:.0%} of the rows are of the target's topic, chance has {chance:.0%}"
+        )
+
+
+def test_gradients_are_whole_unless_a_projection_is_asked_for() -> None:
+    """A projection that is named has a dimension; a dimension alone is a sparse projection; nothing named is none."""
+    wanted = {
+        "less": (None, "sjlt"), "tracin/dimension=64": (64, "sjlt"), "less/projection=rademacher": (8192, "rademacher"),
+        "less/nonzeros=4": (8192, "sjlt"),
+    }  # fmt: skip
+    for arm, (dimension, kind) in wanted.items():
+        own = parse_arm(arm).own
+        assert (own.dimension, own.projection) == (dimension, kind), arm
+        assert type(own).model_validate(own.model_dump()) == own, (
+            "a stored record means something else when it is read again"
+        )
