@@ -880,6 +880,36 @@ def _(b: Bench) -> list[str]:
     return compare(b, methods="tov,les")
 
 
+@bad("select by an unknown method", "--method got 'les': no method 'les' (did you mean 'less'?)", "allowed: tov, less")
+def _(b: Bench) -> list[str]:
+    return b.select(method="les")
+
+
+@bad("a setting of tov's with another method", "--base-size has no effect with --method dsir", "leave it out")
+def _(b: Bench) -> list[str]:
+    return b.select(method="dsir")
+
+
+@bad("a wrong value in a method", "--method got 'less/dimension=0': dimension got 0", "greater than or equal to 1")
+def _(b: Bench) -> list[str]:
+    return b.select(method="less/dimension=0")
+
+
+@bad("a rule that a method has no numbers for", "rule round-robin with tov", "allowed: methods with a score for each")
+def _(b: Bench) -> list[str]:
+    return b.select(rule="round-robin")
+
+
+@bad("caps that leave too few rows", "--source-cap allows 3: pool 3 of 30", "raise --source-cap")
+def _(b: Bench) -> list[str]:
+    return b.select("--source-cap", "0.5")
+
+
+@bad("a cap for a source that is not there", "no source 'web'", "allowed: pool")
+def _(b: Bench) -> list[str]:
+    return b.select("--source-cap", "web=0.5")
+
+
 @bad("an option that cannot take effect", "'abs' is no option of random")
 def _(b: Bench) -> list[str]:
     return compare(b, methods="tov,random/abs")

@@ -59,7 +59,7 @@ from tov.stages import (
     unhex,
 )
 from tov.summary import choice_facts, score_facts
-from tov.tables.choice import choose_rows
+from tov.tables.choice import check_caps, choose_rows
 from tov.tables.work import Work, cost_of, fill_table, settled
 
 
@@ -147,6 +147,7 @@ def run_select(
     config, target, rows, labels = _read(config, pools, targets)
     output.check_columns(rows.pool)
     check_n(config.n, rows)
+    check_caps(config, rows, config.n)
     identity = {
         "settings": _of_method(_identity_settings(config, "path", "scan", "selection"), arm),
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},

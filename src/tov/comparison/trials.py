@@ -45,7 +45,7 @@ from tov.stages import (
     open_model,
     usable_rows,
 )
-from tov.tables.choice import choose_rows
+from tov.tables.choice import check_caps, choose_rows
 from tov.tables.work import NAMED, Work, cost_of, dumped, effective_settings, fill_table, settled
 from tov.text.encode import Encoded
 from tov.training import train
@@ -175,11 +175,15 @@ def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
     """A seed's split, checked before anything is trained.
 
     Raises:
+        ConfigError: a cap for a source that is not there.
         DataError: too few rows, or labels that differ.
     """
     seeded = config.model_copy(update={"seed": seed})
     split = make_split(data, seeded, seed)
     check_n(max(config.sizes), split.rows, "--sizes")
+    for settings in (_with_options(seeded, arm) for arm in arms_of(seeded) if arm.method.takes == "best"):
+        for n in config.sizes:
+            check_caps(settings, split.rows, n)
     bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
     if bench.labels:
         names = [source.name for source in split.test[0].sources]

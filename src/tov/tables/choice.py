@@ -10,6 +10,20 @@ import pyarrow as pa
 from tov.config import RuleSettings
 from tov.methods.table import Method, imported
 from tov.selection import Choice, choose, room_for
+from tov.stages import Rows
+
+
+def check_caps(settings: RuleSettings, rows: Rows, n: int) -> None:
+    """Before anything is scored: whether the sources' caps can be met.
+
+    Raises:
+        ConfigError: a cap for a source that is not there.
+        DataError: fewer than n usable rows within the caps.
+    """
+    if settings.source_cap:
+        room = room_for(rows.pool.source_names(np.arange(len(rows.pool))), settings.source_cap, n)
+        assert room
+        room.check(n, rows.usable)
 
 
 def choose_rows(

@@ -35,10 +35,12 @@ OF_SUBTASK = "score_less:"
 
 def less(work: Work) -> None:
     """LESS: `score_less`, the largest over sub-tasks; where there are several also `score_less:NAME`, for round-robin."""
+    subtasks = _subtasks(work)
     opened, checkpoints = _warmed_up(work)
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, kept = work.encode_target(opened.encode)
-    names, of_row = _subtasks(work, kept)
+    names = list(dict.fromkeys(subtasks[row] for row in kept))
+    of_row = np.array([names.index(subtasks[row]) for row in kept], np.int64)
     with work.run.stage("target"):
         targets = less_targets(
             opened.adapted, checkpoints, target, subtasks=of_row, projection=projection, batch_tokens=batch_tokens
@@ -67,10 +69,7 @@ def by_subtask(folder: Path, scores: pa.Table) -> Best:
     """
     names = [name for name in scores.column_names if name.startswith(OF_SUBTASK)]
     if not names:
-        raise ConfigError(
-            "rule round-robin with a target of one sub-task",
-            fix="name a column of sub-tasks, --method less/subtask_column=..., or use score-only",
-        )
+        raise _one_subtask()
     columns = np.stack([scores[name].to_numpy() for name in names], 1)
 
     def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -135,11 +134,18 @@ def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
     return opened, load_checkpoints(folder)
 
 
-def _subtasks(work: Work, kept: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Names of the sub-tasks, and (M,) which each kept target row is of.
+def _one_subtask() -> ConfigError:
+    return ConfigError(
+        "rule round-robin with a target of one sub-task",
+        fix="name a column of sub-tasks, less/subtask_column=..., or use score-only",
+    )
+
+
+def _subtasks(work: Work) -> list[str]:
+    """(M,) the sub-task of each target row.
 
     Raises:
-        ConfigError: no such column in the target.
+        ConfigError: no such column in the target, or one sub-task where the rule needs several.
     """
     pool, column = work.target[0], work.options.subtask_column
     if column is None:
@@ -152,6 +158,6 @@ def _subtasks(work: Work, kept: np.ndarray) -> tuple[list[str], np.ndarray]:
                 allowed=", ".join(columns),
             )
         values = ["(none)" if cell is None else cell for cell in pool.cells(column)]
-    of_row = [values[row] for row in kept]
-    names = list(dict.fromkeys(of_row))
-    return names, np.array([names.index(value) for value in of_row], np.int64)
+    if work.settings.rule == "round-robin" and len(set(values)) == 1:
+        raise _one_subtask()
+    return values
