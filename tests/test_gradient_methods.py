@@ -42,6 +42,16 @@ def test_adam_direction_by_hand():
     assert tiny == pytest.approx(1e-4 / (1e-9 + 1e-8) ** 0.5, rel=1e-12), "eps stands outside the root"
 
 
+@pytest.mark.parametrize("numbers", [1, 15, 1 << 18])
+def test_adam_direction_of_rows_does_not_depend_on_how_many_go_at_once(monkeypatch, numbers):
+    monkeypatch.setattr("tov.baselines.features.CACHED_NUMBERS", numbers)
+    draw = torch.Generator().manual_seed(0)
+    g, m, v = (torch.rand(shape, generator=draw, dtype=torch.float64) for shape in ((5, 2, 3), (2, 3), (2, 3)))
+    wanted = (0.9 * m + 0.1 * g) / (0.999 * v + 0.001 * g**2 + 1e-8).sqrt()
+    torch.testing.assert_close(adam_direction(g, m, v), wanted, rtol=1e-12, atol=0)
+    assert adam_direction(g[:0], m, v).shape == (0, 2, 3)
+
+
 @pytest.mark.parametrize("task", ["instruction", "ner"])
 def test_moments_go_to_the_parameters_that_they_belong_to(task):
     adapted, rows = adapted_model(task, dtype=torch.float32), make_encoded(task)

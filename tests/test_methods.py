@@ -359,7 +359,7 @@ def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Pa
         ({"method": "les"}, r"--method got 'les': no method 'les' \(did you mean 'less'\?\)"),
         ({"method": "less/dimensions=4"}, "'dimensions=4' is no option of less"),
         ({"method": "less/dimension=0"}, "dimension got 0, should be greater than or equal to 1"),
-        ({"method": "less/dimension=100"}, "nonzeros=8 is no divisor of dimension=100"),
+        ({"method": "less/dimension=100/nonzeros=8"}, "nonzeros=8 is no divisor of dimension=100"),
         ({"method": "less/abs"}, "'abs' is no option of less"),
         ({"method": "dsir/over=median"}, "over got 'median', should be 'sum' or 'mean'"),
         ({"method": "random"}, "--method random scores nothing"),
@@ -533,4 +533,18 @@ def test_a_language_model_embeds_and_trains_a_target_path(smollm2: str, corpus: 
         )
         assert arm != "rds" or share > chance, (
             f"{share:.0%} of the rows are of the target's topic, chance has {chance:.0%}"
+        )
+
+
+def test_gradients_are_whole_unless_a_projection_is_asked_for() -> None:
+    """A projection that is named has a dimension; a dimension alone is a sparse projection; nothing named is none."""
+    wanted = {
+        "less": (None, "sjlt"), "tracin/dimension=64": (64, "sjlt"), "less/projection=rademacher": (8192, "rademacher"),
+        "less/nonzeros=4": (8192, "sjlt"),
+    }  # fmt: skip
+    for arm, (dimension, kind) in wanted.items():
+        own = parse_arm(arm).own
+        assert (own.dimension, own.projection) == (dimension, kind), arm
+        assert type(own).model_validate(own.model_dump()) == own, (
+            "a stored record means something else when it is read again"
         )

@@ -22,6 +22,8 @@ from tov.text.batches import Batch
 from tov.text.encode import Encoded
 
 FIRST_DECAY, SECOND_DECAY, EPS = 0.9, 0.999, 1e-8
+CACHED_NUMBERS = 1 << 18
+"""Numbers of a layer's gradients that a CPU turns into Adam directions at once: what stays in its cache, twice as fast."""
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 """Adam's first and second moment of each parameter, by the names of `tov.model.adapters.parameters`."""
 Score = Callable[[int, Run, Batch], Tensor]
@@ -82,9 +84,13 @@ def adam_direction(gradients: Tensor, first: Tensor, second: Tensor) -> Tensor:
         first: (*shape) m.
         second: (*shape) v.
     """
-    first, second = first.to(gradients), second.to(gradients)
-    below = torch.addcmul(SECOND_DECAY * second + EPS, gradients, gradients, value=1 - SECOND_DECAY)
-    return torch.add(FIRST_DECAY * first, gradients, alpha=1 - FIRST_DECAY).mul_(below.rsqrt_())
+    above, under = FIRST_DECAY * first.to(gradients), SECOND_DECAY * second.to(gradients) + EPS
+    directions = torch.empty_like(gradients)
+    some = max(1, CACHED_NUMBERS // first.numel()) if gradients.device.type == "cpu" else max(1, len(gradients))
+    for g, u in zip(gradients.split(some), directions.split(some), strict=True):
+        root = torch.addcmul(under, g, g, value=1 - SECOND_DECAY).rsqrt_()
+        torch.add(above, g, alpha=1 - FIRST_DECAY, out=u).mul_(root)
+    return directions
 
 
 def projected(adapted: Any, run: Run, batch: Batch, projection: Projection, moments: Moments | None = None) -> Tensor:
