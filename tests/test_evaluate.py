@@ -262,7 +262,14 @@ def test_a_training_is_the_same_whatever_was_measured_before_it(encoder_folder: 
     def trained(measure_first: bool) -> list[float]:
         loaded = load_model(str(encoder_folder), task="ner", labels=TAGS, dtype="fp32", device="cpu", seed=0)
         model = attach(
-            loaded.model, rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), seed=1, task="ner", trained=loaded.head
+            loaded.model,
+            rank=2,
+            alpha=4.0,
+            dropout=0.0,
+            targets=("all-linear",),
+            seed=1,
+            task="ner",
+            trained=loaded.head,
         )
         rows = Encoder(loaded.tokenizer, 64, TAGS)(SENTENCES)
         if measure_first:

@@ -46,9 +46,7 @@ class WarmUpSettings(LoraSettings):
         "peak rate of the warm-up (AdamW, 3 % rise, linear decay to 0); default: 2e-5, for a new head (named entities, "
         "classification) 2e-3", None, gt=0,
     )  # fmt: skip
-    batch_size: int | None = option(
-        "rows in one step of the warm-up; default: 128, for a new head 16", None, ge=1
-    )
+    batch_size: int | None = option("rows in one step of the warm-up; default: 128, for a new head 16", None, ge=1)
 
 
 class ProjectedSettings(WarmUpSettings):

@@ -81,7 +81,9 @@ def attach(
             parameter.data = parameter.data.float()
     for name in trained:
         adapted.get_base_model().get_submodule(name).register_forward_pre_hook(_widen)
-    return adapted.eval()  # peft leaves the outermost module in training mode, which a scan would put back into all of them
+    return (
+        adapted.eval()
+    )  # peft leaves the outermost module in training mode, which a scan would put back into all of them
 
 
 def _attention(model: Any) -> tuple[str, ...]:
