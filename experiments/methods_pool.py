@@ -4,8 +4,8 @@
 
 DATA holds instruct/*.parquet and ner/*.parquet. The pools are those of `real_pool.py` (case gsm8k) and of `labelled_pool.py`
 (NER-E4). A line for each case, seed and method: the AUC of its score for rows of the target's source against the rest; the
-share of the target's source among the rows that it chooses (an eighth of the pool) under its own rule, those drawn at random not
-counted; and the same under one rule for all, score-only with ten length bins.
+share of the target's source among the rows that it chooses (an eighth of the pool) under its own rule, those drawn at random
+not counted; and the same under one rule for all, score-only with ten length bins.
 """
 
 from __future__ import annotations
