@@ -267,7 +267,7 @@ def test_a_test_row_without_a_scored_token_is_counted(tmp_path: Path, picked: to
 
 
 def test_a_choice_from_an_earlier_run_s_scores(tmp_path: Path, picked: tov.Picked) -> None:
-    again = tov.reselect(picked.folder, n=8, out=tmp_path / "eight", seed=3, quiet=True)
+    again = tov.reselect(picked, n=8, out=tmp_path / "eight", seed=3, quiet=True)
     made = final.train(again.folder, out=tmp_path / "m", **QUICK)
     assert made.summary["rows"] == 8
     assert made.manifest["seed"] == 3, "the seed should be the choice's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,6 +80,10 @@ class Result:
     def scores(self) -> pa.Table:
         """The score table: one row per pool row (row_id, source, hash, tokens, in_base, excluded, scores in nats a token)."""
         return read_scores(self._scores_folder())
+
+    def __fspath__(self) -> str:
+        """A result may be given wherever its folder may."""
+        return str(self.folder)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -187,17 +192,19 @@ def _read(
     return config, target, rows, labels_of(rows, target, config)
 
 
-def reselect(from_run: str | Path, *, n: int, out: str | Path, pool: Inputs | None = None, **settings: Any) -> Picked:
+def reselect(
+    from_run: str | os.PathLike[str], *, n: int, out: str | Path, pool: Inputs | None = None, **settings: Any
+) -> Picked:
     """Chooses again from a finished run's scores; nothing is scanned.
 
     Args:
-        from_run: folder of a `select` or `score` run.
+        from_run: folder of a `select` or `score` run (or its result).
         n: rows to choose.
         out: the new run folder.
         pool: the run's pool, needed only if it was in memory.
         **settings: `method`, `transform`, `normalize`, `rule`, `bins`, `source_cap`, `seed`, `force`, `quiet`.
     """
-    config = build(ReselectConfig, {"from_run": str(from_run), "n": n, "out": str(out), **settings})
+    config = build(ReselectConfig, {"from_run": os.fspath(from_run), "n": n, "out": str(out), **settings})
     return run_reselect(config, list_inputs(pool) if pool is not None else None)
 
 
@@ -233,7 +240,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     return _choose_and_write(run, pool, scores, arm, config, seed, scores_folder.parent)
 
 
-def score(path: str | Path | Result, pool: Inputs, *, out: str | Path | None = None, **settings: Any) -> Result:
+def score(path: str | os.PathLike[str], pool: Inputs, *, out: str | Path | None = None, **settings: Any) -> Result:
     """Scans a new pool with a stored path; nothing is fitted.
 
     Args:
@@ -246,8 +253,7 @@ def score(path: str | Path | Result, pool: Inputs, *, out: str | Path | None = N
         The run; its `.scores` has one row per pool row, and `reselect` chooses from it.
     """
     pools = list_inputs(pool)
-    folder = path.folder if isinstance(path, Result) else path
-    given = {"from_run": str(folder), "pool": name_inputs(pools), "out": str(out or "auto"), **settings}
+    given = {"from_run": os.fspath(path), "pool": name_inputs(pools), "out": str(out or "auto"), **settings}
     return run_score(build(ScoreConfig, given), pools)
 
 

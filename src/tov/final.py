@@ -7,6 +7,7 @@ Speaks nats a token (a word, a text).
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -88,14 +89,15 @@ class _Job:
 
 
 def train(
-    from_run: str | Path, *, out: str | Path, test: Inputs | None = None, pool: Inputs | None = None, **settings: Any
-) -> Trained:
+    from_run: str | os.PathLike[str], *, out: str | Path, test: Inputs | None = None, pool: Inputs | None = None,
+    **settings: Any,
+) -> Trained:  # fmt: skip
     """Trains the final model on a run's chosen rows, by the run's LoRA settings, and tests it.
 
     The same call again returns the finished training; one that was interrupted is begun again.
 
     Args:
-        from_run: folder of a `select` (or `select --from`) run.
+        from_run: folder of a `select` (or `select --from`) run (or its result).
         out: the new run folder; the adapter lies in `adapter/` below it.
         test: held-out rows like the target.
         pool: the run's pool, needed only if it was in memory.
@@ -105,7 +107,7 @@ def train(
         TovError: one of its six kinds; the text says what to do.
     """
     tests = list_inputs(test) if test is not None else []
-    given = {"from_run": str(from_run), "out": str(out), "test": name_inputs(tests), **settings}
+    given = {"from_run": os.fspath(from_run), "out": str(out), "test": name_inputs(tests), **settings}
     return run_train(build(TrainConfig, given), list_inputs(pool) if pool is not None else None, tests or None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def compare(
     *,
     sizes: int | Sequence[int],
     test: Inputs | None = None,
-    from_run: str | Path | None = None,
+    from_run: str | os.PathLike[str] | None = None,
     model: str | None = None,
     pool: Inputs | None = None,
     target: Inputs | None = None,
@@ -71,7 +72,7 @@ def compare(
     Args:
         sizes: rows to choose.
         test: held-out rows like the target; or `test_rows`.
-        from_run: a run whose model, pool, target and settings are taken.
+        from_run: a run (or its result) whose model, pool, target and settings are taken.
         model: Hub id, local folder, .gguf file or alias.
         pool: rows to choose from.
         target: examples of what is wanted.
@@ -89,7 +90,7 @@ def compare(
         **settings,
         **{name: name_inputs(one) for name, one in listed.items()},
     }
-    given |= {name: str(value) for name, value in (("model", model), ("from_run", from_run)) if value is not None}
+    given |= {name: os.fspath(value) for name, value in (("model", model), ("from_run", from_run)) if value is not None}
     return run_compare(compare_config(given), **listed)
 
 
