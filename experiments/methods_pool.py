@@ -41,7 +41,7 @@ def make_data(case: str, data: Path, folder: Path, seed: int) -> tuple[list[str]
 def judge(picked: tov.Picked, method: str, source: str) -> dict[str, float]:
     """Share under the method's own rule, and the AUC of its score."""
     arm, columns = parse_arm(method), picked.scores
-    settings = with_rule(build(ReselectConfig, {"n": 2, "from_run": "-", "normalize": "none"}), arm)
+    settings = with_rule(build(ReselectConfig, {"n": 2, "from_run": "-", "out": "-", "normalize": "none"}), arm)
     values = arm.method.rank(columns, settings)
     kept = np.array([not reason for reason in columns["excluded"].to_pylist()]) & ~columns["in_base"].to_numpy()
     kept &= ~np.isnan(values)
