@@ -257,6 +257,10 @@ class TrainingSettings(Settings):
     train_batch_size: int = _setting("training", "rows in one step of the final training", 16, ge=1)
 
 
+METHOD = (
+    "how rows are scored, OPTIONS after slashes: tov, less/dimension=512, dsir, ...; 'tov methods' has all; with --from one "
+    "that ranks by the scores that are there (uncertainty by those of tov), by default the run's"
+)
 P = TypeVar("P", bound=PathSettings)
 
 
@@ -267,22 +271,14 @@ class FitConfig(PathSettings, PlaceSettings):
 class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings):
     """Settings of `tov select`."""
 
-    method: str = _setting(
-        "scan",
-        "how rows are scored, OPTIONS after slashes: tov, less/dimension=512, dsir, ...; 'tov methods' has all",
-        "tov",
-    )
+    method: str = _setting("scan", METHOD, "tov")
 
 
 class ReselectConfig(SelectionSettings, PlaceSettings):
     """Settings of `tov select --from`."""
 
     from_run: str = _setting("selection", "a finished run whose scores are used", min_length=1)
-    method: str | None = _setting(
-        "selection",
-        "another method that ranks by the same scores, e.g. uncertainty by those of tov; default: the run's",
-        None,
-    )
+    method: str | None = _setting("selection", METHOD, None)
     seed: int | None = _setting("selection", "seed of the random half; default: the run's", None, ge=0)
 
 
