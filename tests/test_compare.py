@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,6 +137,25 @@ def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path
     lines = len(compared.trials)
     again = compare(tmp_path / "run", tiny_folder, methods=methods, seeds=1, base_size=32)
     assert len(again.trials) == lines + 1, "the failed trial, and no other, is tried again"
+
+
+def test_a_point_of_the_curve_beyond_the_pool_is_left_out_and_not_tried_again(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """30 of 40 rows have an answer: a curve to 32 cannot be drawn, sizes that were asked for can, and 32 asked for fails."""
+    rows = make_rows(40, seed=1)
+    given: dict[str, Any] = {"pool": [*rows[:30], *({**row, "completion": ""} for row in rows[30:])], "seeds": 1,
+                             "methods": ["random"]}  # fmt: skip
+    compared = compare(tmp_path / "run", tiny_folder, **given)
+    assert trial(compared, "random", 32)["status"] == "left out"
+    assert any("without its point at n = 32" in note and "30 have" in note for note in compared.results["notes"])
+    assert not any("failed" in note for note in compared.results["notes"])
+    lines = len(compared.trials)
+    again = compare(tmp_path / "run", tiny_folder, **given)
+    assert len(again.trials) == lines, "what cannot be is not tried again"
+    asked = compare(tmp_path / "run", tiny_folder, **given, sizes=[8, 32])
+    assert asked.trials[-1]["status"] == "failed", "a size that was asked for is not passed over in silence"
+    assert any("32 rows: 1 of 1 trials failed" in note for note in asked.results["notes"])
 
 
 def test_seeds_and_arms_that_were_not_asked_for_are_not_summed_up_but_told(tmp_path: Path, tiny_folder: Path) -> None:
@@ -439,6 +459,33 @@ def test_rows_with_right_tags_are_found_among_wrong_ones(encoder: Path, tmp_path
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_encoder_folder(tmp_path_factory.mktemp("encoder"))
+
+
+def test_a_checkpoint_with_its_own_order_of_labels_is_compared_as_well(encoder: Path, tmp_path: Path) -> None:
+    """Labels are told by name: a head that has learned them in another order tests as what it is, not as random."""
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    names, tags = ["I-LOC", "B-LOC", "O"], ["B-LOC", "O", "O"]
+    ids = {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+    model = AutoModelForTokenClassification.from_pretrained(encoder, num_labels=3, **ids)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([-9.0, -9.0, 9.0]))  # says O of every word
+    model.save_pretrained(tmp_path / "tuned")
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "tuned")
+
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        draw = random.Random(seed)
+        return [{"tokens": [draw.choice("abcdef"), draw.choice("uvwxyz"), f"s{seed}n{at}"], "ner_tags": tags}
+                for at in range(count)]  # fmt: skip
+
+    pool = [*rows(39, 1), {"tokens": ["g", "h"], "ner_tags": ["B-LOC", "I-LOC"]}]
+    compared = compare(
+        tmp_path / "run", tmp_path / "tuned", pool=pool, target=rows(6, 2), test=rows(5, 3), seeds=1, dtype="fp32",
+        methods=["random", "rds", "zero-shot"],
+    )  # fmt: skip
+    assert trial(compared, "zero-shot", 0)["loss"] == pytest.approx(18 / 3, rel=1e-3), "one word of three is no O"
+    assert trial(compared, "rds", 8)["loss"] < trial(compared, "zero-shot", 0)["loss"]
 
 
 @pytest.mark.parametrize("task", ["ner", "classification"])

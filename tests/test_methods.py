@@ -383,6 +383,24 @@ def test_what_cannot_be_is_refused_with_what_can(
         select(tmp_path / "run", tiny_folder, **given)
 
 
+def test_a_run_that_made_nothing_gives_way_to_the_corrected_command(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such column"):
+        select(tmp_path / "run", tiny_folder, f"less/{SMALL_LORA}/subtask_column=nope")
+    select(tmp_path / "run", tiny_folder, "dsir")
+    with pytest.raises(RunError, match="holds another run"):
+        select(tmp_path / "run", tiny_folder, "dsir/mean")
+
+
+def test_rows_without_a_score_and_options_are_told(tiny_folder: Path, tmp_path: Path) -> None:
+    made = select(tmp_path / "run", tiny_folder, "dsir/min_tokens=6/score+random/bins=2")
+    unscored = made.summary["choice"]["without_score"]
+    assert 0 < unscored < made.summary["scores"]["usable"]
+    text = (made.folder / "summary.md").read_text(encoding="utf-8")
+    assert f"- {unscored:,} rows that could be chosen have no score by the method" in text
+    assert "- options: `over=sum, tokens=wordpunct" in text
+    assert "- bins: `2`" in text
+
+
 def test_a_run_without_a_path_scores_no_other_pool(picked: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"(?s)scored by less, which leaves no path.*tov select --method less"):
         tov.score(picked["less"].folder, make_rows(5), out=tmp_path / "scored")

@@ -314,6 +314,29 @@ def test_a_missing_shard_is_scanned_again_and_no_other(tmp_path, tiny_folder, ti
     assert touched == [False, False, True, False], f"shards written again: {touched}"
 
 
+def test_tokens_that_passed_before_a_kill_are_counted(tmp_path, tiny_folder, tiny_pool, tiny_target, monkeypatch):
+    """Those of the shards that a killed scan left, once each."""
+    from tov.scan import stream
+
+    whole = run(tmp_path / "whole", tiny_folder, tiny_pool, tiny_target, shard_rows=10)
+    write, written = stream.write_shard, []
+
+    def killed(file, **facts):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(file)
+        write(file, **facts)
+
+    monkeypatch.setattr(stream, "write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=10)
+    monkeypatch.undo()
+    again = run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=10)
+    expected, found = (made.manifest["scan"]["tokens_passed"] for made in (whole, again))
+    assert expected < found <= 2 * expected, "the shard that passed and was not written has passed twice"
+    assert again.manifest["cost"]["tokens_forward"] > whole.manifest["cost"]["tokens_forward"]
+
+
 def test_a_shard_of_another_run_is_refused(tmp_path, tiny_folder, tiny_pool, tiny_target):
     whole = run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=20)
     file = sorted((whole.folder / "scores").iterdir())[1]

@@ -11,6 +11,8 @@ from tov.summary import QUANTILES
 BLOCKS = " ▁▂▃▄▅▆▇█"
 UNITS = {"instruction": "token", "ner": "word", "classification": "text"}
 """What a log-loss is a mean over."""
+SHOWN = ("method", "options", "model", "n", "transform", "normalize", "rule", "bins", "source_cap", "variant", "seed")
+"""Settings at the head of a report, where they are given."""
 LENGTHS = {"instruction": "scored tokens", "ner": "words", "classification": "tokens"}
 """What length bins go by."""
 
@@ -29,7 +31,7 @@ def summary_markdown(manifest: dict[str, Any]) -> str:
         ]
     if "scores" in facts:
         parts += ["## Scores", _scores(facts["scores"], manifest, UNITS[task])]
-        parts += ["## Left out", _left_out(facts["scores"], LENGTHS[task])]
+        parts += ["## Left out", _left_out(facts, LENGTHS[task])]
     if facts.get("notes"):
         parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
     parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
@@ -58,11 +60,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _what(manifest: dict[str, Any]) -> str:
     settings = manifest["identity"].get("settings", {})
-    shown = {
-        key: settings[key]
-        for key in ("method", "options", "model", "n", "transform", "normalize", "rule", "variant", "seed")
-        if key in settings
-    }
+    shown = {key: settings[key] for key in SHOWN if settings.get(key) not in (None, {})}
+    for name in shown.keys() & {"options", "source_cap"}:
+        shown[name] = ", ".join(f"{key}={_plain(value)}" for key, value in shown[name].items() if value is not None)
     lines = [f"- {key}: `{value}`" for key, value in shown.items()]
     path = manifest.get("path", {})
     if path:
@@ -76,6 +76,10 @@ def _what(manifest: dict[str, Any]) -> str:
         on = f", {method['dtype']} on {method['device']}" if method["dtype"] else ""
         lines.append(f"- scored by {method['name']}: M = {method['target_rows']:,} target rows{on}")
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def share(part: int, whole: int) -> str:
@@ -150,8 +154,11 @@ def _scores(facts: dict[str, Any], manifest: dict[str, Any], unit: str) -> str:
     return text
 
 
-def _left_out(facts: dict[str, Any], unit: str) -> str:
+def _left_out(summary: dict[str, Any], unit: str) -> str:
+    facts, unscored = summary["scores"], summary.get("choice", {}).get("without_score", 0)
     lines = [f"- {count:,} rows: {reason}" for reason, count in facts["left_out"].items()]
+    if unscored:
+        lines.append(f"- {unscored:,} rows that could be chosen have no score by the method: never taken by score")
     if facts["lost"]["tokens"]:
         lines.append(f"- {facts['lost']['tokens']:,} {unit} of {facts['lost']['rows']:,} rows: beyond --max-length")
     return f"{facts['usable']:,} of {facts['rows']:,} pool rows could be chosen.\n\n" + (

@@ -23,6 +23,10 @@ import yaml
 from tov.errors import RunError
 from tov.files import append_json_line, digest, read_json, sweep_temporaries, write_json, write_text
 
+FAILED = "failed"
+"""Status of a run whose scores an error ended; the same command goes on with it."""
+BARE = {"manifest.json", "config.yaml", "events.jsonl"}
+"""Files of a run that has made nothing yet."""
 PACKAGES = ("tov", "torch", "transformers", "peft", "datasets", "pyarrow", "numpy")
 
 
@@ -57,6 +61,13 @@ class Run:
         """Puts facts into the manifest and writes it."""
         self.manifest.update(facts)
         write_json(self.folder / "manifest.json", self.manifest)
+
+    def spend(self, stage: str, forward: int, backward: int = 0) -> None:
+        """Adds to the tokens that went through the model in a stage, at once, so that a kill forgets none that were told."""
+        spent = self.manifest.setdefault("spent", {})
+        before = spent.get(stage, (0, 0))
+        spent[stage] = [before[0] + forward, before[1] + backward]
+        self.note()
 
     def event(self, name: str, **facts: Any) -> None:
         """Appends to `events.jsonl`."""
@@ -100,6 +111,8 @@ def start_run(
 ) -> Run:  # fmt: skip
     """A new run, or the one in `folder` if it has the same identity; `reads` is what the command reads.
 
+    A run that failed before it made anything (a wrong option, say) gives way, so that the corrected command may be given.
+
     Raises:
         RunError: the folder holds another run (with the differences) or files that are no run, or `force` would delete
             what is read.
@@ -113,6 +126,9 @@ def start_run(
     if manifest_file.exists():
         run = Run(folder, read_json(manifest_file))
         changed = differences(run.manifest.get("identity", {}), identity)
+        if changed and run.manifest.get("status") == FAILED and _made_nothing(folder):
+            shutil.rmtree(folder)
+            return start_run(folder, command=command, identity=identity, settings=settings)
         if changed:
             raise RunError(
                 f"{folder} holds another run; it differs in\n" + "\n".join(f"    {line}" for line in changed),
@@ -165,6 +181,10 @@ def _check_apart(folder: Path, reads: Sequence[Path]) -> None:
                 f"--force would delete {path}, which this command reads: it is in --out {folder}",
                 fix="choose another --out",
             )
+
+
+def _made_nothing(folder: Path) -> bool:
+    return all(file.name in BARE and file.parent == folder for file in folder.rglob("*") if file.is_file())
 
 
 def _check_ours(folder: Path) -> None:

@@ -185,15 +185,16 @@ def choose(
         room = room.copy()
     eligible = np.flatnonzero(usable & ~in_base & np.isfinite(scores))
     by_score, notes = n - n // 2 if rule == "score+random" else n, list[str]()
-    able = room.of(eligible) if room else len(eligible)
+    able, based = room.of(eligible) if room else len(eligible), bool(in_base.any())
     if by_score > able:
         if rule != "score+random":
             raise DataError(
-                f"n = {n:,} rows wanted by score, but {able:,} usable rows outside the base set have one"
+                f"n = {n:,} rows wanted by score, but {able:,} usable rows{' outside the base set' * based} have one"
                 + (" that the sources' caps allow" if room else ""),
-                fix="lower --n, lower --base-size, raise --source-cap, or use --rule score+random",
+                fix=f"lower --n, {'lower --base-size, ' * based}{'raise --source-cap, ' * bool(room)}"
+                "or use --rule score+random",
             )
-        notes.append(f"only {able:,} rows outside the base set have a score; the random part is larger")
+        notes.append(f"only {able:,} rows{' outside the base set' * based} have a score; the random part is larger")
         by_score = able
     chosen = np.empty(0, np.int64)
     edges: tuple[tuple[int, int], ...] = ()

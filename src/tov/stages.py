@@ -313,10 +313,9 @@ def scan_stage(
     with run.stage("scan"), track("scan", len(rows.pool), quiet=quiet) as progress:
         if "noise_floor" not in run.manifest:
             run.note(noise_floor=_noise(job, opened))
-        passed = scan_pool(job, opened.adapted, run.scores, progress)
-    before = run.manifest.get("scan", {}).get("tokens_passed", 0)
+        scan_pool(job, opened.adapted, run.scores, progress, told=lambda tokens: run.spend("scan", tokens))
     run.note(
-        scan={"fingerprint": job.fingerprint, "tokens_passed": before + passed},
+        scan={"fingerprint": job.fingerprint, "tokens_passed": run.manifest.get("spent", {}).get("scan", [0])[0]},
         path={
             "task": stored.manifest["task"], "fingerprint": stored.fingerprint,
             "epochs": stored.epochs, "base_rows": stored.manifest["base_size"],

@@ -79,6 +79,7 @@ def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, val
     return {
         "n": len(row_ids), "by_score": len(by_score), "by_chance": int((reasons == "random").sum()),
         "tokens": int(tokens[chosen].sum()), "composition": composition, "lengths": lengths,
+        "without_score": int((~np.isfinite(values[usable])).sum()),
         "score_chosen": quantiles(values[by_score]), "score_pool": quantiles(values[usable]),
     }  # fmt: skip
 

@@ -15,6 +15,8 @@ from typing import Any, TypeGuard
 import numpy as np
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
+from tov.comparison.records import DONE
+
 RANDOM, ZERO_SHOT, FULL = "random", "zero-shot", "full"
 ROLES = {RANDOM: "yardstick", ZERO_SHOT: "reference", FULL: "reference"}
 """Arms with a part of their own: what all others are paired with; no training and every usable row, of other sizes."""
@@ -177,7 +179,7 @@ def _cell(arm: str, n: int, by_seed: Mapping[int, Mapping[str, Any]]) -> Cell:
 
 
 def _finished(trial: Mapping[str, Any]) -> bool:
-    return trial.get("status") == "done" and _is_finite(trial.get("loss"))
+    return trial.get("status") == DONE and _is_finite(trial.get("loss"))
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

@@ -2,12 +2,12 @@
 
 A trial is an arm, a size and a seed. The seed fixes split, U, initial weights, order of rows and number of batches for all arms
 alike. `trials.jsonl` is append-only: a killed comparison goes on after its last whole line, and a finished trial is never run
-again. A trial that fails is a line with its error, and is tried again by the next call.
+again. A trial that fails is a line with its error, and is tried again by the next call; a point of the random curve for which
+the pool has too few rows is left out for good.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tov.comparison.records import DONE, FAILED, LEFT_OUT, key_of, read_trials, repair_trials
 from tov.comparison.split import Data, Split, make_split
 from tov.config import CompareConfig, build
 from tov.data.conversations import Conversation
 from tov.data.labels import known_labels
-from tov.errors import ConfigError, DataError, ModelError, RunError, TovError
+from tov.errors import ConfigError, DataError, ModelError, TovError
 from tov.files import append_json_line, digest
 from tov.methods import Arm, parse_arm, with_rule
 from tov.metrics import exact_match, label_metric
@@ -159,16 +160,27 @@ def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[s
     for bench in benches:
         trials = list(plan_trials(arms, config, bench.config.seed, int(bench.split.rows.usable.sum())))
         wanted += [trial.key for trial in trials]
-        todo = [trial for trial in trials if records.get(trial.key, {}).get("status") != "done"]
+        todo = [trial for trial in trials if not _settled(records.get(trial.key, {}), config)]
         for record in _seed_trials(run, bench, todo) if todo else ():
             append_json_line(file, record)
             records[key_of(record)] = record
             _tell(record, config)
         bench.opened.clear()
-    shown = [records[key] for key in wanted]
+    asked = [records[key] for key in wanted]
+    shown = [record for record in asked if record["status"] != LEFT_OUT]
+    notes += _kinds_of(
+        f"seed {one['seed']}: the random curve is without its point at n = {one['n']:,}: {one['error']}"
+        for one in asked
+        if one["status"] == LEFT_OUT
+    )
     lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
     notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
     return shown, notes + _kinds_of(note for record in shown for note in record["notes"])
+
+
+def _settled(record: dict[str, Any], config: CompareConfig) -> bool:
+    """Whether a trial need not be run: it is done, or was left out and is no more than a point of the curve now too."""
+    return record.get("status") == DONE or (record.get("status") == LEFT_OUT and record["n"] not in config.sizes)
 
 
 def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
@@ -197,32 +209,6 @@ def _kinds_of(notes: Iterable[str]) -> list[str]:
     for note in notes:
         kinds.setdefault(re.sub(r"\d[\d,.]*", "#", note), note)
     return list(kinds.values())
-
-
-def key_of(record: dict[str, Any]) -> tuple[str, int, int]:
-    """A record's `Trial.key`."""
-    return record["arm"], record["n"], record["seed"]
-
-
-def read_trials(file: Path) -> list[dict[str, Any]]:
-    """The records written so far; a last line that is being written, or that a kill cut short, is left out."""
-    if not file.exists():
-        return []
-    data = file.read_bytes()
-    try:
-        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-    except ValueError as error:
-        raise RunError(
-            f"{file} is broken: {error}", fix="put it back from a copy, or start over with --force"
-        ) from None
-
-
-def repair_trials(file: Path) -> None:
-    """Removes a last line that a kill cut short, so that the next one begins a line."""
-    data = file.read_bytes() if file.exists() else b""
-    if not data.endswith(b"\n") and data:
-        with open(file, "rb+") as broken:
-            broken.truncate(data.rfind(b"\n") + 1)
 
 
 def _seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
@@ -310,15 +296,17 @@ def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
 def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
     start = time.monotonic()
     record: dict[str, Any] = {
-        "arm": trial.arm.name, "method": trial.arm.method.name, "n": trial.n, "seed": trial.seed, "status": "done",
+        "arm": trial.arm.name, "method": trial.arm.method.name, "n": trial.n, "seed": trial.seed, "status": DONE,
         "error": None, "notes": table.notes if isinstance(table, _Table) else [],
     }  # fmt: skip
     try:
         if isinstance(table, Exception):
             raise table
         record |= _run_trial(trial, bench, table, test)
+    except _TooFewRows as error:
+        record |= {"status": LEFT_OUT, "error": error.problem}
     except FAILURES as error:
-        record |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        record |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
     return {
         **record,
         "test_rows": len(test),
@@ -343,13 +331,18 @@ def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) 
     return {**record, "loss": result.loss, "metric": _metric(result, bench, opened)}
 
 
+class _TooFewRows(DataError):
+    """A point of the random curve, at a size that nobody asked for, is beyond the pool's rows with a scored token."""
+
+
 def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) -> tuple[np.ndarray, Encoded, int]:
     """The rows to train on: ids, tokens, and how many the score chose."""
     rows = bench.split.rows
     if table is None:
         row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, "random rows"), opened)
         if len(row_ids) < trial.n and trial.arm.method.takes == "random":
-            raise DataError(
+            short = DataError if trial.n in bench.config.sizes else _TooFewRows
+            raise short(
                 f"{trial.n:,} random rows wanted, but {len(row_ids):,} have a scored token", fix="lower --sizes"
             )
         return row_ids, encoded, 0
@@ -386,7 +379,7 @@ def check_settings(config: CompareConfig) -> None:
 def _tell(record: dict[str, Any], config: CompareConfig) -> None:
     if config.quiet:
         return
-    said = f"{record['loss']:.4f} nat" if record["status"] == "done" else f"failed: {record['error']}"
+    said = f"{record['loss']:.4f} nat" if record["status"] == DONE else f"{record['status']}: {record['error']}"
     if record.get("metric") is not None:
         said += f", metric {record['metric']:.3f}"
     n = f" n = {record['n']:,}" if record["n"] else ""

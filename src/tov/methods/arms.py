@@ -82,6 +82,8 @@ def _option(said: str, part: str, method: Method) -> tuple[str, Any]:
     words = {word: key for key, kind in kinds.items() for word in _words(kind)}
     named, equals, value = part.partition("=")
     key = named if equals else words.get(part)
+    if part in kinds and part not in words:
+        raise ConfigError(f"{said}: '{part}' needs a value", fix=f"{part}=VALUE")
     if key is None or key not in kinds:
         others = [f"{name}=..." for name, kind in kinds.items() if not _words(kind)]
         raise ConfigError(

@@ -6,7 +6,7 @@ once, its batch plan frozen, and every state of the path walks that plan, so ide
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,16 +103,31 @@ class Job(Stream):
     batch_tokens: int
 
 
-def scan_pool(job: Job, adapted: Any, folder: Path, progress: Progress | None = None) -> int:
+def scan_pool(
+    job: Job,
+    adapted: Any,
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    told: Callable[[int], None] = lambda tokens: None,
+) -> int:
     """Scans every shard that is not there yet; returns the tokens passed through the model.
 
     Killed at any moment and called again, it goes on with the first missing shard and ends with the same files.
+
+    Args:
+        job: the pool and the path.
+        adapted: the model.
+        folder: of the shards.
+        progress: told of rows and tokens.
+        told: the tokens of each shard as soon as they have passed, for what must outlive a kill.
     """
     model = adapted.get_base_model()
     with scanning(adapted) as set_state:
 
         def score(shard: Shard) -> tuple[dict[str, np.ndarray], int]:
             scanned = scan_rows(model, set_state, shard.encoded, job.pairs(), batch_tokens=job.batch_tokens)
+            told(scanned.passed)
             return _columns(scanned.epochs), scanned.passed
 
         return fill(job, folder, score, progress)

@@ -136,6 +136,9 @@ def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
 
     key = {name: getattr(options, name) for name in WARM_UP}
     folder = work.part("warm-up", key, opened, make, rows=size * options.epochs)
+    work.note(
+        f"warm-up: {options.epochs} epochs in batches of {options.batch_size:,} at a peak rate of {options.learning_rate:g}"
+    )
     if size > options.warm_up_share * usable + 1:
         work.note(f"the warm-up set is one batch, {size:,} rows: {options.warm_up_share:g} of the pool are fewer")
     return opened, load_checkpoints(folder)

@@ -15,4 +15,4 @@ def fill(work: Work) -> None:
     scan: dict[str, Any] = {name: getattr(work.settings, name) for name in SCAN_SETTINGS}
     scan_stage(work.run, work.rows, stored, opened, quiet=work.quiet, **scan)
     trained = sum(entry["tokens"] for entry in stored.manifest["log"])
-    work.run.note(spent={"fit": [trained, trained], "scan": [work.run.manifest["scan"]["tokens_passed"], 0]})
+    work.run.note(spent={**work.run.manifest.get("spent", {}), "fit": [trained, trained]})

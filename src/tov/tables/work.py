@@ -8,6 +8,7 @@ method.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 
 from tov.config import Settings
 from tov.data.pool import Index, Pool
+from tov.errors import TovError
 from tov.files import digest, read_json, write_json
 from tov.methods.arms import PATH_ONLY, Arm
 from tov.methods.table import imported
 from tov.progress import Progress, track
-from tov.run import Run
+from tov.run import FAILED, Run
 from tov.scan.stream import Shard, Stream
 from tov.scan.stream import fill as fill_shards
 from tov.stages import Opened, Rows, auto_batch_tokens, encode_scored, open_encoder, repair_notes
@@ -92,9 +94,7 @@ class Work:
 
     def spent(self, stage: str, tokens: Tokens) -> None:
         """Adds to the tokens of a stage."""
-        found = self.run.manifest.setdefault("spent", {})
-        found[stage] = [before + more for before, more in zip(found.get(stage, (0, 0)), tokens, strict=True)]
-        self.run.note()
+        self.run.spend(stage, *tokens)
 
     def made_from(self, opened: Opened | None) -> dict[str, Any]:
         """What every part and shard depends on."""
@@ -217,7 +217,13 @@ def fill_table(work: Work) -> None:
     Raises:
         TovError: as the method's function says.
     """
-    imported(work.arm.method.function, f"the method '{work.arm.method.name}'")(work)
+    try:
+        imported(work.arm.method.function, f"the method '{work.arm.method.name}'")(work)
+    except TovError:
+        # What went wrong matters more than that it could not be noted (on a full disk both fail).
+        with suppress(OSError):
+            work.run.note(status=FAILED)
+        raise
 
 
 def tokens_of(rows: Encoded) -> int:
