@@ -235,6 +235,7 @@ def test_what_does_not_belong_together_is_refused():
 def test_rates_rise_then_fall_to_zero():
     rates = linear_rates(1.0, epochs=2, steps=5, warmup=0.2)
     assert rates.flatten().tolist() == pytest.approx([0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert linear_rates(1.0, epochs=1, steps=1).tolist() == [[1.0]], "one step at a rate of 0 would weigh nothing"
 
 
 def test_less_finds_rows_like_the_target_after_its_warm_up():

@@ -45,7 +45,7 @@ def linear_rates(learning_rate: float, *, epochs: int, steps: int, warmup: float
         warmup: share of all steps, rounded up.
     """
     total, at = epochs * steps, np.arange(epochs * steps)
-    warm = math.ceil(warmup * total)
+    warm = min(math.ceil(warmup * total), total - 1)  # a training of one step has no rise: its rate would be 0
     rates = np.where(at < warm, at / max(warm, 1), (total - at) / max(total - warm, 1))
     return (learning_rate * rates).reshape(epochs, steps)
 
