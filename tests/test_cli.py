@@ -409,10 +409,10 @@ def test_a_run_goes_on_from_its_last_shard(place: Path, tmp_path: Path) -> None:
 
 
 def test_interrupt_gives_130_and_the_run_goes_on(place: Path, tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "pool.jsonl", make_rows(600, seed=3))
+    write_jsonl(tmp_path / "pool.jsonl", make_rows(900, seed=3))
     args = [
         sys.executable, "-m", "tov", "select", "--model", str(place / "tiny-model"), "--pool", str(tmp_path / "pool.jsonl"),
-        "--target", str(place / "target.jsonl"), "--n", "20", "--out", str(tmp_path / "run"), *FLAGS, "--shard-rows", "2",
+        "--target", str(place / "target.jsonl"), "--n", "20", "--out", str(tmp_path / "run"), *FLAGS, "--shard-rows", "3",
     ]  # fmt: skip
     started = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
@@ -432,7 +432,7 @@ def test_interrupt_gives_130_and_the_run_goes_on(place: Path, tmp_path: Path) ->
     assert len(selected(tmp_path / "run")) == 20
     whole = tov.select(
         model=str(place / "tiny-model"), pool=str(tmp_path / "pool.jsonl"), target=str(place / "target.jsonl"), n=20,
-        out=tmp_path / "whole", quiet=True, **{**SMALL, "shard_rows": 2},
+        out=tmp_path / "whole", quiet=True, **{**SMALL, "shard_rows": 3},
     )  # fmt: skip
     assert selected(tmp_path / "run") == selected(whole.folder), "an interrupted run must end with the same files"
 

@@ -43,7 +43,7 @@ def test_the_benchmark_scales_each_stage_by_what_it_passes():
     from methods import PUBLISHED, passes, ratios, summary, table, with_published
 
     assert passes("instruction", "tov", "fit", 20_000, 256, small=False) == 4 * (4096 + 256)
-    assert passes("ner", "tov", "fit", 1000, 100, small=True) == 250 + 100
+    assert passes("ner", "tov", "fit", 1000, 100, small=True) == 4 * (250 + 100)
     assert passes("instruction", "less", "warm-up", 64, 8, small=True) == 16
     assert passes("instruction", "less", "warm-up", 20_000, 256, small=False) == 1000
     assert passes("ner", "target-path", "fit", 1000, 256, small=False) == 8 * 256
