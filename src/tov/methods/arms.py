@@ -19,15 +19,13 @@ from tov.methods.table import Method, find_method
 
 RULE = ("rule", "bins", "source_cap")
 """Settings of the rule, which any ranking method takes."""
-PATH_SETTINGS = (
-    "base_size", "epochs", "variant", "learning_rate", "schedule", "eps", "val_optimizer", "sgd_learning_rate",
-    "batch_size", "lora_rank", "lora_alpha", "lora_dropout", "amplify", "dtype",
-)  # fmt: skip
-"""Settings of the run that an arm of the path may change."""
-PATH_ONLY = (
+FITTING = (
     "base_size", "epochs", "variant", "learning_rate", "schedule", "eps", "val_optimizer", "sgd_learning_rate", "batch_size",
-    "amplify", "transform", "normalize",
+    "amplify",
 )  # fmt: skip
+PATH_SETTINGS = (*FITTING, "lora_rank", "lora_alpha", "lora_dropout", "dtype")
+"""Settings of the run that an arm of the path may change."""
+PATH_ONLY = (*FITTING, "transform", "normalize")
 """Settings of the run that no method off the path has a use for; LoRA settings are also the final training's."""
 R = TypeVar("R", bound=RuleSettings)
 
@@ -103,12 +101,13 @@ def _effective(method: Method) -> dict[str, Any]:
     """Every option that a method takes, and what it may be."""
     if method.takes != "best":
         return {}
-    kinds = {name: _kind(record, name) for record, names in _of_run(method) for name in names}
+    kinds = {name: _kind(record, name) for record, names in settings_of_run(method) for name in names}
     own = {name: _kind(method.settings, name) for name in method.settings.model_fields} if method.settings else {}
     return kinds | own
 
 
-def _of_run(method: Method) -> Iterable[tuple[type[Settings], tuple[str, ...]]]:
+def settings_of_run(method: Method) -> Iterable[tuple[type[Settings], tuple[str, ...]]]:
+    """Settings of the run that take effect with a method as its options, by the record that holds them; the rule's first."""
     yield RuleSettings, (*method.options, *RULE)
     if method.of_path:
         yield PathSettings, tuple(name for name in PATH_SETTINGS if name in PathSettings.model_fields)

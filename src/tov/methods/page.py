@@ -6,7 +6,7 @@ import textwrap
 from typing import Any, Literal, get_args, get_origin
 
 from tov.errors import ConfigError
-from tov.methods.arms import PATH_SETTINGS
+from tov.methods.arms import RULE, settings_of_run
 from tov.methods.table import METHODS, NEEDS, Method, find_method, load_plug_in, plug_ins
 
 HEAD = """\
@@ -134,7 +134,8 @@ def _facts(method: Method) -> list[tuple[str, str]]:
         ("source", method.source), ("differs", method.differs),
     ]  # fmt: skip
     if method.of_path:
-        facts.append(("options", ", ".join((*method.options, *PATH_SETTINGS)) + ": settings of the run"))
+        names = [name for _, names in settings_of_run(method) for name in names if name not in RULE]
+        facts.append(("options", f"{', '.join(names)}: settings of the run"))
     return [(label, value) for label, value in facts if value]
 
 

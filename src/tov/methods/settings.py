@@ -18,16 +18,17 @@ def option(help: str, default: Any, **bounds: Any) -> Any:
     return Field(default, description=help, **bounds)
 
 
+RANK, ALPHA = "LoRA rank", "LoRA alpha (the adapter is scaled by alpha / rank)"
+TARGETS = "modules that get an adapter, joined by +; attention: query, key, value and output; all-linear"
+
+
 class LoraSettings(Settings):
     """The adapter that a method trains; the final training has its own (`--lora-rank` and its like)."""
 
-    lora_rank: int = option("LoRA rank", 128, ge=1)
-    lora_alpha: float = option("LoRA alpha (the adapter is scaled by alpha / rank)", 512.0, gt=0)
+    lora_rank: int = option(RANK, 128, ge=1)
+    lora_alpha: float = option(ALPHA, 512.0, gt=0)
     lora_dropout: float = option("dropout on LoRA inputs while training", 0.1, ge=0, lt=1)
-    lora_targets: tuple[str, ...] = option(
-        "modules that get an adapter, joined by +; attention: query, key, value and output; all-linear", ("attention",),
-        min_length=1,
-    )  # fmt: skip
+    lora_targets: tuple[str, ...] = option(TARGETS, ("attention",), min_length=1)
 
     @field_validator("lora_targets", mode="before")
     @classmethod
@@ -117,19 +118,12 @@ class TsdsSettings(Settings):
     backend: Literal["numpy", "faiss"] = option("of the exact search", "numpy")
 
 
-class RdsSettings(Settings):
-    """RDS+ has no options."""
-
-
 class TargetPathSettings(LoraSettings):
     """Options of the target path."""
 
-    lora_rank: int = option("LoRA rank", 1, ge=1)
-    lora_alpha: float = option("LoRA alpha (the adapter is scaled by alpha / rank)", 4.0, gt=0)
-    lora_targets: tuple[str, ...] = option(
-        "modules that get an adapter, joined by +; attention: query, key, value and output; all-linear", ("all-linear",),
-        min_length=1,
-    )  # fmt: skip
+    lora_rank: int = option(RANK, 1, ge=1)
+    lora_alpha: float = option(ALPHA, 4.0, gt=0)
+    lora_targets: tuple[str, ...] = option(TARGETS, ("all-linear",), min_length=1)
     epochs: int | None = option(
         "depth, epochs on the target; default: 2048 rows in all, from 2 to 64 epochs", None, ge=2
     )

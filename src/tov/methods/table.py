@@ -22,7 +22,6 @@ from tov.methods.rankings import Ranking, column, end_state, gain
 from tov.methods.settings import (
     DsirSettings,
     LessSettings,
-    RdsSettings,
     TargetPathSettings,
     TracinSettings,
     TsdsSettings,
@@ -59,7 +58,7 @@ class Method:
         ranking: (N,) numbers from a score table, larger is better, NaN for none; a column's name stands for the column.
         candidates: `module:name` of a function, or a function, from (run folder, score table) to `Best`: what the rule
             round-robin goes by; None where a row has but one score.
-        settings: its own options; None for methods of the path, whose options are settings of the run.
+        settings: its own options; None where it has none (those of the path's methods are settings of the run).
         options: settings of the run that change it.
         rule: its default rule.
         bins: its default number of length bins.
@@ -162,7 +161,7 @@ BUILT_IN: tuple[Method, ...] = (
     ),
     Method(
         "rds", "RDS+: rows near a target row in the model's own hidden states", function="tov.tables.embeddings:rds",
-        ranking="score_rds", settings=RdsSettings, rule="round-robin", unit="cosine",
+        ranking="score_rds", rule="round-robin", unit="cosine",
         source="Ivison et al. 2025, arXiv 2503.01807",
         differs="embeddings are of the rows as the model is given them, special tokens included", **_EMBEDDED,
     ),

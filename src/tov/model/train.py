@@ -18,7 +18,7 @@ from tov.model.norms import trained_norms
 from tov.model.packed import options_for, pack, packable
 from tov.progress import Progress, Silent
 from tov.text.batches import collate, plan
-from tov.text.encode import IGNORED, Encoded
+from tov.text.encode import Encoded
 
 Rate = Callable[[int], float]
 """Learning rate of a step, counted from 0 within the epoch."""
@@ -65,7 +65,7 @@ def train_epoch(
     """
     device, trained = next(adapted.parameters()).device, list(parameters(adapted).values())
     total, progress = 0.0, progress or Silent()
-    packed = packable(adapted.get_base_model())
+    packed, counts = packable(adapted.get_base_model()), torch.from_numpy(rows.scored_counts).to(device)
     optimizer.zero_grad()  # a training that diverged leaves its gradients behind
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -75,7 +75,7 @@ def train_epoch(
         torch.manual_seed(seed)  # dropout
         for step in range(math.ceil(len(order) / batch_size)):
             batch = np.asarray(order[step * batch_size : (step + 1) * batch_size])
-            loss = _accumulate(adapted, rows, batch, batch_tokens, packed=packed)
+            loss = _accumulate(adapted, rows, batch, counts, batch_tokens, packed=packed)
             if not math.isfinite(loss):
                 raise NumericError(
                     f"training diverged: the log-loss is {loss} at step {step + 1}",
@@ -91,8 +91,10 @@ def train_epoch(
     return total / len(order)
 
 
-def _accumulate(adapted: Any, rows: Encoded, batch: np.ndarray, batch_tokens: int, *, packed: bool) -> float:
-    """Adds one step's gradients; returns its loss."""
+def _accumulate(
+    adapted: Any, rows: Encoded, batch: np.ndarray, counts: torch.Tensor, batch_tokens: int, *, packed: bool
+) -> float:
+    """Adds one step's gradients, given (rows,) scored tokens of all rows; returns its loss."""
     model, total = adapted.get_base_model(), 0.0
     for part in plan(rows.lengths[batch], np.ones(len(batch), bool), batch_tokens):
         chosen = batch[part]
@@ -101,8 +103,7 @@ def _accumulate(adapted: Any, rows: Encoded, batch: np.ndarray, batch_tokens: in
             logp = row_logprobs(model, one, **options_for(model, one.lengths))
         else:
             logp = row_logprobs(model, collate(rows, chosen, _width(rows, rows.lengths[chosen], model.device)))
-        counts = torch.tensor([int((rows.row(row)[1] != IGNORED).sum()) for row in chosen], device=model.device)
-        weights = (1.0 / (len(batch) * counts)).repeat_interleave(counts)
+        weights = (1.0 / (len(batch) * counts[chosen])).repeat_interleave(counts[chosen])
         loss = -(logp * weights).sum()
         loss.backward()
         total += loss.item()
