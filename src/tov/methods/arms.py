@@ -27,6 +27,8 @@ PATH_SETTINGS = (*FITTING, "lora_rank", "lora_alpha", "lora_dropout", "dtype")
 """Settings of the run that an arm of the path may change."""
 PATH_ONLY = (*FITTING, "transform", "normalize")
 """Settings of the run that no method off the path has a use for; LoRA settings are also the final training's."""
+SLASHED = ("encoder",)
+"""Options whose value may hold a `/`: it takes all that is left of the text."""
 R = TypeVar("R", bound=RuleSettings)
 
 
@@ -62,9 +64,9 @@ def parse_arm(text: str, *, flag: str = "--methods") -> Arm:
     Raises:
         ConfigError: no such method or option, a value that cannot be, or one that cannot take effect.
     """
-    name, *parts = text.split("/")
+    name, _, words = text.partition("/")
     method, found = find_method(name, flag=f"{flag} got '{text}'"), dict[str, Any]()
-    for part in parts:
+    for part in _parts(words):
         key, value = _option(f"{flag} got '{text}'", part, method)
         if key in found:
             raise ConfigError(f"{flag} got '{text}': {key} is given twice", fix="give it once")
@@ -73,6 +75,14 @@ def parse_arm(text: str, *, flag: str = "--methods") -> Arm:
     own = {key: value for key, value in found.items() if key in mine}
     record = build(method.settings, own, place=f"{flag} got '{text}': ") if method.settings else None
     return Arm(text, method, {key: value for key, value in found.items() if key not in mine}, record)
+
+
+def _parts(words: str) -> Iterable[str]:
+    """The options one by one."""
+    while words:
+        takes_all = words.startswith(tuple(f"{name}=" for name in SLASHED))
+        part, _, words = (words, "", "") if takes_all else words.partition("/")
+        yield part
 
 
 def _option(said: str, part: str, method: Method) -> tuple[str, Any]:

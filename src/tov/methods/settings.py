@@ -101,7 +101,16 @@ class DsirSettings(Settings):
     min_tokens: int = option("rows of fewer tokens have no weight (the authors: 100)", 1, ge=1)
 
 
-class TsdsSettings(Settings):
+class EmbeddingSettings(Settings):
+    """Options of RDS+, and of TSDS too."""
+
+    encoder: str | None = option(
+        "sentence encoder that embeds the rows' text (a model of sentence-transformers: folder, Hub id or minilm), written "
+        "last; default: the hidden states of the model being tuned", None, min_length=1,
+    )  # fmt: skip
+
+
+class TsdsSettings(EmbeddingSettings):
     """Options of TSDS."""
 
     alpha: float = option("weight of nearness against spread", 0.5, ge=0, le=1)

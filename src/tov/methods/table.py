@@ -21,6 +21,7 @@ from tov.errors import ConfigError, did_you_mean
 from tov.methods.rankings import Ranking, column, end_state, gain
 from tov.methods.settings import (
     DsirSettings,
+    EmbeddingSettings,
     LessSettings,
     TargetPathSettings,
     TracinSettings,
@@ -161,7 +162,7 @@ BUILT_IN: tuple[Method, ...] = (
     ),
     Method(
         "rds", "RDS+: rows near a target row in the model's own hidden states", function="tov.tables.embeddings:rds",
-        ranking="score_rds", rule="round-robin", unit="cosine",
+        ranking="score_rds", settings=EmbeddingSettings, rule="round-robin", unit="cosine",
         source="Ivison et al. 2025, arXiv 2503.01807",
         differs="embeddings are of the rows as the model is given them, special tokens included", **_EMBEDDED,
     ),

@@ -1,4 +1,5 @@
-"""The score tables of methods that compare embeddings, of the model being tuned: RDS+ and TSDS share one part.
+"""The score tables of methods that compare embeddings: RDS+ and TSDS share one part. Embeddings are hidden states of the model
+being tuned, or those of a sentence encoder on the rows' text.
 
 Embeddings are kept, in fp16 and of length 1: 2 bytes a number; cosines are off by about 1e-5. No rows x target matrix is made.
 """
@@ -6,6 +7,8 @@ Embeddings are kept, in fp16 and of length 1: 2 bytes a number; cosines are off 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from tov.baselines.embed import embed_rows
 from tov.baselines.embeddings import nearest
 from tov.baselines.rds import rds_scores
+from tov.baselines.sentences import open_sentence_encoder
 from tov.baselines.store import read_features, store_features
 from tov.baselines.tsds import calibrated_sigma
 from tov.baselines.tsds import tsds as tsds_plan
@@ -25,7 +29,9 @@ from tov.methods.table import Best
 from tov.progress import Progress
 from tov.scan.stream import Shard, Stream, read_shard
 from tov.stages import Opened
+from tov.tables.text import text_of
 from tov.tables.work import Work, tokens_of
+from tov.text.encode import Encoded, Encoder
 
 PART = "embed"
 POOL, TARGET = "pool.npy", "target.npy"
@@ -33,13 +39,13 @@ POOL, TARGET = "pool.npy", "target.npy"
 
 def rds(work: Work) -> None:
     """RDS+: `score_rds`, the cosine to the nearest target row. Round robin goes by the embeddings themselves."""
-    opened, folder = _embedded(work)
-    _write(work, opened, "score_rds", rds_scores(*_read(folder)))
+    source, folder = _embedded(work)
+    _write(work, source, "score_rds", rds_scores(*_read(folder)))
 
 
 def tsds(work: Work) -> None:
     """TSDS: `score_tsds`, the logarithm of a row's probability, -inf for rows that have none."""
-    opened, folder = _embedded(work)
+    source, folder = _embedded(work)
     options, (pool, target) = work.options, _read(folder)
     usable = work.rows.usable
     with work.run.stage("plan"):
@@ -57,7 +63,7 @@ def tsds(work: Work) -> None:
         work.note(f"TSDS: {found.exhausted:,} target rows used up their {found.neighbours:,} neighbours")
     scores = np.log(found.p, out=np.full(len(found.p), -np.inf), where=held)
     scores[~np.isfinite(pool[:, 0])] = np.nan
-    _write(work, opened, "score_tsds", scores)
+    _write(work, source, "score_tsds", scores)
 
 
 def candidates(folder: Path, scores: pa.Table) -> Best:
@@ -75,27 +81,64 @@ def candidates(folder: Path, scores: pa.Table) -> Best:
     return best
 
 
-def _embedded(work: Work) -> tuple[Opened, Path]:
-    """The model, and the folder with the embeddings of pool and target; shards that a kill left are gone on with."""
-    opened = work.open()
-    batch_tokens, stream = work.batch_tokens(opened), work.stream(opened.encode, PART, opened)
-    target, _ = work.encode_target(opened.encode)
+def _embedded(work: Work) -> tuple[Source, Path]:
+    """What embedded the rows, and the folder of the embeddings of pool and target; shards that a kill left are gone on with."""
+    source = _of_encoder(work) if work.options.encoder else _of_model(work)
+    stream = work.stream(source.encode, [PART, source.key], source.opened)
+    target, kept = work.encode_target(source.encode)
 
     def make(folder: Path, progress: Progress) -> None:
         def embed(start: int, stop: int) -> torch.Tensor:
             shard = read_shard(stream, start, stop)
-            work.spent(PART, (tokens_of(shard.encoded), 0))
-            return torch.from_numpy(shard.spread(embed_rows(opened.adapted, shard.encoded, batch_tokens=batch_tokens)))
+            return torch.from_numpy(shard.spread(source.embed(shard.rows, shard.encoded)))
 
         shards = folder / "shards"
         made: dict[str, Any] = {"shard_rows": stream.shard_rows, "fingerprint": folder.name}
         store_features(shards, len(stream.pool), embed, progress=progress, **made)
-        _save(folder / TARGET, embed_rows(opened.adapted, target, batch_tokens=batch_tokens).astype(np.float16))
+        rows = list(work.target[0].rows(0, len(work.target[0])))
+        _save(folder / TARGET, source.embed([rows[row] for row in kept], target).astype(np.float16))
         _gather(shards, stream, folder)
-        work.spent(PART, (tokens_of(target), 0))
 
-    key = [work.target[1].fingerprint, stream.shard_rows]
-    return opened, work.part(PART, key, opened, make, rows=len(stream.pool))
+    key = [work.target[1].fingerprint, stream.shard_rows, source.key]
+    return source, work.part(PART, key, source.opened, make, rows=len(stream.pool))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where embeddings come from.
+
+    Attributes:
+        opened: the model being tuned, if they are its hidden states.
+        encode: rows to tokens of the model being tuned: which rows may be chosen, and how long they are.
+        embed: rows, and the same rows as tokens, to (rows, D) of length 1; NaN for a row without an embedding.
+        key: of the encoder, if they are not the model's.
+    """
+
+    opened: Opened | None
+    encode: Encoder
+    embed: Callable[[list[Any], Encoded], np.ndarray]
+    key: str | None = None
+
+
+def _of_model(work: Work) -> Source:
+    opened = work.open()
+    batch_tokens = work.batch_tokens(opened)
+
+    def embed(rows: list[Any], encoded: Encoded) -> np.ndarray:
+        work.spent(PART, (tokens_of(encoded), 0))
+        return embed_rows(opened.adapted, encoded, batch_tokens=batch_tokens)
+
+    return Source(opened, opened.encode, embed)
+
+
+def _of_encoder(work: Work) -> Source:
+    """Tokens that pass the encoder are not noted: they are not the model's. Its seconds are."""
+    encoder = open_sentence_encoder(work.options.encoder, device=work.settings.device)
+
+    def embed(rows: list[Any], encoded: Encoded) -> np.ndarray:
+        return encoder.embed([text_of(row) for row in rows])
+
+    return Source(None, work.encoder(), embed, encoder.fingerprint)
 
 
 def _gather(shards: Path, stream: Stream, folder: Path) -> None:
@@ -126,10 +169,11 @@ def _read(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         raise RunError(f"the embeddings in {folder} cannot be read: {error}", fix="score again, with --force") from None
 
 
-def _write(work: Work, opened: Opened, name: str, scores: np.ndarray) -> None:
+def _write(work: Work, source: Source, name: str, scores: np.ndarray) -> None:
     """The score table from (N,) scores."""
 
     def score(shard: Shard) -> dict[str, np.ndarray]:
         return {name: scores[shard.row_ids]}
 
-    work.fill(work.stream(opened.encode, work.target[1].fingerprint, opened), score, opened=opened)
+    key = [work.target[1].fingerprint, source.key]
+    work.fill(work.stream(source.encode, key, source.opened), score, opened=source.opened)

@@ -1,0 +1,90 @@
+"""Rows as vectors from a sentence encoder, a model of the library sentence-transformers, in place of the model that is tuned.
+
+Knows texts only. Each text is cut at the encoder's own length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tov.errors import ConfigError, ModelError, NumericError
+from tov.model.load import pick_device, resolve
+
+BATCH = 64
+"""Texts in one batch; the library sorts them by length."""
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A sentence encoder.
+
+    Attributes:
+        model: a SentenceTransformer.
+        fingerprint: 16 hex digits of its modules and weights.
+    """
+
+    model: Any
+    fingerprint: str
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, D) fp32 of length 1, as the encoder pools them.
+
+        Raises:
+            NumericError: an embedding is not a finite number, or zero.
+        """
+        found: np.ndarray = self.model.encode(
+            list(texts) or [""],
+            batch_size=BATCH,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )[: len(texts)]
+        if not np.isfinite(found).all() or not found.any(axis=1).all():
+            raise NumericError("the sentence encoder gave an embedding that is not a finite number, or zero")
+        return found.astype(np.float32, copy=False)
+
+
+def open_sentence_encoder(name: str, *, device: str = "auto") -> SentenceEncoder:
+    """A sentence encoder by name.
+
+    Args:
+        name: a folder, a Hub id, or minilm.
+        device: auto, cpu, cuda, ...
+
+    Raises:
+        ConfigError: sentence-transformers is not installed.
+        ModelError: there is no such model, or it cannot be read.
+    """
+    try:
+        library = importlib.import_module("sentence_transformers")
+    except ImportError:
+        raise ConfigError(
+            "encoder needs the package sentence-transformers, which is not installed",
+            fix="pip install 'tov[encoder]', or leave encoder out: the model being tuned embeds the rows",
+        ) from None
+    place = pick_device(device)
+    try:
+        model = library.SentenceTransformer(resolve(name), device=str(place))
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"the sentence encoder '{name}' cannot be loaded: {reason}",
+            allowed="a model of sentence-transformers: a folder, a Hub id, or minilm",
+            fix="check the name; offline, name a local folder or a model in the Hub cache",
+        ) from error
+    return SentenceEncoder(model, _fingerprint(model))
+
+
+def _fingerprint(model: Any) -> str:
+    found = hashlib.sha256(str(model).encode())
+    for name, weights in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
