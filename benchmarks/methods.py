@@ -54,12 +54,14 @@ SOURCES = {
 METHODS = ("tov", "uncertainty", "less", "less/projection=sjlt", "tracin", "dsir", "tsds", "rds", "target-path")
 SMALL = {
     "instruction": {
-        "less": "less/batch_size=16", "less/projection=sjlt": "less/projection=sjlt/batch_size=16",
-        "tracin": "tracin/batch_size=16", "target-path": "target-path/epochs=4",
+        "less": "less/batch_size=8/warm_up_share={share}",
+        "less/projection=sjlt": "less/projection=sjlt/batch_size=8/warm_up_share={share}",
+        "tracin": "tracin/batch_size=8/warm_up_share={share}", "target-path": "target-path/epochs=4",
     },
     "ner": {},
 }  # fmt: skip
-"""On a pool of a few hundred rows a warm-up of one batch of 128 and a path of 2,048 rows would outweigh all else."""
+"""On a pool of a few hundred rows a warm-up of one batch of 128 and a path of 2,048 rows would outweigh all else: it is two
+batches of 8 (of one, the first checkpoint has rate 0 and no pass)."""
 CHECKPOINTS, WARM_UP_SHARE, MAX_LENGTH = 4, 0.05, 192
 PUBLISHED = "less as published"
 IMPORTED = (
@@ -100,9 +102,10 @@ def _sentences(data: Path, source: str) -> list[dict[str, Any]]:
 
 def select(task: str, method: str, folder: Path, out: Path, n: int) -> dict[str, Any]:
     """One run: its stages' seconds, peak memory and bytes."""
+    short = SMALL[task].get(method, method).format(share=max(WARM_UP_SHARE, 16 / (4 * n)))
     peak = _child(
         "select", "--model", MODELS[task], "--pool", str(folder / "pool.jsonl"), "--target", str(folder / "target.jsonl"),
-        "--n", str(n), "--max-length", str(MAX_LENGTH), "--method", SMALL[task].get(method, method), "--out", str(out),
+        "--n", str(n), "--max-length", str(MAX_LENGTH), "--method", short, "--out", str(out),
     )  # fmt: skip
     manifest = read_json(out / "manifest.json")
     return {

@@ -280,6 +280,17 @@ def test_sub_tasks_of_less(tiny_folder: Path, tmp_path: Path) -> None:
     assert list(one.dataset["tov_row_id"]) == taken
 
 
+def test_a_checkpoint_of_rate_0_costs_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    """One batch an epoch, and a linear rise from 0: the first checkpoint is the initial state with weight 0."""
+    one = select(tmp_path / "run", tiny_folder, "less/lora_rank=2/batch_size=64/epochs=3")
+    assert "1 of 3 checkpoints have rate 0 and were left out: they add nothing" in one.manifest["notes"]
+    tokens = one.scores["tokens"].to_numpy()[one.scores["score_less"].is_valid().to_numpy()]
+    forward, backward = one.manifest["spent"]["scan"]
+    assert forward == backward
+    assert forward % 2 == 0
+    assert forward / 2 >= tokens.sum() > 0
+
+
 def test_rows_chosen_without_a_path_are_trained_on(picked: dict[str, Any], tmp_path: Path) -> None:
     for name in ("less", "dsir"):
         trained = tov.train(

