@@ -32,7 +32,8 @@ def make_data(case: str, data: Path, folder: Path, seed: int) -> tuple[list[str]
     """Pool files, target file, the target's source, and settings."""
     if case == "gsm8k":
         pool, target = real_pool.make_data(data, folder, 150, seed)
-        return pool, target, "gsm8k", real_pool.COMMON
+        settings = {name: value for name, value in real_pool.COMMON.items() if name != "epochs"}
+        return pool, target, "gsm8k", settings
     made = labelled_pool.CASES[case]
     pool, target = labelled_pool.make_data(made, data, folder, 1000, seed)
     return pool, target, made.target, {"model": "minilm", "quiet": True, **made.settings}
