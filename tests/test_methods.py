@@ -417,6 +417,7 @@ def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Pa
         ({"method": "less/dimension=0"}, "dimension got 0, should be greater than or equal to 1"),
         ({"method": "less/dimension=100/nonzeros=8"}, "nonzeros=8 is no divisor of dimension=100"),
         ({"method": "less/abs"}, "'abs' is no option of less"),
+        ({"method": "less/"}, "'' is no option of less"),
         ({"method": "dsir/over=median"}, "over got 'median', should be 'sum' or 'mean'"),
         ({"method": "random"}, "--method random scores nothing"),
         ({"method": "less", "eps": 0.5}, "--eps has no effect with --method less"),

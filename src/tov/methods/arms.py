@@ -6,7 +6,7 @@ of the rule's (rule, bins, source_cap), or, for methods of the path, one of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -64,7 +64,7 @@ def parse_arm(text: str, *, flag: str = "--methods") -> Arm:
     Raises:
         ConfigError: no such method or option, a value that cannot be, or one that cannot take effect.
     """
-    name, _, words = text.partition("/")
+    name, *words = text.split("/")
     method, found = find_method(name, flag=f"{flag} got '{text}'"), dict[str, Any]()
     for part in _parts(words):
         key, value = _option(f"{flag} got '{text}'", part, method)
@@ -77,12 +77,13 @@ def parse_arm(text: str, *, flag: str = "--methods") -> Arm:
     return Arm(text, method, {key: value for key, value in found.items() if key not in mine}, record)
 
 
-def _parts(words: str) -> Iterable[str]:
-    """The options one by one."""
-    while words:
-        takes_all = words.startswith(tuple(f"{name}=" for name in SLASHED))
-        part, _, words = (words, "", "") if takes_all else words.partition("/")
-        yield part
+def _parts(words: Sequence[str]) -> Iterable[str]:
+    """The options one by one, from the words between slashes."""
+    for at, word in enumerate(words):
+        if word.partition("=")[0] in SLASHED:
+            yield "/".join(words[at:])
+            return
+        yield word
 
 
 def _option(said: str, part: str, method: Method) -> tuple[str, Any]:
