@@ -27,7 +27,7 @@ from tov.comparison.grid import read_grid
 from tov.comparison.split import make_split, read_data
 from tov.comparison.trials import plan_trials
 from tov.config import CompareConfig, build
-from tov.errors import ConfigError, DataError, RunError
+from tov.errors import ConfigError, DataError, RunError, explain, note_interrupts
 from tov.methods import METHODS, parse_arm
 
 QUICK = {"base_size": 8, "epochs": 1, "max_length": 64, "train_rows": 32, "quiet": True}
@@ -137,6 +137,35 @@ def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path
     lines = len(compared.trials)
     again = compare(tmp_path / "run", tiny_folder, methods=methods, seeds=1, base_size=32)
     assert len(again.trials) == lines + 1, "the failed trial, and no other, is tried again"
+
+
+def test_what_a_library_makes_of_an_interrupt_is_no_failed_trial(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallows(*_: Any) -> dict[str, Any]:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("could not determine the shape") from None
+        raise AssertionError("the signal raised nothing")
+
+    before = signal.getsignal(signal.SIGINT)
+    note_interrupts()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("tov.comparison.trials._run_trial", swallows)
+            with pytest.raises(KeyboardInterrupt) as raised:
+                compare(tmp_path / "run", tiny_folder, methods=["random"], seeds=1)
+        said, code = explain(ValueError("raised while the interrupt was on its way")) or ("", 0)
+    finally:
+        note_interrupts()
+        signal.signal(signal.SIGINT, before)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert (code, said.partition(":")[0]) == (130, "interrupted")
+    assert explain(ValueError("of our own")) is None, "the interrupt is forgotten when the next command starts"
+    assert not (tmp_path / "run" / "trials.jsonl").exists() or not (tmp_path / "run" / "trials.jsonl").read_text()
+    done = compare(tmp_path / "run", tiny_folder, methods=["random"], seeds=1)
+    assert {one["status"] for one in done.trials} == {"done"}
 
 
 def test_a_point_of_the_curve_beyond_the_pool_is_left_out_and_not_tried_again(

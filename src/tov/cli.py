@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tov.errors import DONE, ConfigError, did_you_mean, explain
+from tov.errors import DONE, ConfigError, did_you_mean, explain, note_interrupts
 
 if TYPE_CHECKING:
     from tov.api import Result
@@ -376,6 +376,7 @@ def _settle_libraries() -> None:
 def main(args: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted."""
     _settle_libraries()
+    note_interrupts()
     try:
         tov.main(args=args, prog_name="tov", standalone_mode=False)
         code = DONE

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import errno
+import signal
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -79,12 +81,37 @@ def kind_of(value: Any) -> str:
     return {"int": "an int", "NoneType": "null"}.get(name, f"a {name}")
 
 
+_interrupted = threading.Event()
+
+
+def note_interrupts() -> None:
+    """From now on Ctrl-C is remembered as well as raised.
+
+    A library may turn the KeyboardInterrupt that rises in the middle of it into an error of its own (safetensors does);
+    what follows an interrupt is then still known for one. A handler that somebody else has set is left alone.
+    """
+    _interrupted.clear()
+    ours = (signal.default_int_handler, _interrupt)
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) in ours:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(*_: Any) -> None:
+    _interrupted.set()
+    raise KeyboardInterrupt
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether an exception is an interrupt, or what a library made of one (`note_interrupts`)."""
+    return isinstance(error, KeyboardInterrupt) or _interrupted.is_set()
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an exception; None for a fault of ours, which keeps its traceback."""
+    if interrupted(error):
+        return "interrupted: finished shards are kept; give the same command again to go on", INTERRUPTED
     if isinstance(error, TovError):
         return f"error: {error}", error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted: finished shards are kept; give the same command again to go on", INTERRUPTED
     if isinstance(error, OSError) and error.filename is not None:
         said = f"error: {error.strerror or error}: {error.filename}"
         if error.errno in _NOT_ALLOWED:

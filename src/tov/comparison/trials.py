@@ -25,7 +25,7 @@ from tov.comparison.split import Data, Split, make_split
 from tov.config import CompareConfig, build
 from tov.data.conversations import Conversation
 from tov.data.labels import known_labels
-from tov.errors import ConfigError, DataError, ModelError, TovError
+from tov.errors import ConfigError, DataError, ModelError, TovError, interrupted
 from tov.files import append_json_line, digest
 from tov.methods import Arm, parse_arm, with_rule
 from tov.metrics import exact_match, label_metric
@@ -288,9 +288,16 @@ def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
             table.note(cost=cost_of(table))
             table.finish()
     except FAILURES as error:
+        _stop_if_interrupted(error)
         return error
     scores = read_scores(table.scores, len(rows.pool))
     return _Table(scores, config, folder, table.manifest["cost"], table.manifest.get("notes", []))
+
+
+def _stop_if_interrupted(error: Exception) -> None:
+    """An interrupted trial has not failed: it is to be run again."""
+    if interrupted(error):
+        raise KeyboardInterrupt from error
 
 
 def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
@@ -306,6 +313,7 @@ def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Enc
     except _TooFewRows as error:
         record |= {"status": LEFT_OUT, "error": error.problem}
     except FAILURES as error:
+        _stop_if_interrupted(error)
         record |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
     return {
         **record,
