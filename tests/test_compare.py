@@ -24,6 +24,7 @@ import tov
 from test_classifiers import sentence
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.comparison.grid import read_grid
+from tov.comparison.run import run_grid
 from tov.comparison.split import make_split, read_data
 from tov.comparison.trials import plan_trials
 from tov.config import CompareConfig, build
@@ -137,6 +138,36 @@ def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path
     lines = len(compared.trials)
     again = compare(tmp_path / "run", tiny_folder, methods=methods, seeds=1, base_size=32)
     assert len(again.trials) == lines + 1, "the failed trial, and no other, is tried again"
+
+
+def test_report_only_shows_what_is_finished_and_touches_nothing_else(tmp_path: Path, tiny_folder: Path) -> None:
+    methods = ["tov", "uncertainty", "random", "zero-shot"]
+    compare(tmp_path / "run", tiny_folder, seeds=2, methods=["random", "zero-shot"])
+    compare(tmp_path / "run", tiny_folder, seeds=1, methods=["tov", "random"])
+    made = ("report.md", "results.json", "gain.svg", "loss.svg")
+    with open(tmp_path / "run" / "trials.jsonl", "a") as beside:
+        beside.write('{"arm": "tov", "n": 8')  # another process is in the middle of a line
+    (tmp_path / "run" / ".report.md.1.tmp").write_text("of another process")
+
+    def state() -> dict[str, bytes]:
+        files = (path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name not in made)
+        return {str(path): path.read_bytes() for path in files}
+
+    before = state()
+    shown = compare(tmp_path / "run", tiny_folder, seeds=2, methods=methods, report_only=True)
+    assert state() == before, "a report wrote to the run"
+    arms = {one["arm"]: one for one in shown.results["sizes"][0]["arms"]}
+    assert set(arms) == {"tov", "random", "zero-shot"}
+    assert (arms["tov"]["paired"], arms["random"]["seeds"]) == ([0], [0, 1])
+    assert any("3 of 14 trials have not been run: 2 of uncertainty, 1 of tov" in one for one in shown.results["notes"])
+    assert "3 of 14 trials" in shown.report
+    with pytest.raises(ConfigError, match="--force"):
+        compare(tmp_path / "run", tiny_folder, report_only=True, force=True)
+    with pytest.raises(RunError, match="holds no run"):
+        compare(tmp_path / "none", tiny_folder, report_only=True)
+    with pytest.raises(RunError, match="another run"):
+        compare(tmp_path / "run", tiny_folder, report_only=True, train_learning_rate=0.01)
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_a_library_makes_of_an_interrupt_is_no_failed_trial(
@@ -450,6 +481,13 @@ def test_a_grid_runs_and_joins_its_tables(tmp_path: Path, tiny_folder: Path) -> 
     assert all((tmp_path / "out" / name / "report.md").exists() for name in ("one", "two"))
     for name in ("tov", "zero-shot"):
         assert name in report
+    grid = read_grid(tmp_path / "grid.yaml")
+    (tmp_path / "out" / "two").rename(tmp_path / "aside")
+    again, found = run_grid(grid, {"out": str(tmp_path / "out"), "report_only": True, "quiet": True})
+    assert list(found) == ["one"]
+    assert "two" not in again
+    with pytest.raises(RunError, match="no experiment of the grid"):
+        run_grid(grid, {"out": str(tmp_path / "none"), "report_only": True, "quiet": True})
 
 
 # A case whose answer is known

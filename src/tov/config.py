@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tov.errors import ConfigError, did_you_mean
 from tov.yaml_files import LabelMapping, read_label_map
@@ -155,7 +155,7 @@ class PlaceSettings(Settings):
 
     def shown(self) -> dict[str, Any]:
         """The settings that `config.yaml` holds: all but how this call behaves."""
-        return self.model_dump(mode="json", exclude={"force", "json_output", "quiet"})
+        return self.model_dump(mode="json", exclude={"force", "json_output", "quiet", "report_only"})
 
 
 class PathSettings(DataSettings):
@@ -332,6 +332,15 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
     answer_pattern: str = _setting(
         "training", "regular expression; its last match in the reference and in the answer are compared", r"(?s)^.*$"
     )
+    report_only: bool = _setting(
+        "place", "run nothing: the report of the trials that are finished, also while another process runs more", False
+    )
+
+    @model_validator(mode="after")
+    def _keeps_what_it_reports(self) -> CompareConfig:
+        if self.report_only and self.force:
+            raise ValueError("--report-only needs the trials that --force would delete: leave one of them out")
+        return self
 
     @field_validator("sizes")
     @classmethod

@@ -130,10 +130,7 @@ def start_run(
             shutil.rmtree(folder)
             return start_run(folder, command=command, identity=identity, settings=settings)
         if changed:
-            raise RunError(
-                f"{folder} holds another run; it differs in\n" + "\n".join(f"    {line}" for line in changed),
-                fix="choose another --out; --force overwrites; to choose anew from its scores, use select --from",
-            )
+            raise _another_run(folder, changed)
         sweep_temporaries(folder)
         if not run.finished:
             run.event("resumed")
@@ -154,6 +151,28 @@ def start_run(
     )
     run.event("started", command=command)
     return run
+
+
+def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run:
+    """The run in `folder`, which another process may be working on: nothing is written or swept.
+
+    Raises:
+        RunError: the folder holds none, or another (with the differences).
+    """
+    if not (folder / "manifest.json").exists():
+        raise RunError(f"{folder} holds no run (no manifest.json)", fix=f"name the --out of an earlier tov {command}")
+    run = Run(folder, read_json(folder / "manifest.json"))
+    changed = differences(run.manifest.get("identity", {}), {"command": command, **identity})
+    if changed:
+        raise _another_run(folder, changed)
+    return run
+
+
+def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
+    return RunError(
+        f"{folder} holds another run; it differs in\n" + "\n".join(f"    {line}" for line in changed),
+        fix="choose another --out; --force overwrites; to choose anew from its scores, use select --from",
+    )
 
 
 def open_run(folder: Path | str) -> Run:

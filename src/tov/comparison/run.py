@@ -25,7 +25,7 @@ from tov.inputs import Inputs, list_inputs, name_inputs
 from tov.methods import METHODS, find_method
 from tov.metrics import NAMES
 from tov.path.store import open_path
-from tov.run import Run, differences, open_run, run_folder, start_run
+from tov.run import Run, differences, open_run, run_folder, start_run, watch_run
 from tov.tables.work import NAMED
 
 
@@ -148,27 +148,36 @@ def run_compare(
     identity = _identity(config, data)
     folder = run_folder(config.out, identity)
     reads = [path for read in (data.pool, data.target, data.test) if read for path in files_of(read[0])]
-    run = start_run(
-        folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
-    )
-    _check_rules(run, config)
+    if config.report_only:
+        run = watch_run(folder, command="compare", identity=identity)
+    else:
+        run = start_run(
+            folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
+        )
+    rules = _check_rules(run, config)
+    if not config.report_only:
+        run.note(rules=rules)
     records, notes = run_trials(run, data, config)
     metric = NAMES[config.task or "instruction"] if config.task != "instruction" or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
     results["notes"] = [*notes, *results["notes"]]
-    run.note(asked={"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds})
     write_json(folder / "results.json", results)
     write_text(folder / "report.md", compare_report.comparison_markdown(results, _about(config, run.manifest, data)))
     from tov import pictures  # matplotlib takes half a second to import
 
     pictures.gain_picture(results, folder / "gain.svg")
     pictures.curve_picture(results, folder / "loss.svg")
-    run.finish()
+    if not config.report_only:
+        run.note(asked={"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds})
+        run.finish()
     return Compared(folder, run.manifest, results)
 
 
-def _check_rules(run: Run, config: CompareConfig) -> None:
+def _check_rules(run: Run, config: CompareConfig) -> dict[str, Any]:
     """Trials of an arm are comparable only under one rule, which its own options, --rule and --bins decide.
+
+    Returns:
+        The rules of all arms trained so far or asked for now.
 
     Raises:
         RunError: an earlier call had other ones.
@@ -183,7 +192,7 @@ def _check_rules(run: Run, config: CompareConfig) -> None:
             f"{run.folder} has trials of other rules: {', '.join(changed)}",
             fix="give --rule and --bins as before, name the rule in the arm (dsir/score-only), or choose another --out",
         )
-    run.note(rules={**was, **now})
+    return {**was, **now}
 
 
 def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -206,10 +215,15 @@ def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     for config in configs.values():
         check_settings(config.for_task(config.task or "instruction"))
     for name, config in configs.items():
+        if config.report_only and not (out / name / "manifest.json").exists():
+            print(f"{name}: nothing has been run yet", file=sys.stderr)
+            continue
         if not config.quiet:
             print(f"== {name}", file=sys.stderr)
         run_compare(config)
     found = {path.parent.name: read_json(path) for path in sorted(out.glob("*/results.json"))}
+    if not found:
+        raise RunError(f"{out} holds no experiment of the grid", fix="give the command without --report-only")
     report = compare_report.grid_markdown(found)
     write_text(out / "report.md", report)
     write_json(out / "results.json", found)

@@ -143,13 +143,14 @@ def plan_trials(arms: Sequence[Arm], config: CompareConfig, seed: int, usable: i
 
 
 def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[str, Any]], list[str]]:
-    """Runs what has not been run yet.
+    """Runs what has not been run yet; under `report_only` nothing.
 
     Returns:
         The record of every trial asked for, finished or failed, the last of each key; and what a reader must be told.
     """
     file, arms = run.folder / "trials.jsonl", arms_of(config)
-    repair_trials(file)
+    if not config.report_only:
+        repair_trials(file)
     records = {key_of(record): record for record in read_trials(file)}
     others = {arm for arm, _, _ in records} - {arm.name for arm in arms}
     benches = [make_bench(data, config, seed) for seed in range(config.seed, config.seed + config.seeds)]
@@ -161,12 +162,14 @@ def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[s
         trials = list(plan_trials(arms, config, bench.config.seed, int(bench.split.rows.usable.sum())))
         wanted += [trial.key for trial in trials]
         todo = [trial for trial in trials if not _settled(records.get(trial.key, {}), config)]
-        for record in _seed_trials(run, bench, todo) if todo else ():
+        for record in _seed_trials(run, bench, todo) if todo and not config.report_only else ():
             append_json_line(file, record)
             records[key_of(record)] = record
             _tell(record, config)
         bench.opened.clear()
-    asked = [records[key] for key in wanted]
+    asked = [records[key] for key in wanted if key in records]
+    if len(asked) < len(wanted):
+        notes.append(_not_run([key for key in wanted if key not in records], len(wanted)))
     shown = [record for record in asked if record["status"] != LEFT_OUT]
     notes += _kinds_of(
         f"seed {one['seed']}: the random curve is without its point at n = {one['n']:,}: {one['error']}"
@@ -176,6 +179,12 @@ def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[s
     lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
     notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
     return shown, notes + _kinds_of(note for record in shown for note in record["notes"])
+
+
+def _not_run(missing: Sequence[tuple[str, int, int]], total: int) -> str:
+    counts = Counter(arm for arm, _, _ in missing)
+    arms = ", ".join(f"{count} of {arm}" for arm, count in counts.items())
+    return f"{len(missing)} of {total} trials have not been run: {arms}"
 
 
 def _settled(record: dict[str, Any], config: CompareConfig) -> bool:
