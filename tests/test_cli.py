@@ -20,7 +20,7 @@ import yaml
 import tov
 from tiny import make_rows, tiny_model_folder, write_jsonl
 from tov.cli import main, spread
-from tov.config import TASK_DEFAULTS, FitConfig, ReselectConfig, ScoreConfig, SelectConfig
+from tov.config import TASK_DEFAULTS, FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic", "numpy", "peft", "pyarrow", "rich")
 SMALL = {
@@ -121,7 +121,7 @@ def test_help_of_a_verb_imports_no_model_library() -> None:
 def test_python_m_tov_lists_the_verbs() -> None:
     done = subprocess.run([sys.executable, "-m", "tov", "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert all(verb in done.stdout for verb in ("demo", "select", "score", "fit"))
+    assert all(verb in done.stdout for verb in ("demo", "select", "plan", "score", "fit"))
 
 
 def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -131,7 +131,13 @@ def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize(
     ("verb", "record"),
-    [("select", SelectConfig), ("select", ReselectConfig), ("score", ScoreConfig), ("fit", FitConfig)],
+    [
+        ("plan", PlanConfig),
+        ("select", SelectConfig),
+        ("select", ReselectConfig),
+        ("score", ScoreConfig),
+        ("fit", FitConfig),
+    ],
 )
 def test_every_setting_has_a_flag_and_its_help(verb: str, record: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shown = help_of(verb, capsys)
@@ -546,8 +552,8 @@ def test_fit_then_score_equals_select(place: Path, tmp_path: Path, capsys: pytes
 
 def test_dir_lists_the_front_door_and_no_more() -> None:
     assert dir(tov) == [
-        "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Result", "RunError", "StorageError",
-        "TovError", "Trained", "__version__", "compare", "fit", "reselect", "score", "select", "train",
+        "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Plan", "Result", "RunError",
+        "StorageError", "TovError", "Trained", "__version__", "compare", "fit", "plan", "reselect", "score", "select", "train",
     ]  # fmt: skip
     assert all(getattr(tov, name) is not None for name in dir(tov))
     with pytest.raises(AttributeError, match="selekt"):

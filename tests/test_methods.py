@@ -34,6 +34,7 @@ ARMS = {
     "target-path": "target-path/epochs=2",
 }  # fmt: skip
 RIVALS = list(ARMS)
+PLAIN: dict[str, Any] = {"max_length": 64, "device": "cpu", "dtype": "fp32"}
 
 
 def inputs(task: str = "instruction") -> dict[str, Any]:
@@ -49,15 +50,7 @@ def inputs(task: str = "instruction") -> dict[str, Any]:
 
 
 def select(folder: Path, model: Path, method: str, task: str = "instruction", **changed: Any) -> Any:
-    given = {
-        **inputs(task),
-        "n": 8,
-        "max_length": 64,
-        "shard_rows": 16,
-        "device": "cpu",
-        "dtype": "fp32",
-        "quiet": True,
-    }
+    given = {**inputs(task), **PLAIN, "n": 8, "shard_rows": 16, "quiet": True}
     return tov.select(model=str(model), method=method, out=folder, **{**given, **changed})
 
 

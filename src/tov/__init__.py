@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tov.comparison.run import Compared, compare
     from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError, StorageError, TovError
     from tov.final import Trained, train
+    from tov.planning import Plan, plan
 
 __version__ = "0.1.0"
 
@@ -24,13 +25,14 @@ _HOME = {
     **dict.fromkeys(("select", "reselect", "score", "fit", "Picked", "Result"), "tov.api"),
     **dict.fromkeys(("compare", "Compared"), "tov.comparison.run"),
     **dict.fromkeys(("train", "Trained"), "tov.final"),
+    **dict.fromkeys(("plan", "Plan"), "tov.planning"),
     **dict.fromkeys(
         ("TovError", "ConfigError", "DataError", "ModelError", "NumericError", "RunError", "StorageError"), "tov.errors"
     ),
 }
 __all__ = [
-    "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Result", "RunError", "StorageError",
-    "TovError", "Trained", "compare", "fit", "reselect", "score", "select", "train",
+    "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Plan", "Result", "RunError",
+    "StorageError", "TovError", "Trained", "compare", "fit", "plan", "reselect", "score", "select", "train",
 ]  # fmt: skip
 
 

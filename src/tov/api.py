@@ -149,14 +149,11 @@ def run_select(
     """`select` from a record of settings; inputs in memory are passed beside it."""
     config, arm = select_settings(config)
     pools, targets = pools or config.pool, targets or config.target
-    config, target, rows, labels = _read(config, pools, targets)
+    config, target, rows, labels = read_inputs(config, pools, targets)
     output.check_columns(rows.pool)
     check_n(config.n, rows)
     check_caps(config, rows, config.n)
-    identity = {
-        "settings": _of_method(_identity_settings(config, "path", "scan", "selection"), arm),
-        "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
-    }  # fmt: skip
+    identity = select_identity(config, arm, rows, target)
     run = start_run(
         run_folder(config.out, identity), command="select", identity=identity, force=config.force,
         settings={name: value for name, value in config.shown().items() if name not in inert(arm.method)},
@@ -181,7 +178,16 @@ def run_select(
     return _choose_and_write(run, rows.pool, read_scores(run.scores, len(rows.pool)), arm, config, config.seed)
 
 
-def _read(
+def select_identity(config: SelectConfig, arm: Arm, rows: Rows, target: tuple[Pool, Index]) -> dict[str, Any]:
+    """What the files of a selection depend on."""
+    return {
+        "settings": _of_method(_identity_settings(config, "path", "scan", "selection"), arm),
+        "pool": _pool_identity(rows),
+        "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},
+    }
+
+
+def read_inputs(
     config: P, pools: Sequence[Input], targets: Sequence[Input]
 ) -> tuple[P, tuple[Pool, Index], Rows, tuple[str, ...]]:
     """The settings with the target's task and its defaults; target, pool and labels."""
@@ -320,7 +326,7 @@ def fit(model: str, target: Inputs, *, base: Inputs, out: str | Path | None = No
 def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Result:
     """`fit` from a record of settings."""
     pools, targets = pools or config.pool, targets or config.target
-    config, target, rows, labels = _read(config, pools, targets)
+    config, target, rows, labels = read_inputs(config, pools, targets)
     identity = {
         "settings": _identity_settings(config, "path"),
         "pool": _pool_identity(rows), "target": {"rows": len(target[0]), "fingerprint": target[1].fingerprint},

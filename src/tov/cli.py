@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 VERBS = {
     "demo": "Pick rows from a small real pool with a small real model, offline. Start here.",
     "select": "Pick the rows of a pool that help a target most; writes a training file.",
+    "plan": "Check model, data and settings of a select, and tell what it will take; runs nothing.",
     "score": "Score a new pool with the stored path of an earlier run.",
     "fit": "Fit and store a path without scanning a pool.",
     "train": "Train the final model on a run's chosen rows, and test it.",
@@ -106,14 +107,14 @@ def tov() -> None:
 
 
 def _command(verb: str) -> click.Command:
-    from tov.config import CompareConfig, FitConfig, ReselectConfig, ScoreConfig, SelectConfig, TrainConfig
+    from tov.config import CompareConfig, FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig, TrainConfig
 
     records: dict[str, tuple[type[Settings], ...]] = {
         "select": (SelectConfig, ReselectConfig), "score": (ScoreConfig,), "fit": (FitConfig,), "train": (TrainConfig,),
-        "compare": (CompareConfig,), "demo": (),
+        "compare": (CompareConfig,), "demo": (), "plan": (PlanConfig,),
     }  # fmt: skip
     runners: dict[str, Callable[..., None]] = {
-        "select": _select, "score": _score, "fit": _fit, "train": _train, "compare": _compare, "demo": _demo,
+        "select": _select, "score": _score, "fit": _fit, "train": _train, "compare": _compare, "demo": _demo, "plan": _plan,
     }  # fmt: skip
     if verb == "demo":
         return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
@@ -229,6 +230,16 @@ def _select(config: str | None, **flags: Any) -> None:
 
     result = api.run_reselect(record) if "from_run" in settings else api.run_select(record)
     _tell(result, record)
+
+
+def _plan(config: str | None, **flags: Any) -> None:
+    from tov.config import PlanConfig, build
+
+    record = build(PlanConfig, _gather(config, flags))
+    from tov import planning
+
+    planned = planning.run_plan(record)
+    print(json.dumps(planned.facts, ensure_ascii=False) if record.json_output else planned)
 
 
 def _score(config: str | None, **flags: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tov.progress import duration
+from tov.progress import duration, file_size
 from tov.report import table
 
 NONE = "-"
@@ -161,13 +161,7 @@ def _time(seconds: float | None) -> str:
 
 
 def _bytes(count: float | None) -> str:
-    if count is None:
-        return NONE
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} GB"
+    return NONE if count is None else file_size(count)
 
 
 def _composition(arms: list[dict[str, Any]]) -> str:

@@ -274,6 +274,14 @@ class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings)
     method: str = _setting("scan", METHOD, "tov")
 
 
+class PlanConfig(SelectConfig):
+    """Settings of `tov plan`: those of `tov select`, of which nothing is run."""
+
+    n: int | None = _setting("selection", "rows to choose, to be checked", None, ge=1)  # type: ignore[assignment]
+    out: str = _setting("place", "the run folder meant; whether it is free is checked", "auto", min_length=1)
+    methods: tuple[str, ...] = _setting("scan", "several methods side by side, in place of --method", ())
+
+
 class ReselectConfig(SelectionSettings, PlaceSettings):
     """Settings of `tov select --from`."""
 

@@ -72,6 +72,15 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
+def file_size(count: float) -> str:
+    """`98 B`, `3.21 MB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
 @contextmanager
 def track(label: str, total: int, *, quiet: bool = False, every: float = 10.0) -> Iterator[Progress]:
     """A progress report to standard error for the length of a `with` block."""

@@ -59,6 +59,8 @@ class Method:
         ranking: (N,) numbers from a score table, larger is better, NaN for none; a column's name stands for the column.
         candidates: `module:name` of a function, or a function, from (run folder, score table) to `Best`: what the rule
             round-robin goes by; None where a row has but one score.
+        ahead: `module:name` of a function, or a function, from `tov.tables.ahead.Facts` to the stages of a run, for `tov plan`;
+            None where it cannot say.
         settings: its own options; None where it has none (those of the path's methods are settings of the run).
         options: settings of the run that change it.
         rule: its default rule.
@@ -77,6 +79,7 @@ class Method:
     function: str | Callable[[Any], None] = ""
     ranking: Ranking | str | None = None
     candidates: str | Callable[[Path, pa.Table], Best] | None = None
+    ahead: str | Callable[[Any], Any] | None = None
     settings: type[Settings] | None = None
     options: tuple[str, ...] = ()
     rule: Rule = "score-only"
@@ -114,14 +117,17 @@ def imported(named: str | Callable[..., Any], what: str) -> Callable[..., Any]:
 
 
 _PATH_PASSES, _SOURCE = "2 a scoring epoch, forward", "Jain, Montanari, Sasoglu 2025, arXiv 2510.00386"
-_END: dict[str, Any] = {"needs": "path", "passes": _PATH_PASSES, "function": PATH, "rule": "score+random", "bins": 10}
+_END: dict[str, Any] = {
+    "needs": "path", "passes": _PATH_PASSES, "function": PATH, "ahead": "tov.tables.path:ahead", "rule": "score+random",
+    "bins": 10,
+}  # fmt: skip
 _GRADIENTS: dict[str, Any] = {
     "needs": "gradients", "passes": "1 a checkpoint (4), forward and backward",
-    "stored": "0; 12 bytes a trained parameter and checkpoint once",
+    "stored": "0; 12 bytes a trained parameter and checkpoint once", "ahead": "tov.tables.gradients:ahead",
 }  # fmt: skip
 _EMBEDDED: dict[str, Any] = {
     "needs": "embeddings", "passes": "1, forward", "stored": "2 bytes x the model's width (SmolLM2-135M: 1,152)",
-    "candidates": "tov.tables.embeddings:candidates",
+    "candidates": "tov.tables.embeddings:candidates", "ahead": "tov.tables.embeddings:ahead",
 }  # fmt: skip
 BUILT_IN: tuple[Method, ...] = (
     Method(
@@ -148,8 +154,8 @@ BUILT_IN: tuple[Method, ...] = (
     ),
     Method(
         "dsir", "rows whose words and word pairs are likelier in the target than in the pool", needs="text",
-        passes="2, of text", function="tov.tables.text:dsir", ranking="score_dsir", settings=DsirSettings, rule="sample",
-        unit="nats (log importance weight)", source="Xie et al. 2023, arXiv 2302.03169",
+        passes="2, of text", function="tov.tables.text:dsir", ahead="tov.tables.text:ahead", ranking="score_dsir",
+        settings=DsirSettings, rule="sample", unit="nats (log importance weight)", source="Xie et al. 2023, arXiv 2302.03169",
         differs="short rows are kept (min_tokens=100 is the authors'); pool counts are of the whole usable pool; bigrams are "
         "hashed otherwise (hashing=sha256 is the authors')",
     ),
@@ -168,8 +174,9 @@ BUILT_IN: tuple[Method, ...] = (
     ),
     Method(
         "target-path", "rows whose log-loss falls, in proportion, along a short training on the target alone", needs="forward",
-        passes="2, forward", function="tov.tables.target_path:fill", ranking="score_target_path",
-        settings=TargetPathSettings, unit="share of the log-loss", source="target path (TACS), arXiv 2605.09404",
+        passes="2, forward", function="tov.tables.target_path:fill", ahead="tov.tables.target_path:ahead",
+        ranking="score_target_path", settings=TargetPathSettings, unit="share of the log-loss",
+        source="target path (TACS), arXiv 2605.09404",
         differs="depth by a rule of ours, rate constant: the authors' choice of depth is not in the texts that we follow",
     ),
     Method(

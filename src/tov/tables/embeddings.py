@@ -29,6 +29,7 @@ from tov.methods.table import Best
 from tov.progress import Progress
 from tov.scan.stream import Shard, Stream, read_shard
 from tov.stages import Opened
+from tov.tables.ahead import Facts, Stage
 from tov.tables.text import text_of
 from tov.tables.work import Work, tokens_of
 from tov.text.encode import Encoded, Encoder
@@ -177,3 +178,11 @@ def _write(work: Work, source: Source, name: str, scores: np.ndarray) -> None:
 
     key = [work.target[1].fingerprint, source.key]
     work.fill(work.stream(source.encode, key, source.opened), score, opened=source.opened)
+
+
+def ahead(facts: Facts) -> list[Stage]:
+    """One pass over pool and target; a sentence encoder's tokens are not the model's, and its width is not known."""
+    if facts.options.encoder:
+        return [Stage(PART, kept=None), Stage("scan", kept=facts.table(1))]
+    kept = 2 * facts.width * (facts.rows + facts.target_rows)
+    return [Stage(PART, facts.tokens + facts.target_tokens, 0, kept), Stage("scan", kept=facts.table(1))]

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tov.baselines.checkpoints import load_checkpoints, save_checkpoints
 from tov.baselines.features import Checkpoint
-from tov.baselines.less import less_targets, subtask_scores, warm_up
+from tov.baselines.less import less_targets, linear_rates, subtask_scores, warm_up
 from tov.baselines.projection import Projection
 from tov.baselines.round_robin import top_candidates
 from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
@@ -25,6 +25,7 @@ from tov.progress import Progress
 from tov.scan.stream import Shard
 from tov.seeds import derive, generator
 from tov.stages import Opened, draw_rows
+from tov.tables.ahead import Facts, Stage
 from tov.tables.work import Tokens, Work, tokens_of
 
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
@@ -119,11 +120,9 @@ def _projection(work: Work) -> Projection | None:
 
 def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
     """The model, and the checkpoints of its warm-up on rows drawn from the pool."""
-    new_head = work.settings.task != "instruction"
-    auto = {name: value for name, value in BY_HEAD[new_head].items() if getattr(work.options, name) is None}
-    options, usable = work.options.model_copy(update=auto), int(work.rows.usable.sum())
+    usable = int(work.rows.usable.sum())
+    options, size = _warm_up_for(work.settings.task, work.options, usable)
     opened = work.open(**{name: getattr(options, name) for name in LORA})
-    size = min(usable, max(options.batch_size, math.ceil(options.warm_up_share * usable)))
 
     def make(folder: Path, progress: Progress) -> None:
         _, rows = draw_rows(work.rows, size, generator(work.settings.seed, "warm-up"), opened)
@@ -149,6 +148,27 @@ def _warmed_up(work: Work) -> tuple[Opened, list[Checkpoint]]:
             f"{len(found) - len(kept)} of {len(found)} checkpoints have rate 0 and were left out: they add nothing"
         )
     return opened, kept
+
+
+def _warm_up_for(task: str, options: Any, usable: int) -> tuple[Any, int]:
+    """The options with the task's own where none were given, and the rows of the warm-up set."""
+    auto = {name: value for name, value in BY_HEAD[task != "instruction"].items() if getattr(options, name) is None}
+    options = options.model_copy(update=auto)
+    return options, min(usable, max(options.batch_size, math.ceil(options.warm_up_share * usable)))
+
+
+def ahead(facts: Facts) -> list[Stage]:
+    """The warm-up, then target and pool forward and backward at each checkpoint that has a rate. Of LESS, for one sub-task."""
+    options, size = _warm_up_for(facts.settings.task, facts.options, facts.usable)
+    rates = linear_rates(options.learning_rate, epochs=options.epochs, steps=math.ceil(size / options.batch_size))
+    checkpoints, warm = int((rates.mean(1) > 0).sum()), options.epochs * facts.drawn(size)
+    trained = facts.trained(**{name: getattr(options, name) for name in LORA})
+    target, pool = checkpoints * facts.target_tokens, checkpoints * facts.tokens
+    return [
+        Stage("warm-up", warm, warm, options.epochs * 12 * trained),
+        Stage("target", target, target),
+        Stage("scan", pool, pool, facts.table(1)),
+    ]
 
 
 def _one_subtask() -> ConfigError:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tov.path.fit import base_size_for, schedule_for
+from tov.path.variants import VARIANTS
+from tov.scan.shards import MEASURES
 from tov.stages import SCAN_SETTINGS, fit_stage, scan_stage
+from tov.tables.ahead import Facts, Stage
 from tov.tables.work import Work
 
 
@@ -16,3 +20,17 @@ def fill(work: Work) -> None:
     scan_stage(work.run, work.rows, stored, opened, quiet=work.quiet, **scan)
     trained = sum(entry["tokens"] for entry in stored.manifest["log"])
     work.run.note(spent={**work.run.manifest.get("spent", {}), "fit": [trained, trained]})
+
+
+def ahead(facts: Facts) -> list[Stage]:
+    """The steps of the variant on base set and target, then two passes over the pool an epoch."""
+    schedule = schedule_for(facts.settings, base_size_for(facts.settings, facts.usable))
+    epochs, base = schedule.epochs, facts.drawn(schedule.base_size)
+    trained = sum(
+        base if step.data == "base" else facts.target_tokens for step in VARIANTS[facts.settings.variant](epochs)
+    )
+    columns = len(MEASURES) * (epochs + 1)
+    return [
+        Stage("fit", trained, trained, 2 * epochs * 4 * facts.trained()),
+        Stage("scan", 2 * epochs * facts.tokens, 0, facts.table(columns)),
+    ]

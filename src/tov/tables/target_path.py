@@ -8,6 +8,7 @@ from tov.baselines.target_path import LEARNING_RATE, depth_for, endpoint_drop, f
 from tov.model.adapters import load, save
 from tov.progress import Progress
 from tov.seeds import derive
+from tov.tables.ahead import Facts, Stage
 from tov.tables.gradients import LORA
 from tov.tables.work import Work
 
@@ -47,3 +48,10 @@ def fill(work: Work) -> None:
         stream, lambda shard: endpoint_drop(opened.adapted, states, shard.encoded, batch_tokens=batch_tokens),
         opened=opened, passes=(2, 0),
     )  # fmt: skip
+
+
+def ahead(facts: Facts) -> list[Stage]:
+    """A training on the target, then two passes over the pool."""
+    tokens = (facts.options.epochs or depth_for(facts.target_rows)) * facts.target_tokens
+    trained = facts.trained(**{name: getattr(facts.options, name) for name in LORA})
+    return [Stage("fit", tokens, tokens, 2 * 4 * trained), Stage("scan", 2 * facts.tokens, 0, facts.table(3))]

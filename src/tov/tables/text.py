@@ -16,6 +16,7 @@ from tov.files import atomic
 from tov.progress import Progress
 from tov.scan.stream import Shard, read_rows, shards
 from tov.stages import usable_rows
+from tov.tables.ahead import Facts, Stage
 from tov.tables.work import Work
 from tov.text.encode import Encoder
 
@@ -61,3 +62,8 @@ def _tokenizer(name: str, encode: Encoder) -> Callable[[str], Sequence[str]]:
     of: dict[str, Any] = {"wordpunct": wordpunct, "whitespace": str.split, "model": encode.tokenizer.tokenize}
     tokenize: Callable[[str], Sequence[str]] = of[name]
     return tokenize
+
+
+def ahead(facts: Facts) -> list[Stage]:
+    """Two readings of the pool's text; no token passes a model."""
+    return [Stage("count", kept=8 * facts.options.buckets), Stage("scan", kept=facts.table(1))]

@@ -1,0 +1,229 @@
+"""`tov plan`: reads pool, target and model, checks rows, masks and settings, and tells what a selection will take. Trains and
+scans nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tov.api import read_inputs, select_identity
+from tov.config import PlanConfig, SelectConfig, build
+from tov.data.guard import left_out
+from tov.data.sources import Input
+from tov.errors import ConfigError
+from tov.inputs import Inputs, list_inputs, name_inputs
+from tov.methods.arms import Arm, select_settings
+from tov.output import check_columns
+from tov.progress import file_size
+from tov.report import table
+from tov.run import run_folder, watch_run
+from tov.seeds import generator
+from tov.stages import Opened, Rows, check_n, encode_scored, open_model, usable_rows
+from tov.tables.ahead import Facts, Stage, stages_of
+from tov.tables.choice import check_caps
+from tov.tables.work import settled
+from tov.text.encode import IGNORED, Encoded
+
+SAMPLE = 4096
+"""Usable pool rows that are made tokens of, drawn at random where there are more."""
+BACKWARD = 2
+"""Forward passes that a backward pass counts as: it multiplies by the weights and by what they were given."""
+SHOWN = 160
+"""Characters of the example."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a selection will take.
+
+    Attributes:
+        facts: `pool`, `target`, `model`, `example`, `methods`; counts of rows and tokens, bytes.
+    """
+
+    facts: dict[str, Any]
+
+    def __str__(self) -> str:
+        return _text(self.facts)
+
+
+def plan(
+    *,
+    model: str,
+    pool: Inputs,
+    target: Inputs,
+    n: int | None = None,
+    methods: Sequence[str] = ("tov",),
+    **settings: Any,
+) -> Plan:
+    """What `select` would take with each of the methods: tokens that pass the model, bytes that stay; nothing is run.
+
+    The model is loaded and the target and up to 4,096 rows of the pool are made tokens of, so whatever is wrong with the model,
+    the data, their masks or the settings is said now, by the same errors as `select`'s.
+
+    Args:
+        model: Hub id, local folder, .gguf file or alias.
+        pool: rows to choose from, as `select` takes them.
+        target: examples of what is wanted, likewise.
+        n: rows to choose, to be checked.
+        methods: as `tov select --method` takes them.
+        **settings: any other setting of `tov plan --help`, with underscores.
+
+    Raises:
+        TovError: one of its six kinds; the text says what to do.
+    """
+    pools, targets = list_inputs(pool), list_inputs(target)
+    given = {"model": model, "pool": name_inputs(pools), "target": name_inputs(targets), "methods": tuple(methods)}
+    return run_plan(build(PlanConfig, {**given, "n": n, **settings}), pools, targets)
+
+
+def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Plan:
+    """`plan` from a record of settings; inputs in memory are passed beside it."""
+    chosen = [_select(config, method) for method in config.methods or (config.method,)]
+    for _, arm in chosen:
+        if arm.method.takes != "best":
+            raise ConfigError(f"{arm.name} scores nothing: there is nothing to plan", fix="leave it out")
+    first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
+    check_columns(rows.pool)
+    if config.n:
+        check_n(config.n, rows)
+    opened = open_model(first, labels)
+    encoded, drawn = _sample(rows, opened, first.seed)
+    scored = encoded.scored_counts > 0
+    wanted, _ = encode_scored(target[0], opened.encode)
+    usable = int(rows.usable.sum())
+    times = usable / max(len(encoded), 1)
+    tokens = times * int(encoded.lengths[scored].sum())
+    trained, methods = _counter(first, labels, opened), []
+    for settings, arm in chosen:
+        settings = settings.for_task(target[0].task)
+        check_caps(settings, rows, config.n or usable)
+        _check_place(config, settings, arm, rows, target)
+        facts = Facts(
+            settings=settings, options=settled(arm, config.n or usable), rows=len(rows.pool), usable=usable,
+            scored=times * int(scored.sum()), tokens=tokens, target_rows=len(wanted),
+            target_tokens=int(wanted.lengths.sum()), width=opened.loaded.model.config.get_text_config().hidden_size,
+            trained=trained,
+        )  # fmt: skip
+        methods.append(_of_method(arm, stages_of(arm, facts), tokens))
+    sources, counts = np.unique(rows.pool.source_names(np.arange(len(rows.pool))), return_counts=True)
+    return Plan({
+        "pool": {
+            "rows": len(rows.pool), "usable": usable, "left_out": left_out(rows.excluded, rows.index),
+            "sources": dict(zip(sources.tolist(), counts.tolist(), strict=True)), "tokens": round(tokens),
+            "scored_tokens": round(times * int(encoded.scored.sum())), "sampled": drawn,
+            "without_scored_token": round(times * int((~scored).sum())), "cut": round(times * int((encoded.lost > 0).sum())),
+        },
+        "target": {"rows": len(target[0]), "usable": len(wanted), "tokens": int(wanted.lengths.sum())},
+        "model": {
+            "name": first.model, "task": first.task, "device": str(opened.loaded.device), "dtype": opened.loaded.dtype,
+            "parameters": sum(one.numel() for one in opened.adapted.parameters() if not one.requires_grad),
+            "bytes": sum(one.nbytes for one in opened.adapted.parameters() if not one.requires_grad),
+            "trained": trained(), "max_length": opened.encode.max_length,
+        },
+        "example": _example(wanted, opened), "methods": methods,
+    })  # fmt: skip
+
+
+def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Arm]:
+    """The settings of the selection meant."""
+    given = {name: getattr(config, name) for name in config.model_fields_set if name in SelectConfig.model_fields}
+    return select_settings(build(SelectConfig, {**given, "out": config.out, "n": config.n or 1, "method": method}))
+
+
+def _check_place(config: PlanConfig, settings: SelectConfig, arm: Arm, rows: Rows, target: Any) -> None:
+    """Raises RunError if --out holds another run than the one meant."""
+    identity = select_identity(settings, arm, rows, target)
+    folder = run_folder(config.out, identity)
+    if config.n and (folder / "manifest.json").exists():
+        watch_run(folder, command="select", identity=identity)
+
+
+def _sample(rows: Rows, opened: Opened, seed: int) -> tuple[Encoded, int | None]:
+    """Usable rows of the pool as tokens, and how many they are where they are not all."""
+    usable = np.flatnonzero(rows.usable)
+    drawn = len(usable) if len(usable) <= SAMPLE else SAMPLE
+    picked = np.sort(generator(seed, "plan").choice(usable, drawn, replace=False))
+    return opened.encode(usable_rows(rows.pool.at(picked))), drawn if drawn < len(usable) else None
+
+
+def _counter(settings: SelectConfig, labels: tuple[str, ...], opened: Opened) -> Callable[..., int]:
+    """Counts the parameters that are trained under other LoRA settings, by attaching such an adapter; each once."""
+
+    def count(adapted: torch.nn.Module) -> int:
+        return sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+
+    found: dict[tuple[Any, ...], int] = {(): count(opened.adapted)}
+
+    def trained(**changed: Any) -> int:
+        key = tuple(sorted(changed.items()))
+        if key not in found:
+            found[key] = count(open_model(settings.model_copy(update=changed), labels).adapted)
+        return found[key]
+
+    return trained
+
+
+def _of_method(arm: Arm, stages: list[Stage] | None, tokens: float) -> dict[str, Any]:
+    if stages is None:
+        return {"method": arm.name, "stages": None, "forward": None, "backward": None, "passes": None, "bytes": None}
+    forward, backward = sum(stage.forward for stage in stages), sum(stage.backward for stage in stages)
+    kept = [stage.kept for stage in stages]
+    return {
+        "method": arm.name,
+        "stages": {
+            stage.name: {"forward": round(stage.forward), "backward": round(stage.backward)} for stage in stages
+        },
+        "forward": round(forward),
+        "backward": round(backward),
+        "passes": (forward + BACKWARD * backward) / tokens if tokens else None,
+        "bytes": None if None in kept else round(sum(one for one in kept if one is not None)),
+    }
+
+
+def _example(target: Encoded, opened: Opened) -> dict[str, Any]:
+    """What of the target's first row is scored."""
+    ids, labels = target.row(0)
+    scored = labels[labels != IGNORED].tolist()
+    of_task = opened.encode.labels
+    text = " ".join(of_task[label] for label in scored) if of_task else opened.loaded.tokenizer.decode(scored)
+    return {"tokens": len(ids), "scored": len(scored), "text": text}
+
+
+def _text(facts: dict[str, Any]) -> str:
+    pool, target, model, example = (facts[name] for name in ("pool", "target", "model", "example"))
+    sources = ", ".join(f"{name} {count:,}" for name, count in pool["sources"].items())
+    head = {
+        "pool": f"{pool['rows']:,} rows ({sources}), {pool['usable']:,} may be chosen"
+        + (f"; left out: {pool['left_out']}" if pool["left_out"] else ""),
+        "": f"{pool['tokens']:,} tokens in those, {pool['scored_tokens']:,} of them scored; cut at "
+        f"{model['max_length']:,} tokens: {pool['cut']:,} rows; without a scored token: {pool['without_scored_token']:,}"
+        + (f" (estimated from {pool['sampled']:,} rows)" if pool["sampled"] else ""),
+        "target": f"{target['usable']:,} of {target['rows']:,} rows have a scored token, {target['tokens']:,} tokens",
+        "model": f"{model['name']} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
+        f"{file_size(model['bytes'])}; {model['trained']:,} are trained",
+        "scored": f"of the target's first row {example['scored']:,} of {example['tokens']:,} tokens: "
+        f"{_shortened(example['text'])}",
+    }
+    rows = [
+        [
+            method["method"],
+            *(f"{method[name]:,}" if method[name] is not None else "?" for name in ("forward", "backward")),
+            f"{method['passes']:.1f}" if method["passes"] is not None else "?",
+            file_size(method["bytes"]) if method["bytes"] is not None else "?",
+        ]
+        for method in facts["methods"]
+    ]
+    shown = table(["method", "tokens forward", "tokens backward", "passes", "on disk"], rows)
+    lines = [f"{name:8}{text}" for name, text in head.items()]
+    legend = f"passes: over the pool, forward; a backward pass counts as {BACKWARD}. Nothing was run."
+    return "\n".join([*lines, "", shown, "", legend])
+
+
+def _shortened(text: str) -> str:
+    half = SHOWN // 2
+    return repr(text if len(text) <= SHOWN else f"{text[:half]} ... {text[-half:]}")

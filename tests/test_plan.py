@@ -1,0 +1,131 @@
+"""`tov plan`: what it foretells is what a run then spends; it finds the same faults, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tov
+from test_methods import ARMS, PLAIN, inputs, select
+from tiny import make_rows, tiny_encoder_folder
+from tov import planning
+from tov.cli import main
+from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.methods import METHODS, Method
+
+PATHS = {
+    "tov": "tov/epochs=2/base_size=8", "paired": "tov/paired/epochs=2/base_size=8", "uncertainty": "uncertainty/epochs=1",
+    "sgd": "less/lora_rank=2/sgd/batch_size=40/epochs=3",
+}  # fmt: skip
+DRAWN = ("fit", "warm-up")
+"""Stages that train on rows drawn from the pool: their tokens are foretold from the mean row."""
+
+
+def plan(model: Path, methods: list[str], task: str = "instruction", **changed: Any) -> Any:
+    return tov.plan(model=str(model), methods=methods, **{**inputs(task), **PLAIN, **changed})
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder_folder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.mark.parametrize("name", [*ARMS, *PATHS])
+def test_a_plan_is_what_the_run_spends(name: str, tmp_path: Path, tiny_folder: Path) -> None:
+    arm = {**ARMS, **PATHS}[name]
+    [planned] = plan(tiny_folder, [arm], n=8).facts["methods"]
+    run = select(tmp_path / "run", tiny_folder, arm)
+    assert set(planned["stages"]) == set(run.manifest["spent"])
+    for stage, (forward, backward) in run.manifest["spent"].items():
+        foretold = planned["stages"][stage]["forward"], planned["stages"][stage]["backward"]
+        near = pytest.approx((forward, backward), rel=0.15) if stage in DRAWN else (forward, backward)
+        assert foretold == near, stage
+    # Parquet's own head, which no row pays for, is most of so small a table.
+    tables = sum(file.stat().st_size for file in (run.folder / "scores").iterdir())
+    small = run.manifest["cost"]["bytes"] - tables
+    assert planned["bytes"] == pytest.approx(small, rel=0.25, abs=20_000), "adapters, checkpoints and embeddings"
+
+
+def test_a_plan_of_sentences_is_what_the_run_spends(tmp_path: Path, encoder: Path) -> None:
+    arms = {"tov": "tov/epochs=2/base_size=8", "tracin": ARMS["tracin"], "rds": "rds"}
+    found = {one["method"]: one for one in plan(encoder, list(arms.values()), "ner").facts["methods"]}
+    for name, arm in arms.items():
+        spent = select(tmp_path / name, encoder, arm, "ner").manifest["cost"]
+        assert found[arm]["forward"] == pytest.approx(spent["tokens_forward"], rel=0.02), name
+        assert found[arm]["backward"] == pytest.approx(spent["tokens_backward"], rel=0.1), name
+
+
+def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
+    planned = plan(tiny_folder, ["dsir", "tov"], n=5)
+    pool, target, example = (planned.facts[name] for name in ("pool", "target", "example"))
+    assert (pool["rows"], pool["usable"], pool["without_scored_token"]) == (40, 38, 1)
+    assert "1 prompt in target" in pool["left_out"]
+    assert (target["rows"], target["usable"]) == (6, 6)
+    answer = inputs()["target"][0]["completion"]
+    assert answer in example["text"]
+    assert "q2." not in example["text"], "the prompt is not scored"
+    assert planned.facts["model"]["trained"] > 0
+    shown = str(planned)
+    for words in (
+        "40 rows (memory 40), 38 may be chosen",
+        "6 of 6 rows",
+        "| dsir ",
+        "| tov ",
+        "Nothing was run",
+        answer,
+    ):
+        assert words in shown, f"{words} is not in\n{shown}"
+
+
+def test_a_large_pool_is_sampled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"pool": make_rows(400, seed=7), "target": make_rows(6, seed=2)}
+    whole = plan(tiny_folder, ["rds"], **rows).facts
+    monkeypatch.setattr(planning, "SAMPLE", 100)
+    part = plan(tiny_folder, ["rds"], **rows).facts
+    assert (whole["pool"]["sampled"], part["pool"]["sampled"]) == (None, 100)
+    assert part["pool"]["tokens"] != whole["pool"]["tokens"]
+    assert part["pool"]["tokens"] == pytest.approx(whole["pool"]["tokens"], rel=0.05)
+    assert part["methods"][0]["passes"] == pytest.approx(whole["methods"][0]["passes"], rel=0.01)
+
+
+def test_a_method_that_does_not_tell_is_said_to(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "mine", Method("mine", "mine", function=lambda work: None, ranking="score_mine"))
+    planned = plan(tiny_folder, ["mine", "dsir"])
+    assert planned.facts["methods"][0]["forward"] is None
+    [line] = [line for line in str(planned).splitlines() if line.startswith("| mine")]
+    assert line.count("?") == 4
+
+
+def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(DataError, match="39 rows wanted"):
+        plan(tiny_folder, ["tov"], n=39)
+    with pytest.raises(ConfigError, match="scores nothing"):
+        plan(tiny_folder, ["random"])
+    with pytest.raises(ConfigError, match="lora-targets"):
+        plan(tiny_folder, ["less/lora_targets=nothing"])
+    with pytest.raises(ModelError, match="no folder"):
+        plan(tmp_path / "none", ["tov"])
+    run = select(tmp_path / "run", tiny_folder, "dsir")
+    before = sorted(path.stat().st_mtime_ns for path in run.folder.rglob("*"))
+    plan(tiny_folder, ["dsir"], n=8, shard_rows=16, out=str(run.folder))
+    with pytest.raises(RunError, match="another run"):
+        plan(tiny_folder, ["rds"], n=8, shard_rows=16, out=str(run.folder))
+    assert sorted(path.stat().st_mtime_ns for path in run.folder.rglob("*")) == before, "a plan wrote to the run"
+
+
+def test_the_verb_prints_it_and_leaves_nothing(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pool", "target"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inputs()[name]))
+    args = ["plan", "--model", str(tiny_folder), "--pool", "pool.jsonl", "--target", "target.jsonl", "--out", "run"]
+    for more, shown in ((["--methods", "tov", "dsir"], "| dsir"), (["--json"], '"passes"')):
+        with pytest.raises(SystemExit) as ended:
+            main([*args, *more])
+        assert ended.value.code == 0
+        assert shown in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.jsonl", "target.jsonl"]
