@@ -58,7 +58,8 @@ resume and comparison as those in the box.
 
 `work` (`tov.tables.work.Work`) has the pool, the target, the settings, the model on demand, and folders that survive a kill. A
 score is asked for a shard of rows at a time; what is excluded, resumed and written is tov's business. Larger is better; NaN is
-no score. A record of settings (`settings=`, a subclass of `tov.config.Settings`) gives it options of its own: `work.options`.
+no score. `ahead=` names a function from what is known of pool and target (`tov.tables.ahead.Facts`) to the stages of a run, for
+`tov plan`. A record of settings (`settings=`, a subclass of `tov.config.Settings`) gives it options of its own: `work.options`.
 """
 
 
