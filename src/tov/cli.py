@@ -239,7 +239,10 @@ def _plan(config: str | None, **flags: Any) -> None:
     from tov import planning
 
     planned = planning.run_plan(record)
-    print(json.dumps(planned.facts, ensure_ascii=False) if record.json_output else planned)
+    if record.json_output:
+        print(json.dumps(planned.facts, ensure_ascii=False))
+    elif not record.quiet:
+        print(planned)
 
 
 def _score(config: str | None, **flags: Any) -> None:

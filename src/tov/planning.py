@@ -136,10 +136,10 @@ def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Arm]:
 
 
 def _check_place(config: PlanConfig, settings: SelectConfig, arm: Arm, rows: Rows, target: Any) -> None:
-    """Raises RunError if --out holds another run than the one meant."""
+    """Raises RunError if --out holds another run than the one meant, and --force is not given."""
     identity = select_identity(settings, arm, rows, target)
     folder = run_folder(config.out, identity)
-    if config.n and (folder / "manifest.json").exists():
+    if config.n and not config.force and (folder / "manifest.json").exists():
         watch_run(folder, command="select", identity=identity)
 
 
