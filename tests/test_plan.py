@@ -18,7 +18,7 @@ from tov.methods import METHODS, Method
 
 PATHS = {
     "tov": "tov/epochs=2/base_size=8", "paired": "tov/paired/epochs=2/base_size=8", "uncertainty": "uncertainty/epochs=1",
-    "sgd": "less/lora_rank=2/sgd/batch_size=40/epochs=3",
+    "rank": "tov/lora_rank=3/epochs=1/base_size=8", "sgd": "less/lora_rank=2/sgd/batch_size=40/epochs=3",
 }  # fmt: skip
 DRAWN = ("fit", "warm-up")
 """Stages that train on rows drawn from the pool: their tokens are foretold from the mean row."""
@@ -56,6 +56,11 @@ def test_a_plan_of_sentences_is_what_the_run_spends(tmp_path: Path, encoder: Pat
         spent = select(tmp_path / name, encoder, arm, "ner").manifest["cost"]
         assert found[arm]["forward"] == pytest.approx(spent["tokens_forward"], rel=0.02), name
         assert found[arm]["backward"] == pytest.approx(spent["tokens_backward"], rel=0.1), name
+
+
+def test_each_arm_has_adapters_of_its_own_rank(tiny_folder: Path) -> None:
+    small, large = plan(tiny_folder, ["tov/lora_rank=1/epochs=1", "tov/lora_rank=8/epochs=1"]).facts["methods"]
+    assert large["bytes"] > 3 * small["bytes"]
 
 
 def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
@@ -102,6 +107,11 @@ def test_a_method_that_does_not_tell_is_said_to(tiny_folder: Path, monkeypatch: 
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(DataError, match="39 rows wanted"):
         plan(tiny_folder, ["tov"], n=39)
+    with pytest.raises(DataError, match="0 usable rows"):
+        plan(tiny_folder, ["tov"], pool=inputs()["target"])
+    with pytest.raises(DataError, match="cap"):
+        plan(tiny_folder, ["tov"], n=20, source_cap={"memory": 0.1})
+    assert plan(tiny_folder, ["tov"], source_cap={"memory": 0.1}).facts["methods"]
     with pytest.raises(ConfigError, match="scores nothing"):
         plan(tiny_folder, ["random"])
     with pytest.raises(ConfigError, match="lora-targets"):

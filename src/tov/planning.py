@@ -26,7 +26,7 @@ from tov.seeds import generator
 from tov.stages import Opened, Rows, check_n, encode_scored, open_model, usable_rows
 from tov.tables.ahead import Facts, Stage, stages_of
 from tov.tables.choice import check_caps
-from tov.tables.work import settled
+from tov.tables.work import LORA, settled
 from tov.text.encode import IGNORED, Encoded
 
 SAMPLE = 4096
@@ -89,8 +89,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             raise ConfigError(f"{arm.name} scores nothing: there is nothing to plan", fix="leave it out")
     first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
     check_columns(rows.pool)
-    if config.n:
-        check_n(config.n, rows)
+    check_n(config.n or 1, rows)
     opened = open_model(first, labels)
     encoded, drawn = _sample(rows, opened, first.seed)
     scored = encoded.scored_counts > 0
@@ -101,7 +100,8 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     trained, methods = _counter(first, labels, opened), []
     for settings, arm in chosen:
         settings = settings.for_task(target[0].task)
-        check_caps(settings, rows, config.n or usable)
+        if config.n:
+            check_caps(settings, rows, config.n)
         _check_place(config, settings, arm, rows, target)
         facts = Facts(
             settings=settings, options=settled(arm, config.n or usable), rows=len(rows.pool), usable=usable,
@@ -123,7 +123,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "name": first.model, "task": first.task, "device": str(opened.loaded.device), "dtype": opened.loaded.dtype,
             "parameters": sum(one.numel() for one in opened.adapted.parameters() if not one.requires_grad),
             "bytes": sum(one.nbytes for one in opened.adapted.parameters() if not one.requires_grad),
-            "trained": trained(), "max_length": opened.encode.max_length,
+            "trained": trained(first), "max_length": opened.encode.max_length,
         },
         "example": _example(wanted, opened), "methods": methods,
     })  # fmt: skip
@@ -151,18 +151,21 @@ def _sample(rows: Rows, opened: Opened, seed: int) -> tuple[Encoded, int | None]
     return opened.encode(usable_rows(rows.pool.at(picked))), drawn if drawn < len(usable) else None
 
 
-def _counter(settings: SelectConfig, labels: tuple[str, ...], opened: Opened) -> Callable[..., int]:
-    """Counts the parameters that are trained under other LoRA settings, by attaching such an adapter; each once."""
+def _counter(settings: SelectConfig, labels: tuple[str, ...], opened: Opened) -> Callable[[Any], int]:
+    """Counts the parameters that are trained under the LoRA settings of a record, by attaching such an adapter; each once."""
 
     def count(adapted: torch.nn.Module) -> int:
         return sum(one.numel() for one in adapted.parameters() if one.requires_grad)
 
-    found: dict[tuple[Any, ...], int] = {(): count(opened.adapted)}
+    def lora_of(record: Any) -> dict[str, Any]:
+        return {name: getattr(record, name) for name in LORA}
 
-    def trained(**changed: Any) -> int:
-        key = tuple(sorted(changed.items()))
+    found = {tuple(lora_of(settings).values()): count(opened.adapted)}
+
+    def trained(record: Any) -> int:
+        key = tuple(lora_of(record).values())
         if key not in found:
-            found[key] = count(open_model(settings.model_copy(update=changed), labels).adapted)
+            found[key] = count(open_model(settings.model_copy(update=lora_of(record)), labels).adapted)
         return found[key]
 
     return trained

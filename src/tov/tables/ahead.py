@@ -31,7 +31,8 @@ class Facts:
         target_rows: rows of the target that have a scored token.
         target_tokens: of those together.
         width: of the model's hidden states.
-        trained: how many parameters are trained under these LoRA settings, a new head's among them.
+        trained: how many parameters are trained under the LoRA settings of a record (`settings`, or the method's options), a
+            new head's among them.
     """
 
     settings: Any
@@ -43,7 +44,7 @@ class Facts:
     target_rows: int
     target_tokens: int
     width: int
-    trained: Callable[..., int]
+    trained: Callable[[Any], int]
 
     def drawn(self, rows: int) -> float:
         """Tokens of so many scored rows drawn at random."""

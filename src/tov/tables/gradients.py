@@ -26,9 +26,8 @@ from tov.scan.stream import Shard
 from tov.seeds import derive, generator
 from tov.stages import Opened, draw_rows
 from tov.tables.ahead import Facts, Stage
-from tov.tables.work import Tokens, Work, tokens_of
+from tov.tables.work import LORA, Tokens, Work, tokens_of
 
-LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 WARM_UP = (*LORA, "warm_up_share", "epochs", "learning_rate", "batch_size")
 BY_HEAD: dict[bool, dict[str, Any]] = {
     False: {"learning_rate": 2e-5, "batch_size": 128},
@@ -162,10 +161,9 @@ def ahead(facts: Facts) -> list[Stage]:
     options, size = _warm_up_for(facts.settings.task, facts.options, facts.usable)
     rates = linear_rates(options.learning_rate, epochs=options.epochs, steps=math.ceil(size / options.batch_size))
     checkpoints, warm = int((rates.mean(1) > 0).sum()), options.epochs * facts.drawn(size)
-    trained = facts.trained(**{name: getattr(options, name) for name in LORA})
     target, pool = checkpoints * facts.target_tokens, checkpoints * facts.tokens
     return [
-        Stage("warm-up", warm, warm, options.epochs * 12 * trained),
+        Stage("warm-up", warm, warm, options.epochs * 12 * facts.trained(options)),
         Stage("target", target, target),
         Stage("scan", pool, pool, facts.table(1)),
     ]

@@ -31,6 +31,6 @@ def ahead(facts: Facts) -> list[Stage]:
     )
     columns = len(MEASURES) * (epochs + 1)
     return [
-        Stage("fit", trained, trained, 2 * epochs * 4 * facts.trained()),
+        Stage("fit", trained, trained, 2 * epochs * 4 * facts.trained(facts.settings)),
         Stage("scan", 2 * epochs * facts.tokens, 0, facts.table(columns)),
     ]

@@ -9,8 +9,7 @@ from tov.model.adapters import load, save
 from tov.progress import Progress
 from tov.seeds import derive
 from tov.tables.ahead import Facts, Stage
-from tov.tables.gradients import LORA
-from tov.tables.work import Work
+from tov.tables.work import LORA, Work
 
 FIRST, LAST = "first", "last"
 
@@ -53,5 +52,5 @@ def fill(work: Work) -> None:
 def ahead(facts: Facts) -> list[Stage]:
     """A training on the target, then two passes over the pool."""
     tokens = (facts.options.epochs or depth_for(facts.target_rows)) * facts.target_tokens
-    trained = facts.trained(**{name: getattr(facts.options, name) for name in LORA})
-    return [Stage("fit", tokens, tokens, 2 * 4 * trained), Stage("scan", 2 * facts.tokens, 0, facts.table(3))]
+    kept = 2 * 4 * facts.trained(facts.options)
+    return [Stage("fit", tokens, tokens, kept), Stage("scan", 2 * facts.tokens, 0, facts.table(3))]

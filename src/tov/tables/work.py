@@ -31,8 +31,8 @@ from tov.text.encode import Encoded, Encoder
 
 Tokens = tuple[int, int]
 """Tokens that went forward, and backward, through the model; padding not counted."""
-FINAL_ONLY = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-"""Settings of the run that are the final training's alone for methods off the path."""
+LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+"""Settings of an adapter. Those of the run are the final training's alone where the method is off the path."""
 NAMED = ("pool", "target", "test", "from_run", "method")
 """Settings that say where rows lie; what they are is told by fingerprints. The method is told by its row."""
 
@@ -200,7 +200,7 @@ class Work:
 def effective_settings(settings: Settings) -> dict[str, Any]:
     """The settings of a run on which a score table off the path depends."""
     kept = settings.of_stage("path", "scan")
-    return {name: value for name, value in kept.items() if name not in (*PATH_ONLY, *FINAL_ONLY, *NAMED)}
+    return {name: value for name, value in kept.items() if name not in (*PATH_ONLY, *LORA, *NAMED)}
 
 
 def settled(arm: Arm, most: int) -> Any:
