@@ -336,6 +336,12 @@ def test_few_seeds_are_told(seeds, words):
     assert all(note.startswith(word) for note, word in zip(notes, words, strict=True)), notes
 
 
+def test_an_arm_of_fewer_seeds_is_told_and_takes_none_from_the_others():
+    results = summary(random_trials(3), worth(2), worth(3, arm="less", seeds=1))
+    assert [note for note in told(results, "seed") if note.startswith("as few as 1 seed:")]
+    assert len(record(results)["paired"]) == 3
+
+
 def test_one_seed_gives_means_without_intervals():
     found = record(summary(random_trials(1), worth(2, seeds=1)))
     ends = [found[key][end] for key in ("gain", "loss", "equivalent") for end in ("low", "high")]

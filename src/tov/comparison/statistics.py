@@ -378,8 +378,10 @@ def _notes_on_seeds(tables: list[dict[str, Any]]) -> list[str]:
     counts = sorted({len(record["paired"]) for table in tables for record in table["arms"] if record["paired"]})
     if not counts or counts[0] >= FEW_SEEDS:
         return []
-    if counts[0] == 1:
+    if counts == [1]:
         return ["1 seed: a single draw, and no interval can be had from it"]
+    if counts[0] == 1:
+        return ["as few as 1 seed: intervals are wide and rough, and of one seed there is none"]
     few = f"{counts[0]} seeds" if len(counts) == 1 else f"as few as {counts[0]} seeds"
     return [f"{few}: intervals are wide and rough"]
 
