@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 from scipy.stats import ttest_1samp
 
+from tov import pictures
 from tov.compare_report import comparison_markdown
 from tov.comparison.statistics import data_equivalent, non_increasing, rows_worth, summarize, t_interval
 from tov.errors import ConfigError
@@ -470,6 +471,17 @@ def test_pictures_of_anything_can_be_drawn(draw, name, trials, tmp_path):
     path = draw(summarize(trials, sizes=[100, 200], metric=None), tmp_path / name)
     start = path.read_bytes()[:200]
     assert start.startswith(b"\x89PNG") if name.endswith("png") else b"<?xml" in start
+
+
+def test_a_disaster_does_not_squeeze_the_others_together():
+    def arm(mean, role="arm"):
+        return {"role": role, "gain": {"mean": mean, "low": None if mean < -100 else mean - 5, "high": mean + 5}}
+
+    low, high = pictures._gain_limits([arm(12), arm(8), arm(-20), arm(-400), arm(-1000, "reference")])
+    assert -60 < low < -25
+    assert 17 < high < 60
+    low, _ = pictures._gain_limits([arm(-300), arm(-400), arm(2)])
+    assert low < -400, "where most do harm they are the picture"
 
 
 @pytest.mark.parametrize("draw", PICTURES)

@@ -29,6 +29,8 @@ METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None, "Creator": "tov"},
 DASHES: Any = ((0, (2, 2)), (0, (6, 3)))
 DODGE = 0.5
 """Octaves over which the points of one size are spread, so that their intervals do not hide each other."""
+FLOOR, FLOORS = 50, 5
+"""Losses beyond both, in % and in best gains, are not worth the width that they take from the others."""
 
 
 def gain_picture(results: Mapping[str, Any], path: Path) -> Path:
@@ -100,10 +102,15 @@ def _limits(means: Sequence[float], ends: Sequence[float]) -> tuple[float, float
 
 
 def _gain_limits(arms: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Fitted to the arms that have as many rows; zero-shot and full may lie far outside."""
+    """Fitted to the arms that have as many rows; zero-shot, full and a few that do great harm may lie far outside."""
     gains = [arm["gain"] for arm in arms if arm["role"] != "reference"] or [arm["gain"] for arm in arms]
+    means = [0.0, 0.5, *(gain["mean"] for gain in gains)]
+    floor = -max(FLOOR, FLOORS * max(means))
+    near = [gain for gain in gains if gain["mean"] >= floor]
+    if 2 * len(near) >= len(gains):
+        gains, means = near, [mean for mean in means if mean >= floor]
     ends = [end for gain in gains for end in (gain["low"], gain["high"]) if end is not None]
-    return _limits([0.0, 0.5, *(gain["mean"] for gain in gains)], [0.0, *ends])
+    return _limits(means, [0.0, *ends])
 
 
 def _gain_panel(panel: Axes, n: int, arms: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> None:
