@@ -414,10 +414,14 @@ def test_a_run_goes_on_from_its_last_shard(place: Path, tmp_path: Path) -> None:
     assert not list(run.rglob("*.tmp")), "a killed process' half-written files must be swept"
 
 
+HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tov.cli import main; main()"
+"""`python -m tov` that heeds Ctrl-C, as in a terminal, also where these tests are a shell's background job, which ignores it."""
+
+
 def test_interrupt_gives_130_and_the_run_goes_on(place: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pool.jsonl", make_rows(900, seed=3))
     args = [
-        sys.executable, "-m", "tov", "select", "--model", str(place / "tiny-model"), "--pool", str(tmp_path / "pool.jsonl"),
+        sys.executable, "-c", HEEDING, "select", "--model", str(place / "tiny-model"), "--pool", str(tmp_path / "pool.jsonl"),
         "--target", str(place / "target.jsonl"), "--n", "20", "--out", str(tmp_path / "run"), *FLAGS, "--shard-rows", "3",
     ]  # fmt: skip
     started = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)

@@ -180,7 +180,7 @@ def test_what_a_library_makes_of_an_interrupt_is_no_failed_trial(
             raise RuntimeError("could not determine the shape") from None
         raise AssertionError("the signal raised nothing")
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     note_interrupts()
     try:
         with monkeypatch.context() as patch:
