@@ -415,7 +415,7 @@ def test_a_run_goes_on_from_its_last_shard(place: Path, tmp_path: Path) -> None:
 
 
 HEEDING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from tov.cli import main; main()"
-"""`python -m tov` that heeds Ctrl-C, as in a terminal, also where these tests are a shell's background job, which ignores it."""
+"""`python -m tov` that heeds Ctrl-C as in a terminal, also where these tests are a shell's background job, which ignores it."""
 
 
 def test_interrupt_gives_130_and_the_run_goes_on(place: Path, tmp_path: Path) -> None:
