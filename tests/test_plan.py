@@ -85,6 +85,13 @@ def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
         assert words in shown, f"{words} is not in\n{shown}"
 
 
+def test_settings_of_the_path_do_not_hinder_methods_beside_it(tiny_folder: Path) -> None:
+    both = plan(tiny_folder, ["tov", "dsir"], base_size=8, epochs=1).facts["methods"]
+    assert both[0] == plan(tiny_folder, ["tov"], base_size=8, epochs=1).facts["methods"][0]
+    with pytest.raises(ConfigError, match="base-size has no effect"):
+        plan(tiny_folder, ["dsir"], base_size=8)
+
+
 def test_a_large_pool_is_sampled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"pool": make_rows(400, seed=7), "target": make_rows(6, seed=2)}
     whole = plan(tiny_folder, ["rds"], **rows).facts

@@ -17,7 +17,7 @@ from tov.data.guard import left_out
 from tov.data.sources import Input
 from tov.errors import ConfigError
 from tov.inputs import Inputs, list_inputs, name_inputs
-from tov.methods.arms import Arm, select_settings
+from tov.methods.arms import Arm, inert, parse_arm, select_settings
 from tov.output import check_columns
 from tov.progress import file_size
 from tov.report import table
@@ -130,8 +130,13 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
 
 
 def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Arm]:
-    """The settings of the selection meant."""
-    given = {name: getattr(config, name) for name in config.model_fields_set if name in SelectConfig.model_fields}
+    """The settings of the selection meant; of several methods each has those that take effect with it."""
+    dropped = inert(parse_arm(method).method) if len(config.methods) > 1 else ()
+    given = {
+        name: getattr(config, name)
+        for name in config.model_fields_set
+        if name in SelectConfig.model_fields and name not in dropped
+    }
     return select_settings(build(SelectConfig, {**given, "out": config.out, "n": config.n or 1, "method": method}))
 
 
