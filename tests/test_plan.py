@@ -131,6 +131,7 @@ def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -
     with pytest.raises(RunError, match="another run"):
         plan(tiny_folder, ["rds"], n=8, shard_rows=16, out=str(run.folder))
     plan(tiny_folder, ["rds"], n=8, shard_rows=16, out=str(run.folder), force=True)
+    plan(tiny_folder, ["rds", "dsir"], n=8, shard_rows=16, out=str(run.folder))
     assert sorted(path.stat().st_mtime_ns for path in run.folder.rglob("*")) == before, "a plan wrote to the run"
 
 

@@ -102,7 +102,8 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         settings = settings.for_task(target[0].task)
         if config.n:
             check_caps(settings, rows, config.n)
-        _check_place(config, settings, arm, rows, target)
+        if len(chosen) == 1:  # of several, no folder is meant
+            _check_place(config, settings, arm, rows, target)
         facts = Facts(
             settings=settings, options=settled(arm, config.n or usable), rows=len(rows.pool), usable=usable,
             scored=times * int(scored.sum()), tokens=tokens, target_rows=len(wanted),
