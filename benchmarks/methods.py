@@ -6,7 +6,7 @@
 Each method is `tov select --method METHOD` in a process of its own; repeats are interleaved; medians of the seconds that its
 stages took (imports and the loading of the model, the same for all, are left out). Beside them LESS as it is published
 (less_as_published.py): seconds a row at one checkpoint, measured on --published-rows rows, times four checkpoints, times the
-rows of pool and target; its warm-up is ours.
+rows of pool and target; its warm-up is ours. On the same rows, where the seconds of our LESS go (`parts_of_less`).
 
 A part of the cost does not grow with the pool, and is cut short here by `SMALL`, so each stage is also scaled by what it passes
 through the model (`passes`) to a pool of --scale-rows rows and a target of --scale-target rows under the defaults.
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 import torch
 
 import less_as_published as published
+from tov.baselines.features import Checkpoint, adam_direction, cosines, projected
 from tov.baselines.less import warm_up
 from tov.baselines.projection import Projection
 from tov.baselines.target_path import depth_for
@@ -41,10 +42,13 @@ from tov.config import PathSettings
 from tov.data.pool import open_pool
 from tov.files import read_json
 from tov.model.adapters import attach, parameters
+from tov.model.gradients import Run, batches_of, row_gradients
 from tov.model.load import load_model
 from tov.path.fit import base_size_for, schedule_for
 from tov.run import hardware
-from tov.text.encode import Encoder
+from tov.stages import CPU_BATCH_TOKENS
+from tov.text.batches import Batch
+from tov.text.encode import Encoded, Encoder
 
 MODELS = {"instruction": "smollm2-135m", "ner": "minilm"}
 SOURCES = {
@@ -63,6 +67,7 @@ SMALL = {
 """On a pool of a few hundred rows a warm-up of one batch of 128 and a path of 2,048 rows would outweigh all else: it is two
 batches of 8 (of one, the first checkpoint has rate 0 and no pass)."""
 CHECKPOINTS, WARM_UP_SHARE, MAX_LENGTH = 4, 0.05, 192
+PART_REPEATS = 3
 PUBLISHED = "less as published"
 IMPORTED = (
     "tov.cli", "tov.api", "tov.tables.gradients", "tov.tables.embeddings", "tov.tables.target_path", "tov.tables.text", "peft",
@@ -209,12 +214,47 @@ def serve(args: argparse.Namespace) -> None:
     start = published._add(seconds, "all", start)
     size = published.store(folder / "features.npy", found)
     published._add(seconds, "store", start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(json.dumps({
         "rows": len(encoded), "trained_parameters": sum(one.numel() for one in parameters(adapted).values()),
         "seconds_a_row_and_checkpoint": {name: value / len(encoded) for name, value in seconds.items()},
-        "bytes_a_row": round(CHECKPOINTS * (size - 128) / len(encoded)),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "bytes_a_row": round(CHECKPOINTS * (size - 128) / len(encoded)), "peak_mib": peak,
+        "parts_of_less": parts_of_less(adapted, checkpoint, encoded),
     }))  # fmt: skip
+
+
+def parts_of_less(adapted: Any, checkpoint: Checkpoint, rows: Encoded) -> dict[str, float]:
+    """Seconds a row and checkpoint of our LESS up to each step: medians of interleaved repeats, after one that warms up.
+
+    `gradients`: forward and backward pass with the rows' gradients. `adam`: these, and Adam's directions. `cosines`: `adam`,
+    and cosines with one sub-task, which is all that a score takes. `sjlt`, `rademacher`: `adam`, and a projection to 8,192.
+    """
+    moments = checkpoint.moments or {}
+    batches = batches_of(rows, CPU_BATCH_TOKENS)
+    target = torch.ones(1, sum(one.numel() for one in parameters(adapted).values()))
+
+    def adam(name: str, gradients: torch.Tensor) -> None:
+        adam_direction(gradients, *moments[name])
+
+    steps: dict[str, Callable[[Run, Batch], object]] = {
+        "gradients": lambda run, batch: run(batch, lambda name, gradients: None),
+        "adam": lambda run, batch: run(batch, adam),
+        "cosines": lambda run, batch: cosines(adapted, run, batch, target, moments),
+        "sjlt": lambda run, batch: projected(adapted, run, batch, Projection(8192, kind="sjlt"), moments),
+        "rademacher": lambda run, batch: projected(adapted, run, batch, Projection(8192), moments),
+    }
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    with torch.no_grad(), row_gradients(adapted) as run:
+        for repeat in range(1 + PART_REPEATS):
+            for name, step in steps.items():
+                if name == "rademacher" and repeat > 1:
+                    continue  # so slow that one repeat says it
+                start = time.perf_counter()
+                for batch in batches:
+                    step(run, batch)
+                if repeat:
+                    found[name].append((time.perf_counter() - start) / len(rows))
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def summary(runs: list[dict[str, Any]], args: argparse.Namespace, method: str, rows: int) -> dict[str, Any]:

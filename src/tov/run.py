@@ -159,13 +159,17 @@ def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run
     Raises:
         RunError: the folder holds none, or another (with the differences).
     """
-    if not (folder / "manifest.json").exists():
-        raise RunError(f"{folder} holds no run (no manifest.json)", fix=f"name the --out of an earlier tov {command}")
-    run = Run(folder, read_json(folder / "manifest.json"))
+    run = _run_in(folder, fix=f"name the --out of an earlier tov {command}")
     changed = differences(run.manifest.get("identity", {}), {"command": command, **identity})
     if changed:
         raise _another_run(folder, changed)
     return run
+
+
+def _run_in(folder: Path, *, fix: str) -> Run:
+    if not (folder / "manifest.json").exists():
+        raise RunError(f"{folder} holds no run (no manifest.json)", fix=fix)
+    return Run(folder, read_json(folder / "manifest.json"))
 
 
 def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
@@ -181,12 +185,7 @@ def open_run(folder: Path | str) -> Run:
     Raises:
         RunError: the folder holds none.
     """
-    folder = Path(folder)
-    if not (folder / "manifest.json").exists():
-        raise RunError(
-            f"{folder} holds no run (no manifest.json)", fix="name the --out of an earlier select, score or fit"
-        )
-    run = Run(folder, read_json(folder / "manifest.json"))
+    run = _run_in(Path(folder), fix="name the --out of an earlier select, score or fit")
     if run.manifest.get("identity", {}).get("command") == "compare":
         raise RunError(f"{folder} is (a part of) a comparison", fix="name the --out of a tov select, score or fit")
     return run
