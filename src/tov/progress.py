@@ -1,65 +1,83 @@
-"""Progress on a terminal as a bar, elsewhere as plain lines; both with rate and time left. Speaks rows and tokens."""
+"""Progress on a terminal as a bar, elsewhere as plain lines; both with rate and time left. Speaks rows and tokens.
+
+What is reported are rows that are done and kept. A shard may take half an hour, so what walks through a part of the rows
+(`each`) is heard too, wherever it is called from.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from contextvars import ContextVar
+from typing import Protocol, TextIO, TypeVar
+
+T = TypeVar("T")
+EVERY = 10.0
+"""Seconds between two plain lines."""
+_heard: ContextVar[Callable[[float], None]] = ContextVar("heard", default=lambda share: None)
 
 
 class Progress(Protocol):
     """What a long loop reports to."""
 
-    def advance(self, rows: int, tokens: int = 0) -> None:
-        """`rows` more are done; `tokens` went through the model for them."""
+    def advance(self, rows: int, tokens: int = 0, *, found: bool = False) -> None:
+        """`rows` more are done; `tokens` went through the model for them; `found` if an earlier call had left them."""
+
+    def within(self, rows: float) -> None:
+        """So many of the rows that the next `advance` will tell of are as good as done."""
 
 
 class Silent:
     """Reports nothing."""
 
-    def advance(self, rows: int, tokens: int = 0) -> None:
+    def advance(self, rows: int, tokens: int = 0, *, found: bool = False) -> None:
+        """Does nothing."""
+
+    def within(self, rows: float) -> None:
         """Does nothing."""
 
 
-class _Lines:
-    """One plain line at most every `every` seconds."""
+class _Report:
+    """Shows a text and the rows behind it."""
 
-    def __init__(self, label: str, total: int, out: TextIO, every: float) -> None:
-        self.label, self.total, self.out, self.every = label, total, out, every
-        self.rows = self.tokens = 0
-        self.start = self.last = time.monotonic()
-
-    def advance(self, rows: int, tokens: int = 0) -> None:
-        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
-        now = time.monotonic()
-        if now - self.last >= self.every:
-            self.last = now
-            print(f"  {describe(self.label, self.rows, self.total, self.tokens, now - self.start)}", file=self.out)
-
-
-class _Bar:
-    """A bar by rich."""
-
-    def __init__(self, update: object, label: str, total: int) -> None:
-        self.update, self.label, self.total = update, label, total
-        self.rows = self.tokens = 0
+    def __init__(self, label: str, total: int, show: Callable[[float, str], None]) -> None:
+        self.label, self.total, self.show = label, total, show
+        self.rows = self.tokens = self.found = 0
         self.start = time.monotonic()
 
-    def advance(self, rows: int, tokens: int = 0) -> None:
+    def advance(self, rows: int, tokens: int = 0, *, found: bool = False) -> None:
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
-        text = describe(self.label, self.rows, self.total, self.tokens, time.monotonic() - self.start)
-        self.update(self.rows, text)  # type: ignore[operator]
+        self.found += rows * found
+        self.within(0)
+
+    def within(self, rows: float) -> None:
+        made, seconds = self.rows - self.found, time.monotonic() - self.start
+        tokens = self.tokens * (made + rows) / made if made else 0.0  # of the part under way nobody has told yet
+        text = describe(self.label, self.rows + rows, self.total, tokens, seconds, found=self.found)
+        self.show(self.rows + rows, text)
 
 
-def describe(label: str, rows: int, total: int, tokens: int, seconds: float) -> str:
-    """`scan: 2,048 / 10,000 rows, 3,120 tokens/s, 1m 20s left`."""
-    seconds = max(seconds, 1e-9)
-    left = (total - rows) * seconds / rows if rows else float("nan")
+def _lines(out: TextIO) -> Callable[[float, str], None]:
+    """One plain line at most every so many seconds."""
+    last = time.monotonic()
+
+    def show(rows: float, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            print(f"  {text}", file=out)
+
+    return show
+
+
+def describe(label: str, rows: float, total: int, tokens: float, seconds: float, *, found: int = 0) -> str:
+    """`scan: 2,048 / 10,000 rows, 3,120 tokens/s, 1m 20s left`; rows that were `found` took no time."""
+    seconds, made = max(seconds, 1e-9), rows - found
     rate = f", {tokens / seconds:,.0f} tokens/s" if tokens else ""
-    eta = f", {duration(left)} left" if rows and rows < total else ""
-    return f"{label}: {rows:,} / {total:,} rows{rate}{eta}"
+    eta = f", {duration((total - rows) * seconds / made)} left" if made and rows < total else ""
+    return f"{label}: {int(rows):,} / {total:,} rows{rate}{eta}"
 
 
 def duration(seconds: float) -> str:
@@ -82,12 +100,12 @@ def file_size(count: float) -> str:
 
 
 @contextmanager
-def track(label: str, total: int, *, quiet: bool = False, every: float = 10.0) -> Iterator[Progress]:
+def track(label: str, total: int, *, quiet: bool = False) -> Iterator[Progress]:
     """A progress report to standard error for the length of a `with` block."""
     if quiet:
         yield Silent()
     elif not sys.stderr.isatty():
-        yield _Lines(label, total, sys.stderr, every)
+        yield _Report(label, total, _lines(sys.stderr))
     else:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
@@ -96,4 +114,28 @@ def track(label: str, total: int, *, quiet: bool = False, every: float = 10.0) -
         bar = RichProgress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
         with bar:
             task = bar.add_task(label, total=total)
-            yield _Bar(lambda rows, text: bar.update(task, completed=rows, description=text), label, total)
+            yield _Report(label, total, lambda rows, text: bar.update(task, completed=rows, description=text))
+
+
+@contextmanager
+def part(progress: Progress, rows: int) -> Iterator[None]:
+    """Within the block what `each` walks through are these rows, of which the next `advance` will tell."""
+    before = _heard.set(lambda share: progress.within(share * rows))
+    try:
+        yield
+    finally:
+        _heard.reset(before)
+
+
+def each(items: Sequence[T], walk: int = 0, walks: int = 1) -> Iterator[T]:
+    """The items one by one; how far they are is heard by the part that they belong to.
+
+    Args:
+        items: of the whole part.
+        walk: which walk over the part this is, from 0.
+        walks: how many there will be.
+    """
+    heard = _heard.get()
+    for done, item in enumerate(items, 1):
+        yield item
+        heard((walk + done / len(items)) / walks)

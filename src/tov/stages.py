@@ -304,7 +304,7 @@ def scan_stage(
     batch_tokens = batch_tokens or auto_batch_tokens(loaded.device)
     job = Job(
         pool=rows.pool, index=rows.index, excluded=rows.excluded, in_base=np.isin(rows.index.content, base),
-        pairs=partial(stored.pairs, amplify), encode=opened.encode,
+        pairs=partial(stored.pairs, amplify), epochs=stored.epochs, encode=opened.encode,
         batch_tokens=batch_tokens, shard_rows=shard_rows,
         fingerprint=digest(
             [stored.fingerprint, rows.index.fingerprint, rows.excluded_fingerprint, batch_tokens, shard_rows, amplify]

@@ -17,6 +17,7 @@ from tov.errors import NumericError
 from tov.model.gradients import batches_of
 from tov.model.joined import scanning
 from tov.model.logloss import filled_mask, is_causal
+from tov.progress import each
 from tov.text.batches import Batch
 from tov.text.encode import Encoded
 
@@ -42,7 +43,7 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int) -> np.ndarray:
     model = adapted.get_base_model()
     found = np.full((len(rows), model.config.get_text_config().hidden_size), np.nan, np.float32)
     with scanning(adapted):
-        for batch in batches_of(rows, batch_tokens):
+        for batch in each(batches_of(rows, batch_tokens)):
             found[batch.rows] = _weighted_mean(_last_hidden(model, batch), batch.lengths).cpu().numpy()
             if not np.isfinite(found[batch.rows]).all():
                 raise NumericError("the embedding of a row is not a finite number, or zero", fix="try --dtype fp32")

@@ -18,6 +18,7 @@ from tov.baselines.projection import Projection, add_projected
 from tov.errors import ModelError
 from tov.model.adapters import State, parameters, write_state
 from tov.model.gradients import Run, batches_of, places, row_gradients
+from tov.progress import each
 from tov.text.batches import Batch
 from tov.text.encode import Encoded
 
@@ -179,7 +180,7 @@ def summed(
     with row_gradients(adapted) as run:
         for k, checkpoint in enumerate(checkpoints):
             write_state(adapted, checkpoint.state)
-            for number, batch in enumerate(batches):
+            for number, batch in enumerate(each(batches, k, len(checkpoints))):
                 sums[number] = sums.get(number, 0.0) + score(k, run, batch).cpu().double().numpy()
     placed = np.full((len(rows), sums[0].shape[1] if sums else 1), np.nan)
     for number, values in sums.items():

@@ -11,7 +11,7 @@ held a checkpoint. It is the cheaper one for a target that is known and has fewe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +25,7 @@ from tov.errors import ConfigError, DataError, ModelError
 from tov.model.adapters import parameters, read_state, write_state
 from tov.model.gradients import Run, batches_of, flat_gradients, row_gradients
 from tov.model.train import make_optimizer, moments_of, train_epoch
-from tov.progress import Progress
+from tov.progress import Progress, each
 from tov.seeds import derive, generator
 from tov.text.batches import Batch, collate
 from tov.text.encode import Encoded
@@ -136,14 +136,20 @@ def less_targets(
         most = max(1, HELD_NUMBERS // sum(one.numel() for one in parameters(adapted).values()))
         batches = [collate(target, one.rows[at : at + most]) for one in batches for at in range(0, len(one.rows), most)]
     with row_gradients(adapted) as run:
-        for checkpoint in checkpoints:
+        for k, checkpoint in enumerate(checkpoints):
             write_state(adapted, checkpoint.state)
-            found.append(_subtask_means(adapted, run, batches, of_row, counts, projection))
+            walk = each(batches, k, len(checkpoints))
+            found.append(_subtask_means(adapted, run, walk, of_row, counts, projection))
     return found
 
 
 def _subtask_means(
-    adapted: Any, run: Run, batches: list[Batch], of_row: np.ndarray, counts: np.ndarray, projection: Projection | None
+    adapted: Any,
+    run: Run,
+    batches: Iterable[Batch],
+    of_row: np.ndarray,
+    counts: np.ndarray,
+    projection: Projection | None,
 ) -> Tensor:
     total: Any = 0
     for batch in batches:

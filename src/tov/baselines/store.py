@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tov.errors import ConfigError, NumericError, RunError
 from tov.files import atomic
-from tov.progress import Progress, Silent
+from tov.progress import Progress, Silent, part
 
 Make = Callable[[int, int], Tensor]
 """(stop - start, d) features of the rows from `start` up to `stop`; NaN in all of a row that has none."""
@@ -63,9 +63,12 @@ def store_features(
     for start in range(0, rows, shard_rows):
         stop = min(start + shard_rows, rows)
         file = shard_file(folder, start)
-        if not is_done(file, fingerprint):
-            write_shard(file, make(start, stop).to(dtype), fingerprint=fingerprint)
-        progress.advance(stop - start, 0)
+        found = is_done(file, fingerprint)
+        if not found:
+            with part(progress, stop - start):
+                features = make(start, stop).to(dtype)
+            write_shard(file, features, fingerprint=fingerprint)
+        progress.advance(stop - start, found=found)
 
 
 def shard_file(folder: Path, start: int) -> Path:

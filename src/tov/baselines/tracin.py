@@ -22,6 +22,7 @@ from tov.baselines.projection import Projection
 from tov.errors import ConfigError, DataError
 from tov.model.adapters import write_state
 from tov.model.gradients import Run, batches_of, row_gradients
+from tov.progress import each
 from tov.text.batches import Batch
 from tov.text.encode import Encoded
 
@@ -47,14 +48,14 @@ def tracin_targets(
     batches, found = _batches(target, batch_tokens), list[Gradient]()
     count = sum(len(batch.rows) for batch in batches)
     with row_gradients(adapted) as run:
-        for checkpoint in checkpoints:
+        for k, checkpoint in enumerate(checkpoints):
             write_state(adapted, checkpoint.state)
             mean: dict[str, Tensor] = {}
 
             def take(name: str, gradients: Tensor, mean: dict[str, Tensor] = mean) -> None:
                 mean[name] = mean.get(name, 0.0) + gradients.sum(0) / count
 
-            for batch in batches:
+            for batch in each(batches, k, len(checkpoints)):
                 run(batch, take)
             found.append(mean)
     return found
@@ -96,9 +97,10 @@ def projected_targets(
     batches, found = _batches(target, batch_tokens), []
     count = sum(len(batch.rows) for batch in batches)
     with row_gradients(adapted) as run:
-        for checkpoint in checkpoints:
+        for k, checkpoint in enumerate(checkpoints):
             write_state(adapted, checkpoint.state)
-            sums = [projected(adapted, run, batch, projection).sum(0) for batch in batches]
+            walk = each(batches, k, len(checkpoints))
+            sums = [projected(adapted, run, batch, projection).sum(0) for batch in walk]
             found.append(torch.stack(sums).sum(0) / count)
     return found
 

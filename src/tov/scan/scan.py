@@ -18,7 +18,7 @@ from tov.errors import NumericError
 from tov.model.adapters import State
 from tov.model.joined import Refresh, scanning
 from tov.model.logloss import row_logprobs
-from tov.progress import Progress
+from tov.progress import Progress, each
 from tov.scan.shards import MEASURES
 from tov.scan.stream import Shard, Stream, fill
 from tov.scoring import log_loss, row_scores, uncertainty
@@ -43,13 +43,18 @@ class Scanned:
     passed: int
 
 
-def token_losses(model: Any, batches: list[Batch]) -> np.ndarray:
-    """(sum of scored tokens,) log p of every scored token under the state now in the model, batch by batch, row by row."""
-    parts = [row_logprobs(model, batch) for batch in batches]
+def token_losses(model: Any, batches: list[Batch], walk: int = 0, walks: int = 1) -> np.ndarray:
+    """(sum of scored tokens,) log p of every scored token under the state now in the model, batch by batch, row by row.
+
+    `walk` of `walks` is for the progress (`tov.progress.each`).
+    """
+    parts = [row_logprobs(model, batch) for batch in each(batches, walk, walks)]
     return torch.cat(parts).cpu().double().numpy() if parts else np.empty(0)
 
 
-def scan_rows(model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int) -> Scanned:
+def scan_rows(
+    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, count: int = 1
+) -> Scanned:
     """Every measure of every row, for each (k, base state, target state).
 
     Args:
@@ -58,6 +63,7 @@ def scan_rows(model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, ba
         rows: encoded rows; those without scored tokens are not passed through the model.
         pairs: the states to compare.
         batch_tokens: most tokens in a batch.
+        count: of the pairs, for the progress.
 
     Raises:
         NumericError: a log-loss is not a finite number.
@@ -69,9 +75,9 @@ def scan_rows(model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, ba
     epochs, passes = [], 0
     for _, base_state, target_state in pairs:
         set_state(base_state)
-        base = token_losses(model, batches)
+        base = token_losses(model, batches, passes, 2 * count)
         set_state(target_state)
-        target = token_losses(model, batches)
+        target = token_losses(model, batches, passes + 1, 2 * count)
         if not (np.isfinite(base).all() and np.isfinite(target).all()):
             raise NumericError(
                 "a token's log-loss is not a finite number", fix="try --dtype fp32, or a lower --learning-rate"
@@ -96,10 +102,12 @@ class Job(Stream):
 
     Attributes:
         pairs: called once a shard, gives the states to compare.
+        epochs: how many pairs there are.
         batch_tokens: most tokens in a batch.
     """
 
     pairs: Any
+    epochs: int
     batch_tokens: int
 
 
@@ -126,7 +134,9 @@ def scan_pool(
     with scanning(adapted) as set_state:
 
         def score(shard: Shard) -> tuple[dict[str, np.ndarray], int]:
-            scanned = scan_rows(model, set_state, shard.encoded, job.pairs(), batch_tokens=job.batch_tokens)
+            scanned = scan_rows(
+                model, set_state, shard.encoded, job.pairs(), batch_tokens=job.batch_tokens, count=job.epochs
+            )
             told(scanned.passed)
             return _columns(scanned.epochs), scanned.passed
 

@@ -16,7 +16,7 @@ from tov.data.cells import BadRow
 from tov.data.guard import NO_TOKENS, REASONS, UNREADABLE, USABLE
 from tov.data.pool import Index, Pool
 from tov.data.rows import Row
-from tov.progress import Progress, Silent
+from tov.progress import Progress, Silent, part
 from tov.scan.shards import is_done, shard_file, write_shard
 from tov.text.encode import Encoded, Encoder
 
@@ -116,7 +116,11 @@ def fill(job: Stream, folder: Path, score: Score, progress: Progress | None = No
     progress, passed = progress or Silent(), 0
     for start, stop in shards(job):
         file = shard_file(folder, start)
-        done = 0 if is_done(file, job.fingerprint) else _fill_shard(job, read_shard(job, start, stop), file, score)
+        if is_done(file, job.fingerprint):
+            progress.advance(stop - start, found=True)
+            continue
+        with part(progress, stop - start):
+            done = _fill_shard(job, read_shard(job, start, stop), file, score)
         passed += done
         progress.advance(stop - start, done)
     return passed

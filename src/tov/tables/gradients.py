@@ -6,6 +6,8 @@ Scores are streamed: a pool row's gradient is compared, projected first if asked
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from tov.baselines.round_robin import top_candidates
 from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.table import Best
-from tov.progress import Progress
+from tov.progress import Progress, part, track
 from tov.scan.stream import Shard
 from tov.seeds import derive, generator
 from tov.stages import Opened, draw_rows
 from tov.tables.ahead import Facts, Stage
 from tov.tables.work import LORA, Tokens, Work, tokens_of
+from tov.text.encode import Encoded
 
 WARM_UP = (*LORA, "warm_up_share", "epochs", "learning_rate", "batch_size")
 BY_HEAD: dict[bool, dict[str, Any]] = {
@@ -46,11 +49,10 @@ def less(work: Work) -> None:
     target, kept = work.encode_target(opened.encode)
     names = list(dict.fromkeys(subtasks[row] for row in kept))
     of_row = np.array([names.index(subtasks[row]) for row in kept], np.int64)
-    with work.run.stage("target"):
+    with _target_stage(work, target, len(checkpoints)):
         targets = less_targets(
             opened.adapted, checkpoints, target, subtasks=of_row, projection=projection, batch_tokens=batch_tokens
         )
-    work.spent("target", _passes(len(checkpoints), tokens_of(target)))
 
     def score(shard: Shard) -> dict[str, np.ndarray]:
         by_subtask = subtask_scores(
@@ -95,15 +97,23 @@ def tracin(work: Work) -> None:
     targets_of, scores_of = (tracin_targets, tracin_scores) if projection is None else (
         partial(projected_targets, projection=projection), partial(projected_scores, projection=projection)
     )  # fmt: skip
-    with work.run.stage("target"):
+    with _target_stage(work, target, len(checkpoints)):
         targets = targets_of(opened.adapted, checkpoints, target, **how)
 
     def score(shard: Shard) -> dict[str, np.ndarray]:
         return {"score_tracin": scores_of(opened.adapted, checkpoints, targets, shard.encoded, **how)}
 
-    work.spent("target", _passes(len(checkpoints), tokens_of(target)))
     stream = work.stream(opened.encode, work.target[1].fingerprint, opened)
     work.fill(stream, score, opened=opened, passes=_passes(len(checkpoints), 1))
+
+
+@contextmanager
+def _target_stage(work: Work, target: Encoded, checkpoints: int) -> Iterator[None]:
+    """The target's gradients at every checkpoint: timed, shown, counted."""
+    rows = len(target)
+    with work.run.stage("target"), track("target", rows, quiet=work.quiet) as progress, part(progress, rows):
+        yield
+    work.spent("target", _passes(checkpoints, tokens_of(target)))
 
 
 def _passes(checkpoints: int, tokens: int) -> Tokens:
