@@ -19,8 +19,9 @@ import yaml
 
 import tov
 from tiny import make_rows, tiny_model_folder, write_jsonl
-from tov.cli import main, spread
+from tov.cli import main
 from tov.config import TASK_DEFAULTS, FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig
+from tov.flags import spread
 
 HEAVY = ("torch", "transformers", "datasets", "pydantic", "numpy", "peft", "pyarrow", "rich")
 SMALL = {

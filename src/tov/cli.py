@@ -1,4 +1,4 @@
-"""The command line. Flags are made from the records in `tov.config`, so names, defaults and help are written once.
+"""The command line: the verbs, what each runs and prints. Their flags are made by `tov.flags`.
 
 Imports nothing heavy until a verb runs: `tov --help` must be instant.
 """
@@ -30,12 +30,6 @@ VERBS = {
     "compare": "Train on what each method chooses: which was better than random, and by how much?",
     "methods": "List the methods that rows can be chosen by, or tell one of them.",
 }
-_FLAGS = {"json_output": "json", "from_run": "from"}
-_GROUPS = {
-    "path": "What is fitted (a change starts the run anew)", "scan": "How the pool is scanned",
-    "selection": "How rows are chosen (a change rescans nothing, see --from)", "training": "The final training",
-    "trials": "Which trials are run (more may be added later)", "place": "Where and how results go",
-}  # fmt: skip
 
 
 class _Verbs(click.Group):
@@ -59,43 +53,6 @@ class _Verbs(click.Group):
             formatter.write_dl(list(VERBS.items()))
 
 
-class _Verb(click.Command):
-    """A command whose list options take several values (`--pool a b c`) and whose help is grouped by stage."""
-
-    def __init__(self, groups: dict[str, str], lists: set[str], **options: Any) -> None:
-        super().__init__(**options)
-        self.groups, self.lists = groups, lists
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args, self.lists))
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for stage, title in _GROUPS.items():
-            rows = [
-                record
-                for option in self.get_params(ctx)
-                if self.groups.get(option.name or "") == stage and (record := option.get_help_record(ctx))
-            ]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-
-def spread(args: list[str], lists: set[str]) -> list[str]:
-    """`--pool a b` as `--pool a --pool b`, for the options in `lists`."""
-    out: list[str] = []
-    current = None
-    for arg in args:
-        if arg.startswith("-"):
-            current = arg if arg in lists else None
-            out.append(arg)
-        elif current and out[-1] != current:
-            out += [current, arg]
-        else:
-            out.append(arg)
-    return out
-
-
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tov", message="%(package)s %(version)s")
 def tov() -> None:
@@ -107,121 +64,39 @@ def tov() -> None:
 
 
 def _command(verb: str) -> click.Command:
-    from tov.config import CompareConfig, FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig, TrainConfig
-
-    records: dict[str, tuple[type[Settings], ...]] = {
-        "select": (SelectConfig, ReselectConfig), "score": (ScoreConfig,), "fit": (FitConfig,), "train": (TrainConfig,),
-        "compare": (CompareConfig,), "demo": (), "plan": (PlanConfig,),
-    }  # fmt: skip
-    runners: dict[str, Callable[..., None]] = {
-        "select": _select, "score": _score, "fit": _fit, "train": _train, "compare": _compare, "demo": _demo, "plan": _plan,
-    }  # fmt: skip
     if verb == "demo":
         return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
     if verb == "methods":
         return click.Command(verb, params=_methods_options(), callback=_methods, help=VERBS[verb])
-    groups: dict[str, str] = {}
-    options: list[click.Parameter] = [click.Argument(["config"], required=False, metavar="[CONFIG.yaml]")]
-    lists: set[str] = set()
-    for record in records[verb]:
-        for name in record.model_fields:
-            if name not in groups:
-                option = _option(record, name)
-                options.append(option)
-                groups[name] = _stage(record, name)
-                if option.multiple:
-                    lists.add(option.opts[0])
-    if verb == "compare":
-        groups["only"] = "trials"
-        lists.add("--only")
-        options.append(
-            click.Option(["--only"], multiple=True, metavar="NAME...", help="of a grid file: these experiments")
-        )
-    return _Verb(groups, lists, name=verb, params=options, callback=runners[verb], help=VERBS[verb])
+    from tov.config import CompareConfig, FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig, TrainConfig
+    from tov.flags import command
 
-
-def _stage(record: type[Settings], name: str) -> str:
-    from tov.config import stage_of
-
-    return stage_of(record, name)
-
-
-def _option(record: type[Settings], name: str) -> click.Option:
-    """A flag for one setting. Its own default is "not given"; the record's default is only shown."""
-    from typing import Literal, get_args, get_origin
-
-    field = record.model_fields[name]
-    kind: Any = field.annotation
-    members = [member for member in get_args(kind) if member is not type(None)]
-    if get_origin(kind) is not Literal and type(None) in get_args(kind):
-        kind = members[0]
-    default = None if field.is_required() else field.default
-    help = f"{field.description}{_shown_default(default)}"
-    flag = f"--{_FLAGS.get(name, name).replace('_', '-')}"
-    if kind is bool:
-        toggled = f"{flag}/--no-{flag[2:]}" if default else flag
-        return click.Option([toggled, name], default=None, is_flag=True, help=help)
-    if get_origin(kind) is Literal:
-        return click.Option([flag, name], type=click.Choice(get_args(kind)), help=help)
-    extra: Any = field.json_schema_extra
-    if extra["file"]:
-        return click.Option([flag, name], type=str, metavar="FILE", help=help)
-    many = get_origin(kind) in (tuple, dict)
-    return click.Option(
-        [flag, name], type=str if many else kind, multiple=many, metavar="TEXT..." if many else None, help=help
+    records: dict[str, tuple[type[Settings], ...]] = {
+        "select": (SelectConfig, ReselectConfig), "plan": (PlanConfig,), "score": (ScoreConfig,), "fit": (FitConfig,),
+        "train": (TrainConfig,), "compare": (CompareConfig,),
+    }  # fmt: skip
+    runners: dict[str, Callable[..., None]] = {
+        "select": _select, "plan": _plan, "score": _score, "fit": _fit, "train": _train, "compare": _compare,
+    }  # fmt: skip
+    only = click.Option(["--only"], multiple=True, metavar="NAME...", help="of a grid file: these experiments")
+    return command(
+        verb, records[verb], callback=runners[verb], help=VERBS[verb], more=[only] if verb == "compare" else []
     )
-
-
-def _shown_default(default: Any) -> str:
-    if default is None or default in ({}, ()):
-        return ""
-    if isinstance(default, bool):
-        return f"  [{'on' if default else 'off'}]"
-    return f"  [{' '.join(default) if isinstance(default, tuple) else default}]"
-
-
-def _gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
-    """Settings from the YAML file, overridden by the flags that were given."""
-    from tov.yaml_files import read_yaml
-
-    given = {name: value for name, value in flags.items() if value is not None and value != ()}
-    if isinstance(given.get("columns"), tuple):
-        pairs = [one.partition("=") for one in given["columns"]]
-        if any(not theirs for _, _, theirs in pairs):
-            raise ConfigError(
-                f"--columns got {' '.join(given['columns'])}", allowed="OURS=YOURS ..., e.g. prompt=question"
-            )
-        given["columns"] = {ours: theirs for ours, _, theirs in pairs}
-    if isinstance(given.get("source_cap"), tuple):
-        given["source_cap"] = _caps(given["source_cap"])
-    settings = read_yaml(Path(config)) if config else {}
-    for short, name in (("from", "from_run"), ("json", "json_output")):
-        if short in settings:
-            settings[name] = settings.pop(short)
-    return {**settings, **given}
-
-
-def _caps(words: tuple[str, ...]) -> dict[str, str]:
-    """`0.3` is for every source, `web=0.3` for one."""
-    from tov.config import EVERY_SOURCE
-
-    return {name or EVERY_SOURCE: cap for name, _, cap in (word.rpartition("=") for word in words)}
 
 
 def _select(config: str | None, **flags: Any) -> None:
     from tov.config import ReselectConfig, SelectConfig, build
+    from tov.flags import flag_of, gather
 
-    settings = _gather(config, flags)
+    settings = gather(config, flags)
     if "from_run" in settings:
         extra = [
             name for name in settings if name not in ReselectConfig.model_fields and name in SelectConfig.model_fields
         ]
         if extra:
             raise ConfigError(
-                f"--{extra[0].replace('_', '-')} cannot take effect with --from: the scores are there already",
-                allowed=", ".join(
-                    f"--{_FLAGS.get(name, name).replace('_', '-')}" for name in ReselectConfig.model_fields
-                ),
+                f"{flag_of(extra[0])} cannot take effect with --from: the scores are there already",
+                allowed=", ".join(flag_of(name) for name in ReselectConfig.model_fields),
             )
         record: Any = build(ReselectConfig, settings)
     else:
@@ -234,8 +109,9 @@ def _select(config: str | None, **flags: Any) -> None:
 
 def _plan(config: str | None, **flags: Any) -> None:
     from tov.config import PlanConfig, build
+    from tov.flags import gather
 
-    record = build(PlanConfig, _gather(config, flags))
+    record = build(PlanConfig, gather(config, flags))
     from tov import planning
 
     planned = planning.run_plan(record)
@@ -247,8 +123,9 @@ def _plan(config: str | None, **flags: Any) -> None:
 
 def _score(config: str | None, **flags: Any) -> None:
     from tov.config import ScoreConfig, build
+    from tov.flags import gather
 
-    record = build(ScoreConfig, _gather(config, flags))
+    record = build(ScoreConfig, gather(config, flags))
     from tov import api
 
     _tell(api.run_score(record), record)
@@ -256,8 +133,9 @@ def _score(config: str | None, **flags: Any) -> None:
 
 def _fit(config: str | None, **flags: Any) -> None:
     from tov.config import FitConfig, build
+    from tov.flags import gather
 
-    record = build(FitConfig, _gather(config, flags))
+    record = build(FitConfig, gather(config, flags))
     from tov import api
 
     _tell(api.run_fit(record), record)
@@ -265,10 +143,11 @@ def _fit(config: str | None, **flags: Any) -> None:
 
 def _train(config: str | None, **flags: Any) -> None:
     from tov.config import TrainConfig, build
+    from tov.flags import gather
 
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config
-    record = build(TrainConfig, _gather(config, flags))
+    record = build(TrainConfig, gather(config, flags))
     from tov import final
 
     trained = final.run_train(record)
@@ -280,9 +159,10 @@ def _train(config: str | None, **flags: Any) -> None:
 
 def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:
     from tov.comparison.grid import is_grid, read_grid
+    from tov.flags import gather
 
     if config and is_grid(Path(config)):
-        grid, given = read_grid(Path(config), only), _gather(None, flags)
+        grid, given = read_grid(Path(config), only), gather(None, flags)
         from tov.comparison.run import run_grid
 
         report, results = run_grid(grid, given)
@@ -293,7 +173,7 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
         return
     if only:
         raise ConfigError("--only is for a grid file", fix="tov compare GRID.yaml --only NAME")
-    given = _gather(config, flags)
+    given = gather(config, flags)
     from tov.comparison.run import compare_config, run_compare
 
     record = compare_config(given)

@@ -1,0 +1,151 @@
+"""Flags and settings: a flag is made from each setting of the records in `tov.config`; what was typed becomes settings again.
+
+Knows click and the records; must not know what a verb does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from tov.config import EVERY_SOURCE, Settings, stage_of
+from tov.errors import ConfigError
+from tov.yaml_files import read_yaml
+
+_FLAGS = {"json_output": "json", "from_run": "from"}
+_GROUPS = {
+    "path": "What is fitted (a change starts the run anew)", "scan": "How the pool is scanned",
+    "selection": "How rows are chosen (a change rescans nothing, see --from)", "training": "The final training",
+    "trials": "Which trials are run (more may be added later)", "place": "Where and how results go",
+}  # fmt: skip
+
+
+class _Command(click.Command):
+    """A command whose list options take several values (`--pool a b c`) and whose help is grouped by stage."""
+
+    def __init__(self, groups: dict[str, str], lists: set[str], **options: Any) -> None:
+        super().__init__(**options)
+        self.groups, self.lists = groups, lists
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spread(args, self.lists))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for stage, title in _GROUPS.items():
+            rows = [
+                record
+                for option in self.get_params(ctx)
+                if self.groups.get(option.name or "") == stage and (record := option.get_help_record(ctx))
+            ]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def spread(args: list[str], lists: set[str]) -> list[str]:
+    """`--pool a b` as `--pool a --pool b`, for the options in `lists`."""
+    out: list[str] = []
+    current = None
+    for arg in args:
+        if arg.startswith("-"):
+            current = arg if arg in lists else None
+            out.append(arg)
+        elif current and out[-1] != current:
+            out += [current, arg]
+        else:
+            out.append(arg)
+    return out
+
+
+def command(
+    verb: str,
+    records: Sequence[type[Settings]],
+    *,
+    callback: Callable[..., None],
+    help: str,
+    more: Sequence[click.Option] = (),
+) -> click.Command:
+    """A command with a flag for each setting of the records, and a YAML file of settings as its argument.
+
+    Args:
+        verb: its name.
+        records: what it can be given.
+        callback: gets the file's name as `config`, and every flag.
+        help: in a line.
+        more: flags of its own that take several values and say which trials are run.
+    """
+    found: dict[str, tuple[click.Option, str]] = {}
+    for record in records:
+        for name in record.model_fields:
+            found.setdefault(name, (_option(record, name), stage_of(record, name)))
+    found |= {option.name or "": (option, "trials") for option in more}
+    options = [option for option, _ in found.values()]
+    return _Command(
+        {name: stage for name, (_, stage) in found.items()}, {option.opts[0] for option in options if option.multiple},
+        name=verb, params=[click.Argument(["config"], required=False, metavar="[CONFIG.yaml]"), *options],
+        callback=callback, help=help,
+    )  # fmt: skip
+
+
+def flag_of(name: str) -> str:
+    """`--from` for `from_run`."""
+    return f"--{_FLAGS.get(name, name).replace('_', '-')}"
+
+
+def _option(record: type[Settings], name: str) -> click.Option:
+    """A flag for one setting. Its own default is "not given"; the record's default is only shown."""
+    field = record.model_fields[name]
+    kind: Any = field.annotation
+    members = [member for member in get_args(kind) if member is not type(None)]
+    if get_origin(kind) is not Literal and type(None) in get_args(kind):
+        kind = members[0]
+    default = None if field.is_required() else field.default
+    help = f"{field.description}{_shown_default(default)}"
+    flag = flag_of(name)
+    if kind is bool:
+        toggled = f"{flag}/--no-{flag[2:]}" if default else flag
+        return click.Option([toggled, name], default=None, is_flag=True, help=help)
+    if get_origin(kind) is Literal:
+        return click.Option([flag, name], type=click.Choice(get_args(kind)), help=help)
+    extra: Any = field.json_schema_extra
+    if extra["file"]:
+        return click.Option([flag, name], type=str, metavar="FILE", help=help)
+    many = get_origin(kind) in (tuple, dict)
+    return click.Option(
+        [flag, name], type=str if many else kind, multiple=many, metavar="TEXT..." if many else None, help=help
+    )
+
+
+def _shown_default(default: Any) -> str:
+    if default is None or default in ({}, ()):
+        return ""
+    if isinstance(default, bool):
+        return f"  [{'on' if default else 'off'}]"
+    return f"  [{' '.join(default) if isinstance(default, tuple) else default}]"
+
+
+def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """Settings from the YAML file, overridden by the flags that were given."""
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    if isinstance(given.get("columns"), tuple):
+        pairs = [one.partition("=") for one in given["columns"]]
+        if any(not theirs for _, _, theirs in pairs):
+            raise ConfigError(
+                f"--columns got {' '.join(given['columns'])}", allowed="OURS=YOURS ..., e.g. prompt=question"
+            )
+        given["columns"] = {ours: theirs for ours, _, theirs in pairs}
+    if isinstance(given.get("source_cap"), tuple):
+        given["source_cap"] = _caps(given["source_cap"])
+    settings = read_yaml(Path(config)) if config else {}
+    for name, short in _FLAGS.items():
+        if short in settings:
+            settings[name] = settings.pop(short)
+    return {**settings, **given}
+
+
+def _caps(words: tuple[str, ...]) -> dict[str, str]:
+    """`0.3` is for every source, `web=0.3` for one."""
+    return {name or EVERY_SOURCE: cap for name, _, cap in (word.rpartition("=") for word in words)}
