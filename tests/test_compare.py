@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 import tov
 from test_classifiers import sentence
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
+from tov.comparison.arms import plan_trials
 from tov.comparison.grid import read_grid
 from tov.comparison.run import run_grid
 from tov.comparison.split import make_split, read_data
-from tov.comparison.trials import plan_trials
 from tov.config import CompareConfig, build
 from tov.errors import ConfigError, DataError, RunError, explain, note_interrupts
 from tov.methods import METHODS, parse_arm

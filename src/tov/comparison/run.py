@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tov import compare_report
+from tov.comparison.arms import arms_of, check_settings, rule_of
 from tov.comparison.grid import Grid
 from tov.comparison.records import read_trials
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
-from tov.comparison.trials import arms_of, check_settings, rule_of, run_trials
+from tov.comparison.trials import run_trials
 from tov.config import CompareConfig, build
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input

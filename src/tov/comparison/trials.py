@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tov.comparison.arms import Trial, arms_of, plan_trials, with_options
 from tov.comparison.records import DONE, FAILED, LEFT_OUT, key_of, read_trials, repair_trials
 from tov.comparison.split import Data, Split, make_split
-from tov.config import CompareConfig, build
+from tov.config import CompareConfig
 from tov.data.conversations import Conversation
 from tov.data.labels import known_labels
-from tov.errors import ConfigError, DataError, ModelError, TovError, interrupted
+from tov.errors import DataError, ModelError, TovError, interrupted
 from tov.files import append_json_line, digest
-from tov.methods import Arm, parse_arm, with_rule
+from tov.methods import Arm
 from tov.metrics import exact_match, label_metric
 from tov.model.adapters import State, read_state, write_state
 from tov.model.evaluate import Evaluation, evaluate
@@ -51,9 +52,6 @@ from tov.tables.work import NAMED, Work, cost_of, dumped, effective_settings, fi
 from tov.text.encode import Encoded
 from tov.training import train
 
-CURVE = (0.5, 1.0, 2.0, 4.0)
-"""Sizes of the random curve, over each size asked for."""
-BASELINE = "random"
 FAILURES = (TovError, RuntimeError, IndexError, MemoryError)
 """What may end a trial and not the comparison; torch tells of memory and shapes by its own RuntimeErrors."""
 MODEL_SETTINGS = (
@@ -61,20 +59,6 @@ MODEL_SETTINGS = (
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets",
 )  # fmt: skip
 """What a model's initial state depends on."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An arm at a size under a seed; n is 0 for zero-shot, and the number of usable rows for the full pool."""
-
-    arm: Arm
-    n: int
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        """What tells it from all others of its comparison."""
-        return self.arm.name, self.n, self.seed
 
 
 @dataclass
@@ -103,43 +87,6 @@ class Bench:
         opened, start = self.opened[key]
         write_state(opened.adapted, start)
         return opened
-
-
-def arms_of(config: CompareConfig) -> list[Arm]:
-    """The arms asked for; random is always among them, as what the others are compared with.
-
-    Raises:
-        ConfigError: an arm or a value in it is wrong or cannot take effect, or two arms are one.
-    """
-    arms = [parse_arm(name) for name in dict.fromkeys([*config.methods, BASELINE])]
-    resolved: dict[str, str] = {}
-    for arm in arms:
-        settings = _with_options(config, arm)
-        sgd = settings.val_optimizer == "sgd"
-        for name, effective in (("sgd_learning_rate", sgd), ("eps", not sgd)):
-            if name in arm.options and not effective:
-                raise ConfigError(
-                    f"--methods got '{arm.name}': {name} has no effect with val_optimizer {settings.val_optimizer}",
-                    fix="leave it out",
-                )
-        means = digest([arm.method.name, arm.own_options, settings.of_stage("path", "scan", "selection")])
-        if means in resolved:
-            raise ConfigError(f"--methods: '{arm.name}' and '{resolved[means]}' are the same", fix="leave one out")
-        resolved[means] = arm.name
-    return arms
-
-
-def plan_trials(arms: Sequence[Arm], config: CompareConfig, seed: int, usable: int) -> Iterator[Trial]:
-    """Every trial of a seed, the baseline's first.
-
-    The random curve ends where the pool does, and where a whole epoch would be more steps than the smaller sizes have.
-    """
-    sizes, most = config.sizes, usable if config.train_epochs else min(usable, max(config.train_rows, *config.sizes))
-    curve = sorted({n for n in (round(factor * n) for n in sizes for factor in CURVE) if 2 <= n <= most} | set(sizes))
-    for arm in sorted(arms, key=lambda arm: arm.name != BASELINE):
-        of_method = {"none": [0], "all": [usable], "random": curve}
-        for n in of_method.get(arm.method.takes, sizes):
-            yield Trial(arm, n, seed)
 
 
 def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[str, Any]], list[str]]:
@@ -202,7 +149,7 @@ def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
     seeded = config.model_copy(update={"seed": seed})
     split = make_split(data, seeded, seed)
     check_n(max(config.sizes), split.rows, "--sizes")
-    for settings in (_with_options(seeded, arm) for arm in arms_of(seeded) if arm.method.takes == "best"):
+    for settings in (with_options(seeded, arm) for arm in arms_of(seeded) if arm.method.takes == "best"):
         for n in config.sizes:
             check_caps(settings, split.rows, n)
     bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
@@ -260,20 +207,9 @@ class _Table:
     notes: list[str]
 
 
-def _with_options(config: CompareConfig, arm: Arm) -> CompareConfig:
-    given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"}}
-    return with_rule(build(CompareConfig, {**given, **arm.options}).for_task(config.task or ""), arm)
-
-
-def rule_of(config: CompareConfig, arm: Arm) -> str:
-    """`sample, 1 bins`: the rule that an arm's rows are chosen by."""
-    settings = _with_options(config, arm)
-    return f"{settings.rule}, {settings.bins} bins"
-
-
 def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
     """Fills the arm's table by its method, or reads what an earlier call has left; arms of one table, or part, share it."""
-    config, rows, target = _with_options(bench.config, arm), bench.split.rows, bench.split.target
+    config, rows, target = with_options(bench.config, arm), bench.split.rows, bench.split.target
     options = settled(arm, max(config.sizes))
     if arm.method.of_path:
         made_from = {name: value for name, value in config.of_stage("path", "scan").items() if name not in NAMED}
@@ -376,21 +312,6 @@ def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
     rows = [row for row in pool.rows(0, min(len(pool), bench.config.exact_match)) if isinstance(row, Conversation)]
     said = answers(opened.adapted, opened.encode.tokenizer, rows, max_length=opened.encode.max_length)
     return exact_match([row.answer for row in rows], said, bench.config.answer_pattern)
-
-
-def check_settings(config: CompareConfig) -> None:
-    """What can be told wrong before any data is read, but for the task.
-
-    Raises:
-        ConfigError: an arm, the pattern, or a setting that cannot take effect.
-    """
-    arms_of(config)
-    try:
-        re.compile(config.answer_pattern)
-    except re.error as error:
-        raise ConfigError(f"--answer-pattern {config.answer_pattern!r}: {error}", fix="correct it") from None
-    if config.exact_match and config.task != "instruction":
-        raise ConfigError(f"--exact-match is for instruction tuning, not {config.task}", fix="leave it out")
 
 
 def _tell(record: dict[str, Any], config: CompareConfig) -> None:
