@@ -920,6 +920,11 @@ def _(b: Bench) -> list[str]:
     return compare(b, methods="tov/eps=-1")
 
 
+@bad("compare at a size of one row", "--sizes got", "should be sizes of at least 2 rows")
+def _(b: Bench) -> list[str]:
+    return compare(b, sizes=1)
+
+
 @bad("compare more rows than the pool has", "--sizes 600 rows wanted", "30 usable rows")
 def _(b: Bench) -> list[str]:
     return compare(b, sizes=600)
@@ -1005,6 +1010,8 @@ def check(name: str, bench: Bench, code: int, text: str, messages: dict[str, tup
     )
     print(f"\n--- {name} (exit code {code})\n{messages[name][1].strip()}")
     assert "Traceback" not in text, f"{name}: the user sees a traceback"
+    assert "Value error" not in text, f"{name}: the user sees a library's words"
+    assert text.count("  do: ") <= 1, f"{name}: one thing to do is enough"
     missing = [word for word in words if word not in text]
     assert not missing, f"{name}: the message lacks {missing}; it says:\n{text}"
     assert code == wanted, f"{name}: exit code {code}, should be {wanted}"

@@ -388,17 +388,27 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
     try:
         return record(**given)
     except ValidationError as error:
+        faults = error.errors()
+        for fault in faults:
+            ours = fault.get("ctx", {}).get("error")
+            if isinstance(ours, ConfigError):  # of a file that a setting names: it says itself what to do
+                raise ConfigError(
+                    f"{_flag(fault, place)}: {ours.problem}", allowed=ours.allowed, fix=ours.fix
+                ) from None
         raise ConfigError(
-            "; ".join(_in_words(fault, place) for fault in error.errors()), fix="correct it and give the command again"
+            "; ".join(_in_words(fault, place) for fault in faults), fix="correct it and give the command again"
         ) from None
 
 
-def _in_words(fault: Any, place: str) -> str:
+def _flag(fault: Any, place: str) -> str:
     name = ".".join(str(part) for part in fault["loc"][:1])
-    flag = f"--{name.replace('_', '-')}" if place == "--" else f"{place}{name}"
-    if not name:  # several settings together
-        return f"{'' if place == '--' else place}{fault['msg'].removeprefix('Value error, ')}"
+    return f"--{name.replace('_', '-')}" if place == "--" else f"{place}{name}"
+
+
+def _in_words(fault: Any, place: str) -> str:
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not fault["loc"]:  # several settings together
+        return f"{'' if place == '--' else place}{message}"
     if fault["type"] == "missing":
-        return f"{flag} is missing"
-    message = fault["msg"].removeprefix("Input should be ")
-    return f"{flag} got {fault['input']!r}, should be {message}"
+        return f"{_flag(fault, place)} is missing"
+    return f"{_flag(fault, place)} got {fault['input']!r}, should be {message}"
