@@ -293,6 +293,69 @@ def test_rows_chosen_without_a_path_are_trained_on(picked: dict[str, Any], tmp_p
         assert (trained.adapter / "adapter_model.safetensors").exists()
 
 
+# A store of gradients
+
+
+STORED = ARMS["less"].replace("epochs=2", "epochs=3")  # two checkpoints with a rate
+
+
+def store_files(folder: Path) -> dict[Path, bytes]:
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.safetensors")}
+
+
+def test_a_store_of_gradients_serves_every_target(tiny_folder: Path, tmp_path: Path) -> None:
+    store, other = tmp_path / "store", {"target": make_rows(6, seed=9)}
+    first = select(tmp_path / "first", tiny_folder, f"{STORED}/store={store}")
+    made = {file: file.stat().st_mtime_ns for file in store.rglob("*") if file.is_file()}
+    second = select(tmp_path / "second", tiny_folder, f"{STORED}/store={store}", **other)
+    assert made == {file: file.stat().st_mtime_ns for file in store.rglob("*") if file.is_file()}, "made once more"
+    streamed = select(tmp_path / "streamed", tiny_folder, STORED, **other)
+    given, wanted = (one.scores["score_less"].to_numpy() for one in (second, streamed))
+    assert np.nanstd(wanted) > 0.01
+    np.testing.assert_allclose(given, wanted, atol=1e-3)  # fp16; NaN where NaN
+    assert second.manifest["spent"]["scan"] == [0, 0]
+    assert second.manifest["spent"]["gradients"] == streamed.manifest["spent"]["scan"], (
+        "its cost is part of this table's"
+    )
+    features = sum(file.stat().st_size for file in store.glob("gradients-*/*/*"))
+    assert 0 < features - 2 * 40 * 64 * 2 < 6 * 300, "fp16: 2 bytes x 40 rows x 64 numbers x 2 checkpoints, and headers"
+    note = "1 rows that target or test excludes are in the store"
+    assert [any(note in one for one in run.manifest["notes"]) for run in (first, second)] == [True, False]
+    assert np.isnan(first.scores["score_less"].to_numpy()[6])
+    select(tmp_path / "seed", tiny_folder, f"{STORED}/store={store}", seed=1)
+    assert len(list(store.iterdir())) == 4, "another seed has a warm-up and a projection of its own"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_a_store_that_was_killed_goes_on_from_its_last_shard(tiny_folder: Path, tmp_path: Path) -> None:
+    files = {kind: write_jsonl(tmp_path / f"{kind}.jsonl", rows) for kind, rows in inputs().items()}
+    store = tmp_path / "store"
+
+    def command(out: str) -> list[str]:
+        return [
+            "select", "--model", str(tiny_folder), "--pool", str(files["pool"]), "--target", str(files["target"]), "--n", "8",
+            "--method", f"{STORED}/store={store}", "--out", str(tmp_path / out), "--max-length", "64",
+            "--shard-rows", "16", "--quiet", "--device", "cpu", "--dtype", "fp32",
+        ]  # fmt: skip
+
+    def run(out: str) -> dict[str, bytes]:
+        with pytest.raises(SystemExit) as ended:
+            main(command(out))
+        assert not ended.value.code
+        return {file.name: file.read_bytes() for file in (tmp_path / out / "scores").iterdir()}
+
+    script = KILLED.format(module="baselines.store", function="write_shard", at=5)
+    killed = subprocess.run([sys.executable, "-c", script, *command("killed")], timeout=300)
+    assert killed.returncode == -signal.SIGKILL, "it was not killed: the test tests nothing"
+    left = {path: path.stat().st_mtime_ns for path in store.rglob("rows-*")}
+    assert len(left) == 4, "three shards of one checkpoint, one of the next"
+    scores, stored = run("killed"), store_files(store)
+    assert all(path.stat().st_mtime_ns == time for path, time in left.items()), "a finished shard was made again"
+    store.rename(tmp_path / "aside")
+    assert run("whole") == scores
+    assert store_files(store) == stored
+
+
 # Killed
 
 KILLED = """
@@ -407,6 +470,8 @@ def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Pa
     [
         ({"method": "les"}, r"--method got 'les': no method 'les' \(did you mean 'less'\?\)"),
         ({"method": "less/dimensions=4"}, "'dimensions=4' is no option of less"),
+        ({"method": "less/store="}, "'store=' has no usable value"),
+        ({"method": "tracin/store=x"}, "'store=x' is no option of tracin"),
         ({"method": "less/dimension=0"}, "dimension got 0, should be greater than or equal to 1"),
         ({"method": "less/dimension=100/nonzeros=8"}, "nonzeros=8 is no divisor of dimension=100"),
         ({"method": "less/abs"}, "'abs' is no option of less"),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tov.baselines.features import Checkpoint, cosines, moments_by_name, projected, summed
+from tov.baselines.features import Checkpoint, Moments, cosines, moments_by_name, projected, summed
 from tov.baselines.projection import Projection
 from tov.errors import ConfigError, DataError, ModelError
 from tov.model.adapters import parameters, read_state, write_state
@@ -213,10 +213,7 @@ def subtask_scores(
         ModelError: a checkpoint has no moments, in the Adam form.
         NumericError: a log-loss is not a finite number.
     """
-    weights = epoch_weights(checkpoints)
-    moments = [checkpoint.moments if form == "adam" else None for checkpoint in checkpoints]
-    if form == "adam" and None in moments:
-        raise ModelError("LESS needs the optimizer's moments at every checkpoint", fix="take checkpoints from warm_up")
+    weights, moments = epoch_weights(checkpoints), _moments(checkpoints, form)
     if len(targets) != len(checkpoints):
         raise ConfigError(f"{len(checkpoints)} checkpoints, but target features of {len(targets)}")
 
@@ -227,6 +224,51 @@ def subtask_scores(
         return weights[k] * features @ targets[k].to(features).T
 
     return summed(adapted, checkpoints, rows, weighed, batch_tokens=batch_tokens)
+
+
+def _moments(checkpoints: Sequence[Checkpoint], form: Form) -> list[Moments | None]:
+    moments = [checkpoint.moments if form == "adam" else None for checkpoint in checkpoints]
+    if form == "adam" and None in moments:
+        raise ModelError("LESS needs the optimizer's moments at every checkpoint", fix="take checkpoints from warm_up")
+    return moments
+
+
+@torch.no_grad()
+def less_features(
+    adapted: Any,
+    checkpoint: Checkpoint,
+    rows: Encoded,
+    *,
+    projection: Projection,
+    batch_tokens: int,
+    form: Form = "adam",
+) -> np.ndarray:
+    """(rows, d) fp32 R^T u / |R^T u| of each row at one checkpoint, for a store; NaN for rows without a scored token.
+
+    Arguments and errors as of `subtask_scores`.
+    """
+    [moments], batches = _moments([checkpoint], form), batches_of(rows, batch_tokens)
+    found = np.full((len(rows), projection.size), np.nan, np.float32)
+    write_state(adapted, checkpoint.state)
+    with row_gradients(adapted) as run:
+        for batch in each(batches):
+            found[batch.rows] = functional.normalize(projected(adapted, run, batch, projection, moments)).cpu().numpy()
+    return found
+
+
+def stored_scores(
+    checkpoints: Sequence[Checkpoint], targets: Sequence[Tensor], features: Sequence[Tensor]
+) -> np.ndarray:
+    """(rows, S) as `subtask_scores`, from features that `less_features` has made at the same checkpoints.
+
+    Args:
+        checkpoints: for their rates.
+        targets: (S, d) a checkpoint, from `less_targets`.
+        features: (rows, d) a checkpoint. In fp16 a cosine is off by about 1e-4.
+    """
+    terms = zip(epoch_weights(checkpoints), targets, features, strict=True)
+    scores = torch.stack([weight * (rows.to(target) @ target.T) for weight, target, rows in terms]).sum(0)
+    return scores.cpu().double().numpy()
 
 
 def epoch_weights(checkpoints: Sequence[Checkpoint]) -> list[float]:

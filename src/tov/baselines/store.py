@@ -117,12 +117,17 @@ def read_features(folder: Path, rows: int, *, fingerprint: str) -> Iterator[tupl
     """
     start = 0
     while start < rows:
-        file = shard_file(folder, start)
-        if not file.exists():
-            raise RunError(f"{folder} lacks the features of row {start}", fix="give the command that makes them again")
-        features = _read(file, fingerprint, header=False)
+        features = stored_shard(folder, start, fingerprint=fingerprint)
         yield start, features
         start += len(features)
+
+
+def stored_shard(folder: Path, start: int, *, fingerprint: str) -> Tensor:
+    """(shard rows, d) of the shard whose first row is `start`. Errors as of `read_features`."""
+    file = shard_file(folder, start)
+    if not file.exists():
+        raise RunError(f"{folder} lacks the features of row {start}", fix="give the command that makes them again")
+    return _read(file, fingerprint, header=False)
 
 
 def _read(file: Path, fingerprint: str, *, header: bool) -> Tensor:

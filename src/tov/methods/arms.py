@@ -27,7 +27,7 @@ PATH_SETTINGS = (*FITTING, "lora_rank", "lora_alpha", "lora_dropout", "dtype")
 """Settings of the run that an arm of the path may change."""
 PATH_ONLY = (*FITTING, "transform", "normalize")
 """Settings of the run that no method off the path has a use for; LoRA settings are also the final training's."""
-SLASHED = ("encoder",)
+SLASHED = ("encoder", "store")
 """Options whose value may hold a `/`: it takes all that is left of the text."""
 R = TypeVar("R", bound=RuleSettings)
 

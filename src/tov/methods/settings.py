@@ -54,7 +54,8 @@ class ProjectedSettings(WarmUpSettings):
     """A random projection of gradients, or none."""
 
     dimension: int | None = option(
-        "numbers that a gradient is projected to; default: whole gradients are compared, or 8192 where a projection is named",
+        "numbers that a gradient is projected to; default: whole gradients are compared, or 8192 where a projection or a store "
+        "is named",
         None, ge=1,
     )  # fmt: skip
     projection: Literal["sjlt", "rademacher"] = option(
@@ -65,7 +66,9 @@ class ProjectedSettings(WarmUpSettings):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
-        named = isinstance(given, dict) and "dimension" not in given and {"projection", "nonzeros"} & set(given)
+        named = (
+            isinstance(given, dict) and "dimension" not in given and {"projection", "nonzeros", "store"} & set(given)
+        )
         return {**given, "dimension": 8192} if named else given
 
     @model_validator(mode="after")
@@ -82,6 +85,10 @@ class LessSettings(ProjectedSettings):
     subtask_column: str | None = option(
         "column of the target whose values are its sub-tasks; default: each source of the target is one", None
     )
+    store: str | None = option(
+        "folder where warm-up and projected gradients of the pool are kept (fp16) and found again, whatever the target; "
+        "written last; default: no gradient is kept", None, min_length=1,
+    )  # fmt: skip
 
 
 class TracinSettings(ProjectedSettings):

@@ -141,7 +141,8 @@ BUILT_IN: tuple[Method, ...] = (
         ranking="score_less", candidates="tov.tables.gradients:by_subtask", settings=LessSettings, unit="cosine",
         source="Xia et al. 2024, arXiv 2402.04333",
         differs="cosines of whole gradients by default (projection=rademacher: the authors' 8,192 dimensions); gradients in "
-        "batches; adapter and moments in fp32; no gradient is stored; a new head has a higher rate and smaller batches; "
+        "batches; adapter and moments in fp32; gradients are stored only if asked for (store=FOLDER: 2 bytes x DIMENSION a row "
+        "and checkpoint); a new head has a higher rate and smaller batches; "
         "warm-up rows may be chosen, as with the authors",
         **_GRADIENTS,
     ),

@@ -1,6 +1,7 @@
 """The score tables of methods that compare gradients: LESS and TracIn, at the checkpoints of one warm-up.
 
-Scores are streamed: a pool row's gradient is compared, projected first if asked for, and forgotten; the warm-up is kept.
+Scores are streamed: a pool row's gradient is compared, projected first if asked for, and forgotten; the warm-up is kept. LESS
+may keep the pool's projected gradients too, in a store that serves every target.
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from tov.baselines.checkpoints import load_checkpoints, save_checkpoints
 from tov.baselines.features import Checkpoint
-from tov.baselines.less import less_targets, linear_rates, subtask_scores, warm_up
+from tov.baselines.less import less_features, less_targets, linear_rates, stored_scores, subtask_scores, warm_up
 from tov.baselines.projection import Projection
 from tov.baselines.round_robin import top_candidates
+from tov.baselines.store import store_features, stored_shard
 from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
+from tov.data.guard import USABLE, exclusions
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.table import Best
 from tov.progress import Progress, part, track
-from tov.scan.stream import Shard
+from tov.scan.stream import Shard, read_shard
 from tov.seeds import derive, generator
 from tov.stages import Opened, draw_rows
 from tov.tables.ahead import Facts, Stage
@@ -43,8 +48,8 @@ OF_SUBTASK = "score_less:"
 
 def less(work: Work) -> None:
     """LESS: `score_less`, the largest over sub-tasks; where there are several also `score_less:NAME`, for round-robin."""
-    subtasks = _subtasks(work)
-    opened, checkpoints = _warmed_up(work)
+    subtasks, shared = _subtasks(work), _shared(work)
+    opened, checkpoints = _warmed_up(shared)
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, kept = work.encode_target(opened.encode)
     names = list(dict.fromkeys(subtasks[row] for row in kept))
@@ -53,19 +58,68 @@ def less(work: Work) -> None:
         targets = less_targets(
             opened.adapted, checkpoints, target, subtasks=of_row, projection=projection, batch_tokens=batch_tokens
         )
+    store = _stored(shared, opened, checkpoints, projection) if projection and work.options.store else None
 
     def score(shard: Shard) -> dict[str, np.ndarray]:
-        by_subtask = subtask_scores(
-            opened.adapted, checkpoints, targets, shard.encoded, projection=projection, batch_tokens=batch_tokens,
-            form=work.options.form,
-        )  # fmt: skip
+        if store:
+            features = [stored_shard(part, shard.start, fingerprint=store[0])[shard.places] for part in store[1]]
+            by_subtask = stored_scores(checkpoints, targets, features)
+        else:
+            by_subtask = subtask_scores(
+                opened.adapted, checkpoints, targets, shard.encoded, projection=projection, batch_tokens=batch_tokens,
+                form=work.options.form,
+            )  # fmt: skip
         if by_subtask.shape[1] < len(names):  # no row here has a scored token
             by_subtask = np.full((len(shard.rows), len(names)), np.nan)
         columns = {f"{OF_SUBTASK}{name}": by_subtask[:, place] for place, name in enumerate(names)}
         return {"score_less": by_subtask.max(1), **(columns if len(names) > 1 else {})}
 
     stream = work.stream(opened.encode, [work.target[1].fingerprint, names, of_row.tolist()], opened)
-    work.fill(stream, score, opened=opened, passes=_passes(len(checkpoints), 1))
+    work.fill(stream, score, opened=opened, passes=_passes(0 if store else len(checkpoints), 1))
+
+
+def _shared(work: Work) -> Work:
+    """Where gradients are stored, the work as every target shares it: parts in the store, of all rows that any may choose."""
+    if not work.options.store:
+        return work
+    excluded = exclusions(work.rows.index, np.empty(0, np.uint64), leak_guard=work.settings.leak_guard)
+    more = int((excluded == USABLE).sum() - work.rows.usable.sum())
+    if more:
+        work.note(
+            f"{more:,} rows that target or test excludes are in the store and may be in its warm-up; none is chosen"
+        )
+    return replace(work, rows=replace(work.rows, excluded=excluded), parts=Path(work.options.store))
+
+
+def _stored(
+    shared: Work, opened: Opened, checkpoints: list[Checkpoint], projection: Projection
+) -> tuple[str, list[Path]]:
+    """The pool's projected gradients, made if they are not there: their fingerprint, and a folder a checkpoint."""
+    options, rows = shared.options, len(shared.rows.pool)
+    stream = shared.stream(opened.encode, None, opened)
+    how: dict[str, Any] = {"projection": projection, "batch_tokens": shared.batch_tokens(opened), "form": options.form}
+
+    def make(folder: Path, progress: Progress) -> None:
+        for part_of, checkpoint in zip(_parts(folder, checkpoints), checkpoints, strict=True):
+
+            def features(start: int, stop: int, checkpoint: Checkpoint = checkpoint) -> torch.Tensor:
+                shard = read_shard(stream, start, stop)
+                found = less_features(opened.adapted, checkpoint, shard.encoded, **how)
+                shared.spent("gradients", _passes(1, tokens_of(shard.encoded)))
+                return torch.from_numpy(shard.spread(found))
+
+            store_features(
+                part_of, rows, features, shard_rows=stream.shard_rows, fingerprint=folder.name, progress=progress
+            )
+
+    warm_up = Path(shared.run.manifest["parts"]["warm-up"]).name
+    key = [warm_up, asdict(projection), options.form, stream.shard_rows]
+    folder = shared.part("gradients", key, opened, make, rows=rows * len(checkpoints))
+    return folder.name, _parts(folder, checkpoints)
+
+
+def _parts(folder: Path, checkpoints: list[Checkpoint]) -> list[Path]:
+    return [folder / f"checkpoint-{number}" for number in range(1, len(checkpoints) + 1)]
 
 
 def by_subtask(folder: Path, scores: pa.Table) -> Best:
@@ -172,11 +226,14 @@ def ahead(facts: Facts) -> list[Stage]:
     rates = linear_rates(options.learning_rate, epochs=options.epochs, steps=math.ceil(size / options.batch_size))
     checkpoints, warm = int((rates.mean(1) > 0).sum()), options.epochs * facts.drawn(size)
     target, pool = checkpoints * facts.target_tokens, checkpoints * facts.tokens
-    return [
+    before = [
         Stage("warm-up", warm, warm, options.epochs * 12 * facts.trained(options)),
         Stage("target", target, target),
-        Stage("scan", pool, pool, facts.table(1)),
     ]
+    if getattr(options, "store", None):
+        kept = 2 * options.dimension * facts.rows * checkpoints
+        return [*before, Stage("gradients", pool, pool, kept), Stage("scan", kept=facts.table(1))]
+    return [*before, Stage("scan", pool, pool, facts.table(1))]
 
 
 def _one_subtask() -> ConfigError:
