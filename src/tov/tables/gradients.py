@@ -62,7 +62,7 @@ def less(work: Work) -> None:
 
     def score(shard: Shard) -> dict[str, np.ndarray]:
         if store:
-            features = [stored_shard(part, shard.start, fingerprint=store[0])[shard.places] for part in store[1]]
+            features = [stored_shard(folder, shard.start, fingerprint=store[0])[shard.places] for folder in store[1]]
             by_subtask = stored_scores(checkpoints, targets, features)
         else:
             by_subtask = subtask_scores(
