@@ -5,8 +5,8 @@ Adam's direction of the whole gradient, 16 gradients at a time times an explicit
 block (whole it would be 480 GB at rank 128 on SmolLM2-135M), L2-normalised, stored in fp16 for each checkpoint (2 bytes x 8192
 x 4 checkpoints a row), and only then compared. `tov.baselines.less` gives the same scores.
 
-Kinder than published in one thing: the signs are tov's, made 20 times as fast as by torch's generator on a CPU; what is left of
-their making is timed apart.
+Kinder than published in one thing: the signs are tov's, made faster than by torch's generator on a CPU; what is left of their
+making is timed apart.
 """
 
 from __future__ import annotations
