@@ -20,12 +20,13 @@ from transformers import AutoModel, AutoTokenizer
 import tov
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.cli import main
-from tov.config import RuleSettings, Settings
-from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.config import RuleSettings, SelectConfig, Settings, build
+from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
 from tov.files import digest
 from tov.methods import METHODS, Method, find_method, page, parse_arm
 from tov.methods.table import imported, plug_ins
 from tov.scan.shards import read_scores
+from tov.tables import gradients
 
 DOCS = Path(__file__).parents[1] / "docs"
 SMALL_LORA = "lora_rank=2/lora_alpha=8/batch_size=8/epochs=2"
@@ -243,6 +244,16 @@ def test_an_encoder_may_have_a_name_with_slashes_and_is_looked_for(tiny_folder: 
         select(tmp_path / "run", tiny_folder, f"rds/encoder={tmp_path}/nowhere")
 
 
+def test_a_folder_may_lie_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Shells expand a ~ at the beginning of a word only, so not in less/store=~/x and --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = parse_arm("less/store=~/gradients").own
+    assert own is not None
+    assert own.model_dump()["store"] == str(tmp_path / "gradients")
+    given = {"model": "smollm2", "pool": "p", "target": "t", "n": 1}
+    assert build(SelectConfig, {**given, "out": "~/run"}).out == str(tmp_path / "run")
+
+
 def test_without_sentence_transformers_the_error_names_the_package(
     tiny_folder: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -277,11 +288,9 @@ def test_a_checkpoint_of_rate_0_costs_nothing(tiny_folder: Path, tmp_path: Path)
     """One batch an epoch, and a linear rise from 0: the first checkpoint is the initial state with weight 0."""
     one = select(tmp_path / "run", tiny_folder, "less/lora_rank=2/batch_size=64/epochs=3")
     assert "1 of 3 checkpoints have rate 0 and were left out: they add nothing" in one.manifest["notes"]
-    tokens = one.scores["tokens"].to_numpy()[one.scores["score_less"].is_valid().to_numpy()]
-    forward, backward = one.manifest["spent"]["scan"]
-    assert forward == backward
-    assert forward % 2 == 0
-    assert forward / 2 >= tokens.sum() > 0
+    once = select(tmp_path / "rds", tiny_folder, "rds").manifest["spent"]["embed"][0]
+    target = one.manifest["spent"]["target"][0] // 2
+    assert one.manifest["spent"]["scan"] == [2 * (once - target)] * 2, "two passes over the pool, there and back"
 
 
 def test_rows_chosen_without_a_path_are_trained_on(picked: dict[str, Any], tmp_path: Path) -> None:
@@ -291,6 +300,46 @@ def test_rows_chosen_without_a_path_are_trained_on(picked: dict[str, Any], tmp_p
         )
         assert trained.summary["chosen"] == 8
         assert (trained.adapter / "adapter_model.safetensors").exists()
+
+
+def test_sub_tasks_that_lose_their_rows_are_no_sub_tasks(tiny_folder: Path, tmp_path: Path) -> None:
+    """Two by their column, one by what has a scored token: round robin has nobody to take turns."""
+    target = [{**row, "subject": "x"} for row in make_rows(4, seed=2)]
+    target.append({"prompt": "word " * 80, "completion": "cut off", "subject": "y"})
+    with pytest.raises(ConfigError, match="round-robin with a target of one sub-task"):
+        select(tmp_path / "run", tiny_folder, f"{ARMS['less']}/subtask_column=subject/round-robin", target=target)
+    assert not list((tmp_path / "run").rglob("rows-*")), "it was found after the pool's gradients"
+
+
+def test_whole_gradients_of_too_many_sub_tasks_are_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tov.baselines.less.TARGET_NUMBERS", 100)
+    with pytest.raises(
+        ConfigError, match=r"whole gradients of 1 sub-tasks, [\d,]+ numbers each(.|\n)*less/dimension=8192"
+    ):
+        select(tmp_path / "run", tiny_folder, f"less/{SMALL_LORA}")
+    select(tmp_path / "projected", tiny_folder, ARMS["less"])
+
+
+@pytest.mark.parametrize("name", ["less", "target-path"])
+def test_advice_on_a_diverged_training_names_the_methods_own_options(
+    name: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(NumericError, match=rf"do: lower {name}/learning_rate or {name}/lora_alpha"):
+        select(tmp_path / "run", tiny_folder, f"{name}/lora_alpha=1e30/learning_rate=1e20/epochs=4/batch_size=2")
+
+
+def test_rows_that_cannot_be_chosen_have_no_embedding(tiny_folder: Path, encoder: Path, tmp_path: Path) -> None:
+    """A sentence encoder can embed a row without a scored token; were it kept, it would take the mass of others."""
+    pytest.importorskip("sentence_transformers", reason="pip install 'tov[encoder]'")
+    one = select(tmp_path / "run", tiny_folder, f"tsds/encoder={encoder}")
+    lost = [row for row, why in enumerate(one.scores["excluded"].to_pylist()) if why == "no scored tokens"]
+    assert len(lost) == 1
+    pool = np.load(one.folder / one.manifest["parts"]["embed"] / "pool.npy")
+    assert np.isnan(pool[lost]).all()
+    p = np.exp(one.scores["score_tsds"].to_numpy().astype(np.float64))
+    assert np.nansum(p) == pytest.approx(1, abs=1e-6), "mass lies where no row can be taken"
 
 
 # A store of gradients
@@ -319,7 +368,7 @@ def test_a_store_of_gradients_serves_every_target(tiny_folder: Path, tmp_path: P
     )
     features = sum(file.stat().st_size for file in store.glob("gradients-*/*/*"))
     assert 0 < features - 2 * 40 * 64 * 2 < 6 * 300, "fp16: 2 bytes x 40 rows x 64 numbers x 2 checkpoints, and headers"
-    note = "1 rows that target or test excludes are in the store"
+    note = "1 rows that the target excludes are in the store"
     assert [any(note in one for one in run.manifest["notes"]) for run in (first, second)] == [True, False]
     assert np.isnan(first.scores["score_less"].to_numpy()[6])
     select(tmp_path / "seed", tiny_folder, f"{STORED}/store={store}", seed=1)
@@ -349,8 +398,14 @@ def test_a_store_that_was_killed_goes_on_from_its_last_shard(tiny_folder: Path, 
     assert killed.returncode == -signal.SIGKILL, "it was not killed: the test tests nothing"
     left = {path: path.stat().st_mtime_ns for path in store.rglob("rows-*")}
     assert len(left) == 4, "three shards of one checkpoint, one of the next"
+    part = next(store.glob("gradients-*"))
+    old, new = part / ".rows-9.safetensors.1.tmp", part / ".rows-9.safetensors.2.tmp"
+    for leftover in (old, new):
+        leftover.write_bytes(b"half")
+    os.utime(old, (0, 0))
     scores, stored = run("killed"), store_files(store)
     assert all(path.stat().st_mtime_ns == time for path, time in left.items()), "a finished shard was made again"
+    assert [file.exists() for file in (old, new)] == [False, True], "the newer may be another run's"
     store.rename(tmp_path / "aside")
     assert run("whole") == scores
     assert store_files(store) == stored
@@ -445,6 +500,45 @@ def test_every_method_is_compared_and_chooses_as_select_does(
         tov.compare(**{**given, "methods": ["dsir"], "rule": "score+random"})
 
 
+def test_a_size_of_a_comparison_chooses_as_select_does_whatever_the_other_sizes(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """TSDS spreads its mass on as many rows as are to be chosen: a table a size. One that cannot be had fails alone."""
+    given = {
+        **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": ["tsds/neighbours=3"], "seeds": 1,
+        "base_size": 8, "epochs": 1, "max_length": 64, "shard_rows": 16, "train_rows": 16, "device": "cpu", "dtype": "fp32",
+        "quiet": True, "out": tmp_path / "run", "sizes": [4, 8, 30],
+    }  # fmt: skip
+    compared = tov.compare(**given)
+    trials = {one["n"]: one for one in compared.trials if one["method"] == "tsds"}
+    for n in (4, 8):
+        rows = select(tmp_path / str(n), tiny_folder, "tsds/neighbours=3", n=n).dataset["tov_row_id"]
+        assert trials[n]["rows_fingerprint"] == digest([int(row) for row in rows]), f"n = {n}"
+    assert [trials[n]["status"] for n in (4, 8, 30)] == ["done", "done", "failed"]
+    assert "raise tsds/neighbours" in trials[30]["error"]
+    assert len(list(compared.folder.glob("scores/*/parts/embed-*"))) == 1
+
+
+def test_the_test_of_a_comparison_is_in_no_warm_up_of_a_store(tiny_folder: Path, tmp_path: Path) -> None:
+    pool, target, test = make_rows(40, seed=1), make_rows(6, seed=2), make_rows(5, seed=3)
+    pool[11], pool[12], seen = test[0], target[0], []
+    drawn = gradients.draw_rows
+
+    def noted(rows: Any, *args: Any) -> Any:
+        seen.append(np.flatnonzero(~rows.usable).tolist())
+        return drawn(rows, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "draw_rows", noted)
+        compared = tov.compare(
+            model=str(tiny_folder), pool=pool, target=target, test=test, methods=[f"{STORED}/store={tmp_path / 'store'}"],
+            sizes=[8], seeds=1, base_size=8, epochs=1, max_length=64, train_rows=16, device="cpu", dtype="fp32", quiet=True,
+            out=tmp_path / "run",
+        )  # fmt: skip
+    assert seen == [[11]], "the test's prompt, and nothing but it, is out of the store"
+    assert any("1 rows that the target excludes are in the store" in one for one in compared.trials[-1]["notes"])
+
+
 def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Path) -> None:
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(20, seed=at)) for at, name in enumerate(("a", "b"))]
     given = {"pool": [str(one) for one in pool], "target": make_rows(6, seed=2), "n": 10}
@@ -476,6 +570,8 @@ def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Pa
         ({"method": "less/dimension=100/nonzeros=8"}, "nonzeros=8 is no divisor of dimension=100"),
         ({"method": "less/abs"}, "'abs' is no option of less"),
         ({"method": "less/"}, "'' is no option of less"),
+        ({"method": "less/projection=rademacher/nonzeros=2"}, "nonzeros=2 is of projection=sjlt"),
+        ({"method": "tsds/sigma=0/density_neighbours=3"}, "density_neighbours=3 without a density"),
         ({"method": "dsir/over=median"}, "over got 'median', should be 'sum' or 'mean'"),
         ({"method": "random"}, "--method random scores nothing"),
         ({"method": "less", "eps": 0.5}, "--eps has no effect with --method less"),

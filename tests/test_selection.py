@@ -165,6 +165,9 @@ def test_a_small_base_set_is_filled_up_from_the_pool_and_said():
     lucky = choice.row_ids[choice.reasons == "random"]
     assert table["in_base"][lucky].sum() == 3, "the rows of the base set come first"
     assert any("the base set gave 3" in note for note in choice.notes), f"the reader is not told: {choice.notes}"
+    table["usable"] = ~table["in_base"]
+    none = pick(table, 20)
+    assert any("the base set gave 0" in note for note in none.notes), f"the reader is not told: {none.notes}"
 
 
 def test_too_few_scores_make_the_random_part_larger_and_say_so():

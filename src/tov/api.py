@@ -170,8 +170,7 @@ def run_select(
     fill_table(
         Work(
             run=run, rows=rows, target=target, settings=config, arm=arm, options=settled(arm, config.n), labels=labels,
-            most=config.n, parts=run.folder / "parts", open_with=lambda changed: open_model(changed, labels),
-            quiet=config.quiet,
+            parts=run.folder / "parts", open_with=lambda changed: open_model(changed, labels), quiet=config.quiet,
         )
     )  # fmt: skip
     run.note(cost=cost_of(run))

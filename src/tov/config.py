@@ -92,6 +92,11 @@ class Settings(BaseModel):
     def _for_every_source(cls, value: Any) -> Any:
         return {EVERY_SOURCE: value} if isinstance(value, (int, float, str)) else value
 
+    @field_validator("out", "store", mode="after", check_fields=False)
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return value and str(Path(value).expanduser())  # shells leave the ~ of --out=~/x alone
+
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
     def _from_file(cls, value: Any) -> Any:

@@ -87,7 +87,7 @@ def run_demo(out: str, *, task: str = "instruction", force: bool = False) -> Pic
     """
     demo = DEMOS[task]
     packaged_file(demo.model)
-    folder = Path(out)
+    folder = Path(out).expanduser()
     data = folder.with_name(folder.name + "-data")
     target, pool = demo.write(data, demo.install)
     rows = Path(target).read_text(encoding="utf-8").count("\n")

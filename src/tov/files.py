@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,9 +63,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Removes what a killed process left half-written below `folder`."""
+def sweep_temporaries(folder: Path, *, older_than: float = 0.0) -> None:
+    """Removes what a killed process left half-written below `folder`, if it has not been touched for so many seconds."""
     for leftover in folder.rglob(".*.tmp"):
+        if older_than and leftover.stat().st_mtime > time.time() - older_than:
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

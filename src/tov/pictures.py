@@ -29,6 +29,8 @@ METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None, "Creator": "tov"},
 DASHES: Any = ((0, (2, 2)), (0, (6, 3)))
 DODGE = 0.5
 """Octaves over which the points of one size are spread, so that their intervals do not hide each other."""
+LONGEST_NAME = 48
+"""Characters of an arm's name that leave the axes room; the tables have it whole."""
 FLOOR, FLOORS = 50, 5
 """Losses beyond both, in % and in best gains, are not worth the width that they take from the others."""
 
@@ -92,6 +94,13 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def _name(arm: str) -> str:
+    """An arm's name; of a long one, as with a store's folder in it, both ends."""
+    if len(arm) <= LONGEST_NAME:
+        return arm
+    return f"{arm[: LONGEST_NAME * 2 // 3]}…{arm[1 - LONGEST_NAME // 3 :]}"
+
+
 def _limits(means: Sequence[float], ends: Sequence[float]) -> tuple[float, float]:
     """An axis that holds all means, and the ends of intervals as far as they leave the means apart."""
     low, high = min(means), max(means)
@@ -117,7 +126,7 @@ def _gain_panel(panel: Axes, n: int, arms: Sequence[Mapping[str, Any]], limits: 
     panel.set_title(f"{n:,} rows", loc="left", fontsize=10.5, fontweight="bold")
     panel.set_xlim(*limits)
     panel.set_ylim(max(len(arms), 1) - 0.4, -0.6)
-    panel.set_yticks(range(len(arms)), [arm["arm"] for arm in arms])
+    panel.set_yticks(range(len(arms)), [_name(arm["arm"]) for arm in arms])
     panel.tick_params(axis="y", length=0, pad=9)  # room for an arrow at the edge
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.grid(axis="x", color="#E5E5E5")
@@ -188,7 +197,7 @@ def _arm_line(axes: Axes, arm: str, points: Sequence[Mapping[str, Any]], place: 
         _arms_of_bar(points),
         fmt=MARKERS[(look + look // len(COLOURS)) % len(MARKERS)],
         linestyle="-" if len(points) > 1 else "none", linewidth=0.9, elinewidth=1.3, markersize=5.5,
-        color=COLOURS[look % len(COLOURS)], label=arm, zorder=3,
+        color=COLOURS[look % len(COLOURS)], label=_name(arm), zorder=3,
     )  # fmt: skip
 
 

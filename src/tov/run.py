@@ -102,7 +102,7 @@ class Run:
 
 def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
     """Where a run lies: as asked for, or under `auto` a folder named by what it is made from."""
-    return Path("tov-runs") / digest(identity) if out == "auto" else Path(out).expanduser()
+    return Path("tov-runs") / digest(identity) if out == "auto" else Path(out)
 
 
 def start_run(

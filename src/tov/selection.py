@@ -283,7 +283,7 @@ def _by_chance(
     picked = random.choice(base, min(n, len(base)), replace=False)
     missing = n - len(picked)
     if missing:
-        if len(base):
+        if in_base.any():
             notes.append(
                 f"the base set gave {len(base):,} random rows; {missing:,} more were drawn from the rest of the pool"
             )

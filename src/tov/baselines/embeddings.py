@@ -6,7 +6,7 @@ A row whose embedding is zero or not finite has no direction; it is never anyone
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from tov.errors import ConfigError, DataError
 
-Metric = Literal["cosine", "distance"]
 Backend = Literal["numpy", "faiss"]
 
 BLOCK_ROWS, BLOCK_QUERIES = 32_768, 256
@@ -27,7 +26,7 @@ class Neighbours:
 
     Attributes:
         row_ids: (Q, k) int64.
-        values: (Q, k) float64, the cosine (falling) or the Euclidean distance (rising).
+        values: (Q, k) float64, the cosines.
     """
 
     row_ids: np.ndarray
@@ -52,22 +51,20 @@ def nearest(
     pool: np.ndarray,
     k: int,
     *,
-    metric: Metric = "cosine",
     usable: np.ndarray | None = None,
     backend: Backend = "numpy",
     block_rows: int = BLOCK_ROWS,
     block_queries: int = BLOCK_QUERIES,
 ) -> Neighbours:
-    """The k pool rows of largest cosine `q.x / (|q| |x|)`, or of smallest distance `|q - x|`, for each query; exact.
+    """The k pool rows of largest cosine `q.x / (|q| |x|)` for each query; exact.
 
     Memory: one product of `block_queries` x `block_rows` and Q x k results, never Q x N. A product is computed in the
-    kind of number given, so cosines in fp32 carry 1e-7 and distances below 5e-4 of the rows' length are rounding.
+    kind of number given: cosines in fp32 carry 1e-7.
 
     Args:
         queries: (Q, H).
         pool: (N, H); position i is row_id i. It may be a memory map: it is read block by block.
         k: neighbours a query.
-        metric: "cosine" normalises both sides; "distance" takes the embeddings as they are.
         usable: (N,) bool, rows that may be neighbours; all if not given.
         backend: "faiss" searches an exact flat index (package faiss-cpu), which holds the usable rows in fp32; between
             rows of equal value at the k-th place its choice is its own.
@@ -75,11 +72,9 @@ def nearest(
         block_queries: queries in one product.
 
     Raises:
-        ConfigError: unknown metric or backend, or faiss is not installed.
+        ConfigError: unknown backend, or faiss is not installed.
         DataError: k below 1, more neighbours than rows with an embedding, other widths, or a query without a direction.
     """
-    if metric not in ("cosine", "distance"):
-        raise ConfigError(f"metric {metric!r}", allowed="cosine, distance")
     if backend not in ("numpy", "faiss"):
         raise ConfigError(f"backend {backend!r}", allowed="numpy, faiss")
     if queries.shape[1] != pool.shape[1]:
@@ -90,8 +85,7 @@ def nearest(
     fewer = f"{k:,} nearest rows wanted, but fewer of the {len(pool):,} pool rows are usable and have an embedding"
     if not 1 <= k <= len(pool):
         raise DataError(fewer if k > 0 else f"{k} nearest rows wanted", allowed="1 to the number of such rows")
-    prepare = normalised if metric == "cosine" else _finite
-    prepared = prepare(queries).astype(np.result_type(_floats(queries[:0]), _floats(pool[:0])))
+    prepared = normalised(queries).astype(np.result_type(_floats(queries[:0]), _floats(pool[:0])))
     if np.isnan(prepared).any():
         lost = np.flatnonzero(np.isnan(prepared).any(1))
         raise DataError(
@@ -100,11 +94,10 @@ def nearest(
         )
     search = _search_numpy if backend == "numpy" else _search_faiss
     usable = np.ones(len(pool), bool) if usable is None else usable
-    rows, keys = search(prepared, _pool_blocks(pool, prepare, usable, block_rows), k, metric, block_queries)
+    rows, cosines = search(prepared, _pool_blocks(pool, usable, block_rows), k, block_queries)
     if (rows < 0).any():
         raise DataError(fewer, allowed="1 to the number of such rows")
-    keys = keys.astype(np.float64)
-    return Neighbours(rows, keys if metric == "cosine" else _distances(prepared, keys))
+    return Neighbours(rows, cosines.astype(np.float64))
 
 
 def distance_of(cosine: np.ndarray) -> np.ndarray:
@@ -143,33 +136,24 @@ def _floats(rows: np.ndarray) -> np.ndarray:
     return rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float32)
 
 
-def _finite(embeddings: np.ndarray) -> np.ndarray:
-    """(rows, H) as they are, NaN for a row that is not finite."""
-    rows = _floats(embeddings)
-    return np.where(np.isfinite(rows).all(1, keepdims=True), rows, np.nan)
-
-
-def _pool_blocks(
-    pool: np.ndarray, prepare: Callable[[np.ndarray], np.ndarray], usable: np.ndarray, block_rows: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Row ids and prepared embeddings of the rows that may be neighbours, ids rising."""
+def _pool_blocks(pool: np.ndarray, usable: np.ndarray, block_rows: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Row ids and normalised embeddings of the rows that may be neighbours, ids rising."""
     for start in range(0, len(pool), block_rows):
-        block = prepare(pool[start : start + block_rows])
+        block = normalised(pool[start : start + block_rows])
         sound = usable[start : start + block_rows] & ~np.isnan(block[:, :1]).any(1)
         yield start + np.flatnonzero(sound), block[sound]
 
 
 def _search_numpy(
-    queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, metric: Metric, block_queries: int
+    queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, block_queries: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, k) row ids, -1 where there are none, and keys, largest first: the cosine, or q.x - |x|^2 / 2."""
-    rows, keys = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, queries.dtype)
+    """(Q, k) row ids, -1 where there are none, and cosines, largest first."""
+    rows, cosines = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, queries.dtype)
     for row_ids, block in blocks:
-        shift = np.square(block).sum(1) / 2 if metric == "distance" else 0.0
         for start in range(0, len(queries), block_queries):
             part = slice(start, start + block_queries)
-            _keep_best(rows[part], keys[part], row_ids, queries[part] @ block.T - shift)
-    return rows, keys
+            _keep_best(rows[part], cosines[part], row_ids, queries[part] @ block.T)
+    return rows, cosines
 
 
 def _keep_best(rows: np.ndarray, keys: np.ndarray, new_rows: np.ndarray, new_keys: np.ndarray) -> None:
@@ -187,27 +171,19 @@ def _keep_best(rows: np.ndarray, keys: np.ndarray, new_rows: np.ndarray, new_key
         keys[query] = both[order]
 
 
-def _distances(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.maximum(np.square(queries.astype(np.float64)).sum(1, keepdims=True) - 2.0 * keys, 0.0))
-
-
 def _search_faiss(
-    queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, metric: Metric, block_queries: int
+    queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, block_queries: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `_search_numpy`, by an exact flat index."""
-    faiss = _import_faiss()
-    index = (faiss.IndexFlatIP if metric == "cosine" else faiss.IndexFlatL2)(queries.shape[1])
+    index = _import_faiss().IndexFlatIP(queries.shape[1])
     row_ids = [np.empty(0, np.int64)]
     for block_ids, block in blocks:
         index.add(np.ascontiguousarray(block, np.float32))
         row_ids.append(block_ids)
-    found, places = index.search(np.ascontiguousarray(queries, np.float32), k)
-    keys = found.astype(np.float64)
-    if metric == "distance":
-        keys = (np.square(queries.astype(np.float64)).sum(1, keepdims=True) - keys) / 2
+    cosines, places = index.search(np.ascontiguousarray(queries, np.float32), k)
     rows = np.where(places < 0, -1, np.append(np.concatenate(row_ids), -1)[places])
-    order = np.lexsort((rows, -keys))
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(keys, order, 1)
+    order = np.lexsort((rows, -cosines))
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(cosines, order, 1)
 
 
 def _import_faiss() -> Any:

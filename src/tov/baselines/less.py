@@ -31,6 +31,8 @@ from tov.text.batches import Batch, collate
 from tov.text.encode import Encoded
 
 Form = Literal["adam", "sgd"]
+TARGET_NUMBERS = 1 << 30
+"""Numbers of sub-tasks' mean whole gradients that are held at most, over all checkpoints: 4 GiB in fp32."""
 HELD_NUMBERS = 1 << 27
 """Numbers of target rows' whole gradients that are held at once in the exact form: 512 MiB in fp32."""
 
@@ -121,6 +123,7 @@ def less_targets(
 
     Raises:
         DataError: a sub-task has no row with a scored token, or not every row has a sub-task.
+        ConfigError: whole gradients of so many sub-tasks are more than `TARGET_NUMBERS`.
     """
     of_row = np.zeros(len(target), np.int64) if subtasks is None else np.asarray(subtasks)
     if len(of_row) != len(target):
@@ -133,7 +136,15 @@ def less_targets(
         )
     batches, found = batches_of(target, batch_tokens), []
     if projection is None:
-        most = max(1, HELD_NUMBERS // sum(one.numel() for one in parameters(adapted).values()))
+        size = sum(one.numel() for one in parameters(adapted).values())
+        if len(counts) * size * len(checkpoints) > TARGET_NUMBERS:
+            raise ConfigError(
+                f"whole gradients of {len(counts):,} sub-tasks, {size:,} numbers each at {len(checkpoints)} checkpoints, are "
+                f"{len(counts) * size * len(checkpoints) * 4 / 2**30:.1f} GiB",
+                allowed=f"{TARGET_NUMBERS * 4 >> 30} GiB",
+                fix="project them (less/dimension=8192), lower less/lora_rank, or name a coarser less/subtask_column",
+            )
+        most = max(1, HELD_NUMBERS // size)
         batches = [collate(target, one.rows[at : at + most]) for one in batches for at in range(0, len(one.rows), most)]
     with row_gradients(adapted) as run:
         for k, checkpoint in enumerate(checkpoints):

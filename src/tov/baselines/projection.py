@@ -42,6 +42,8 @@ class Projection:
     nonzeros: int = 1
 
     def __post_init__(self) -> None:
+        if self.kind not in ("rademacher", "sjlt"):
+            raise ConfigError(f"a projection of kind {self.kind!r}", allowed="rademacher, sjlt")
         if self.size < 1:
             raise ConfigError(f"a projection to {self.size} numbers", allowed="1 or more")
         if self.kind == "sjlt" and (self.nonzeros < 1 or self.size % self.nonzeros):

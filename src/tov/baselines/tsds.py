@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tov.baselines.embeddings import Backend, distance_of, nearest, normalised
-from tov.baselines.sampling import gumbel_top_k
 from tov.errors import ConfigError, DataError
-from tov.seeds import derive, generator
+from tov.seeds import generator
 
 SIGMA = 0.75
 """The authors' kernel width, in distances of embeddings of length 1."""
@@ -64,7 +63,8 @@ def density(
 ) -> np.ndarray:
     """(len(rows),) `rho(x) = sum over the kde_k nearest pool rows of max(0, 1 - d^2 / sigma^2)`; 1 where sigma is 0.
 
-    A row is its own nearest, so rho is at least 1: about how many copies of itself the pool holds.
+    A row is its own nearest, so rho is at least 1 (also where a rounded distance to itself is not 0 beside a small sigma):
+    about how many copies of itself the pool holds.
 
     Args:
         rows: row ids, usable ones.
@@ -81,7 +81,7 @@ def density(
     for start in range(0, len(rows) if sigma else 0, _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)
         cosines = nearest(pool[rows[part]], pool, kde_k, usable=usable, backend=backend).values
-        rho[part] = np.maximum(0.0, 1.0 - np.square(distance_of(cosines) / sigma)).sum(1)
+        rho[part] = np.maximum(1.0, np.maximum(0.0, 1.0 - np.square(distance_of(cosines) / sigma)).sum(1))
     return rho
 
 
@@ -160,7 +160,8 @@ def tsds(
         alpha: weight of nearness against spread, from 0 (spread over all K) to 1 (nearest rows only).
         c: C, scale of the distances.
         sigma: kernel width of the density; 0 turns it off. `calibrated_sigma` measures one for your embeddings.
-        k: K, neighbours of a target row; min(5000, N/10) if not given, N the usable rows.
+        k: K, neighbours of a target row; if not given min(5000, N/10), N the usable rows, or `least_rows` where the lists
+            of so many hold fewer rows than that.
         kde_k: neighbours counted in a density; min(1000, N/10) if not given.
         least_rows: rows that must have p > 0, where n distinct rows are to be drawn; 0 leaves p to alpha and C.
         usable: (N,) bool, rows that may be taken; the others do not count at all. All if not given.
@@ -179,9 +180,13 @@ def tsds(
         if not sound:
             raise ConfigError(f"{name} = {value} in TSDS", allowed=allowed)
     rows = len(pool) if usable is None else int(usable.sum())
+    open_k = k is None
     k = max(1, min(5000, rows // 10)) if k is None else k
     kde_k = max(1, min(1000, rows // 10)) if kde_k is None else kde_k
     near = nearest(target, pool, k, usable=usable, backend=backend)
+    if open_k and len(np.unique(near.row_ids)) < least_rows:
+        k = least_rows  # a list of so many rows is enough by itself
+        near = nearest(target, pool, k, usable=usable, backend=backend)
     distances, densities = distance_of(near.values), np.full(len(pool), np.nan)
     width = min(k, _FIRST_NEIGHBOURS)
     while True:
@@ -196,32 +201,10 @@ def tsds(
     if least == np.inf:
         raise DataError(
             f"{least_rows:,} rows wanted, but the {k:,} neighbours of the target rows are {len(np.unique(row_ids)):,} rows",
-            fix="lower --n or raise K",
+            fix="lower --n, or raise tsds/neighbours (K)",
         )
     p = np.bincount(row_ids.ravel(), plan.mass.ravel(), minlength=len(pool))
     return Selection(p, plan.level, k, int(plan.exhausted.sum()))
-
-
-def draw(p: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """(n,) distinct row ids drawn one after another with probability proportional to p, in the order of drawing.
-
-    Args:
-        p: (N,) probabilities.
-        n: rows to draw.
-        seed: equal seeds draw equal rows.
-
-    Raises:
-        DataError: fewer than n rows with p > 0.
-
-    Differs: the authors may draw a row more than once.
-    """
-    held = int((p > 0).sum())
-    if n > held:
-        raise DataError(
-            f"n = {n:,} rows wanted, but TSDS gives a probability to {held:,}",
-            fix="lower --n, or spread p further: least_rows = n, a smaller alpha or a larger C",
-        )
-    return gumbel_top_k(np.log(p, out=np.full(len(p), -np.inf), where=p > 0), n, derive(seed, "tsds"))
 
 
 def calibrated_sigma(

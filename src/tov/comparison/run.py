@@ -211,7 +211,7 @@ def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     """
     if "out" not in given:
         raise ConfigError("--out is missing", fix="name the folder of the whole grid, e.g. --out runs/grid")
-    out = Path(given["out"])
+    out = Path(given["out"]).expanduser()
     configs = {name: compare_config(grid.settings_of(name, given, str(out))) for name in grid.experiments}
     for config in configs.values():
         check_settings(config.for_task(config.task or "instruction"))

@@ -172,11 +172,14 @@ def _seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict
     made = _made(run, bench.model(bench.config))
     test, lost = encode_target(bench.split.test[0], bench.model(bench.config), role="test")
     tables: dict[str, _Table | Exception] = {}
+    of_trial: dict[tuple[str, int, int], str] = {}
     for trial in todo:
-        if trial.arm.method.takes == "best" and trial.arm.name not in tables:
-            tables[trial.arm.name] = _score_table(run, bench, trial.arm)
+        options = settled(trial.arm, trial.n)  # they may depend on n, and then so does the table
+        of_trial[trial.key] = name = digest([trial.arm.name, dumped(options)])
+        if trial.arm.method.takes == "best" and name not in tables:
+            tables[name] = _score_table(run, bench, trial.arm, options)
     for trial in todo:
-        yield {**_try(trial, bench, tables.get(trial.arm.name), test, lost), **made}
+        yield {**_try(trial, bench, tables.get(of_trial[trial.key]), test, lost), **made}
 
 
 def _made(run: Run, opened: Opened) -> dict[str, Any]:
@@ -207,10 +210,9 @@ class _Table:
     notes: list[str]
 
 
-def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
+def _score_table(run: Run, bench: Bench, arm: Arm, options: Any) -> _Table | Exception:
     """Fills the arm's table by its method, or reads what an earlier call has left; arms of one table, or part, share it."""
     config, rows, target = with_options(bench.config, arm), bench.split.rows, bench.split.target
-    options = settled(arm, max(config.sizes))
     if arm.method.of_path:
         made_from = {name: value for name, value in config.of_stage("path", "scan").items() if name not in NAMED}
     else:
@@ -227,7 +229,7 @@ def _score_table(run: Run, bench: Bench, arm: Arm) -> _Table | Exception:
             fill_table(
                 Work(
                     run=table, rows=rows, target=target, settings=config, arm=arm, options=options, labels=bench.labels,
-                    most=max(config.sizes), parts=seed_folder / "parts", open_with=bench.model, quiet=config.quiet,
+                    parts=seed_folder / "parts", open_with=bench.model, quiet=config.quiet,
                 )
             )  # fmt: skip
             table.note(cost=cost_of(table))

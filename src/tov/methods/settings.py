@@ -75,6 +75,8 @@ class ProjectedSettings(WarmUpSettings):
     def _divides(self) -> ProjectedSettings:
         if self.dimension and self.projection == "sjlt" and self.dimension % self.nonzeros:
             raise ValueError(f"nonzeros={self.nonzeros} is no divisor of dimension={self.dimension}")
+        if self.projection == "rademacher" and self.nonzeros > 1:
+            raise ValueError(f"nonzeros={self.nonzeros} is of projection=sjlt; a rademacher matrix has no zeros")
         return self
 
 
@@ -126,12 +128,20 @@ class TsdsSettings(EmbeddingSettings):
         "kernel width of the density (the authors: 0.75), 0 for none; default: the median distance of pool rows to their "
         "nearest other row", None, ge=0,
     )  # fmt: skip
-    neighbours: int | None = option("K, pool rows a target row; default: min(5000, N/10)", None, ge=1)
+    neighbours: int | None = option(
+        "K, pool rows a target row; default: min(5000, N/10), or least_rows where those are too few rows", None, ge=1
+    )
     density_neighbours: int | None = option("rows in a density; default: min(1000, N/10)", None, ge=1)
     least_rows: int | None = option(
         "rows that must have a probability; default: as many as are to be chosen", None, ge=0
     )
     backend: Literal["numpy", "faiss"] = option("of the exact search", "numpy")
+
+    @model_validator(mode="after")
+    def _counted(self) -> TsdsSettings:
+        if self.sigma == 0 and self.density_neighbours is not None:
+            raise ValueError(f"density_neighbours={self.density_neighbours} without a density: sigma is 0")
+        return self
 
 
 class TargetPathSettings(LoraSettings):

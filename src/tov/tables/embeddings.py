@@ -48,7 +48,7 @@ def tsds(work: Work) -> None:
     """TSDS: `score_tsds`, the logarithm of a row's probability, -inf for rows that have none."""
     source, folder = _embedded(work)
     options, (pool, target) = work.options, _read(folder)
-    usable = work.rows.usable
+    usable = work.rows.usable & ~np.isnan(pool[:, 0])
     with work.run.stage("plan"):
         sigma = options.sigma
         if sigma is None:
@@ -63,7 +63,7 @@ def tsds(work: Work) -> None:
     if found.exhausted:
         work.note(f"TSDS: {found.exhausted:,} target rows used up their {found.neighbours:,} neighbours")
     scores = np.log(found.p, out=np.full(len(found.p), -np.inf), where=held)
-    scores[~np.isfinite(pool[:, 0])] = np.nan
+    scores[np.isnan(pool[:, 0])] = np.nan
     _write(work, source, "score_tsds", scores)
 
 
@@ -73,10 +73,12 @@ def candidates(folder: Path, scores: pa.Table) -> Best:
     Raises:
         RunError: the embeddings are gone.
     """
-    pool, target = _read(folder / read_json(folder / "manifest.json")["parts"][PART])
+    made = read_json(folder / "manifest.json")
+    pool, target = _read(folder / made["parts"][PART])
+    backend = made["method"]["options"].get("backend", "numpy")
 
     def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        found = nearest(target, pool, k, usable=usable)
+        found = nearest(target, pool, k, usable=usable, backend=backend)
         return list(found.row_ids), list(found.values)
 
     return best
@@ -137,7 +139,9 @@ def _of_encoder(work: Work) -> Source:
     encoder = open_sentence_encoder(work.options.encoder, device=work.settings.device)
 
     def embed(rows: list[Any], encoded: Encoded) -> np.ndarray:
-        return encoder.embed([text_of(row) for row in rows])
+        found = encoder.embed([text_of(row) for row in rows])
+        found[encoded.scored_counts == 0] = np.nan  # they cannot be chosen, so nothing may fall to them
+        return found
 
     return Source(None, work.encoder(), embed, encoder.fingerprint)
 

@@ -25,7 +25,7 @@ from tov.baselines.projection import Projection
 from tov.baselines.round_robin import top_candidates
 from tov.baselines.store import store_features, stored_shard
 from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
-from tov.data.guard import USABLE, exclusions
+from tov.data.guard import IN_TEST, USABLE, exclusions
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.table import Best
 from tov.progress import Progress, part, track
@@ -53,6 +53,7 @@ def less(work: Work) -> None:
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, kept = work.encode_target(opened.encode)
     names = list(dict.fromkeys(subtasks[row] for row in kept))
+    _check_rule(work, names)
     of_row = np.array([names.index(subtasks[row]) for row in kept], np.int64)
     with _target_stage(work, target, len(checkpoints)):
         targets = less_targets(
@@ -79,15 +80,14 @@ def less(work: Work) -> None:
 
 
 def _shared(work: Work) -> Work:
-    """Where gradients are stored, the work as every target shares it: parts in the store, of all rows that any may choose."""
+    """Where gradients are stored, the work as every target shares it: parts in the store, of all rows but those of a test."""
     if not work.options.store:
         return work
     excluded = exclusions(work.rows.index, np.empty(0, np.uint64), leak_guard=work.settings.leak_guard)
+    excluded[work.rows.excluded == IN_TEST] = IN_TEST
     more = int((excluded == USABLE).sum() - work.rows.usable.sum())
     if more:
-        work.note(
-            f"{more:,} rows that target or test excludes are in the store and may be in its warm-up; none is chosen"
-        )
+        work.note(f"{more:,} rows that the target excludes are in the store and may be in its warm-up; none is chosen")
     return replace(work, rows=replace(work.rows, excluded=excluded), parts=Path(work.options.store))
 
 
@@ -260,6 +260,10 @@ def _subtasks(work: Work) -> list[str]:
                 allowed=", ".join(columns),
             )
         values = ["(none)" if cell is None else cell for cell in pool.cells(column)]
-    if work.settings.rule == "round-robin" and len(set(values)) == 1:
-        raise _one_subtask()
+    _check_rule(work, values)
     return values
+
+
+def _check_rule(work: Work, subtasks: list[str]) -> None:
+    if work.settings.rule == "round-robin" and len(set(subtasks)) == 1:
+        raise _one_subtask()

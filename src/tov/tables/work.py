@@ -18,8 +18,8 @@ import numpy as np
 
 from tov.config import Settings
 from tov.data.pool import Index, Pool
-from tov.errors import TovError
-from tov.files import digest, read_json, write_json
+from tov.errors import NumericError, TovError
+from tov.files import digest, read_json, sweep_temporaries, write_json
 from tov.methods.arms import PATH_ONLY, Arm
 from tov.methods.table import imported
 from tov.progress import Progress, track
@@ -49,7 +49,6 @@ class Work:
         arm: the method.
         options: the method's own options; None where it has none.
         labels: of a classifier.
-        most: rows that will be chosen from the table, at most.
         parts: folder of what outlives a kill, and may be shared with other tables.
         open_with: the model under these settings, in its initial state.
         quiet: no progress.
@@ -62,7 +61,6 @@ class Work:
     arm: Arm
     options: Any
     labels: tuple[str, ...]
-    most: int
     parts: Path
     open_with: Callable[[Any], Opened]
     quiet: bool = False
@@ -124,6 +122,7 @@ class Work:
         manifest = folder / "manifest.json"
         if not manifest.exists():
             folder.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(folder, older_than=3600)  # it may lie outside the run, and another run may be writing there
             with self.run.stage(name), track(name, rows, quiet=self.quiet) as progress:
                 make(folder, progress)
             spent = self.run.manifest.get("spent", {}).get(name, (0, 0))
@@ -219,11 +218,21 @@ def fill_table(work: Work) -> None:
     """
     try:
         imported(work.arm.method.function, f"the method '{work.arm.method.name}'")(work)
-    except TovError:
+    except TovError as error:
         # What went wrong matters more than that it could not be noted (on a full disk both fail).
         with suppress(OSError):
             work.run.note(status=FAILED)
+        if isinstance(error, NumericError):
+            raise NumericError(error.problem, allowed=error.allowed, fix=_of_method(error.fix, work.arm)) from None
         raise
+
+
+def _of_method(fix: str, arm: Arm) -> str:
+    """Advice on a training's settings, in the words of a method that has its own."""
+    for name in ("learning_rate", *LORA):
+        if hasattr(arm.own, name):
+            fix = fix.replace(f"--{name.replace('_', '-')}", f"{arm.method.name}/{name}")
+    return fix
 
 
 def tokens_of(rows: Encoded) -> int:
