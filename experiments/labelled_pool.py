@@ -54,6 +54,7 @@ CASES = {
     ),
     "topics": Case(LANGUAGES, "english", target_rows=64),
 }
+FIRST: dict[str, Any] = {"lora_rank": 1, "learning_rate": 5e-4}
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     **{f"rank {rank}": {"lora_rank": rank} for rank in (1, 4, 8, 16)},
@@ -66,10 +67,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "sgd": {"val_optimizer": "sgd"},
     "carry": {"val_optimizer": "carry"},
     # The arms of the tables in docs/defaults.md, with every setting named that has since become a default.
-    **{f"L 4 c {c:g} eps {eps:g} {variant}": {"epochs": 4, "amplify": c, "eps": eps, "variant": variant}
+    **{f"L 4 c {c:g} eps {eps:g} {variant}": {**FIRST, "epochs": 4, "amplify": c, "eps": eps, "variant": variant}
        for c, eps, variant in ((1.0, 0.1, "interleaved"), (1.0, 0.3, "interleaved"), (1.0, 1.0, "interleaved"),
                                (1.0, 1.0, "paired"), (1.0, 1.0, "parallel"), (4.0, 0.1, "interleaved"))},
-    "L 2 eps 1": {"epochs": 2, "eps": 1.0},
+    "L 1": {**FIRST, "epochs": 1, "eps": 0.3},
+    "L 2 eps 1": {**FIRST, "epochs": 2, "eps": 1.0},
     **{f"topics rate {rate:g} c {c:g} eps {eps:g}": {"learning_rate": rate, "amplify": c, "eps": eps}
        for rate, c, eps in ((5e-4, 1.0, 0.1), (5e-4, 4.0, 0.1), (2e-3, 1.0, 0.3), (2e-3, 1.0, 1.0), (5e-3, 1.0, 0.3))},
 }  # fmt: skip

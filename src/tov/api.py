@@ -302,7 +302,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
 
 
 def fit(model: str, target: Inputs, *, base: Inputs, out: str | Path | None = None, **settings: Any) -> Result:
-    """Fits and stores a path without scanning: a few MB of adapters that score any pool later.
+    """Fits and stores a path without scanning: adapters that score any pool later.
 
     Args:
         model: Hub id, local folder, .gguf file or alias.
