@@ -122,7 +122,9 @@ class Work:
         manifest = folder / "manifest.json"
         if not manifest.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            sweep_temporaries(folder, older_than=3600)  # it may lie outside the run, and another run may be writing there
+            sweep_temporaries(
+                folder, older_than=3600
+            )  # it may lie outside the run, and another run may be writing there
             with self.run.stage(name), track(name, rows, quiet=self.quiet) as progress:
                 make(folder, progress)
             spent = self.run.manifest.get("spent", {}).get(name, (0, 0))
