@@ -22,8 +22,9 @@ import numpy as np
 import real_pool
 
 import tov
-from tov.config import ReselectConfig, build
+from tov.config import ReselectConfig
 from tov.methods import parse_arm, with_rule
+from tov.settings import build
 
 METHODS = ("tov", "uncertainty", "less", "tracin", "dsir", "tsds", "rds", "target-path")
 

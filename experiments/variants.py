@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from real_pool import COMMON, MEASURES, SOURCES, judge, make_data
 
-from tov.config import SelectConfig, build
+from tov.config import SelectConfig
 from tov.model.adapters import read_state, write_state
 from tov.model.joined import scanning
 from tov.model.train import make_optimizer, moments_of, train_epoch
@@ -30,6 +30,7 @@ from tov.progress import Silent
 from tov.scan.scan import token_losses
 from tov.scoring import log_loss, normalized, row_scores
 from tov.seeds import derive, generator
+from tov.settings import build
 from tov.stages import CPU_BATCH_TOKENS, draw_rows, open_model, read_pool, read_target
 from tov.text.batches import collate, plan
 

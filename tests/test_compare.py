@@ -27,9 +27,10 @@ from tov.comparison.arms import plan_trials
 from tov.comparison.grid import read_grid
 from tov.comparison.run import run_grid
 from tov.comparison.split import make_split, read_data
-from tov.config import CompareConfig, build
+from tov.config import CompareConfig
 from tov.errors import ConfigError, DataError, RunError, explain, note_interrupts
 from tov.methods import METHODS, parse_arm
+from tov.settings import build
 
 QUICK = {"base_size": 8, "epochs": 1, "max_length": 64, "train_rows": 32, "quiet": True}
 
@@ -400,7 +401,9 @@ def test_the_trials_of_a_seed() -> None:
     assert planned(train_rows=24) == [("random", 5), ("random", 10), ("random", 20), *rest], (
         "40 rows would be more steps"
     )
-    assert planned(train_rows=24, train_epochs=1)[3] == ("random", 40)
+    long = config_of(sizes=[10_000], train_epochs=1)
+    curve = [one.n for one in plan_trials([parse_arm("random")], long, 0, 50_000)]
+    assert curve == [5_000, 10_000, 20_000, 40_000], "whole epochs are not cut at --train-rows"
 
 
 # Bad input

@@ -20,12 +20,13 @@ from transformers import AutoModel, AutoTokenizer
 import tov
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.cli import main
-from tov.config import RuleSettings, SelectConfig, Settings, build
+from tov.config import RuleSettings, SelectConfig
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
 from tov.files import digest
 from tov.methods import METHODS, Method, find_method, page, parse_arm
 from tov.methods.table import imported, plug_ins
 from tov.scan.shards import read_scores
+from tov.settings import Settings, build
 from tov.tables import gradients
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -632,7 +633,7 @@ def test_stages_name_the_shard_that_is_another_s(picked: dict[str, Any], tiny_fo
 # Methods of other packages
 
 PLUG_IN = """
-from tov.config import Settings
+from tov.settings import Settings
 from tov.methods import Method
 
 class Options(Settings):

@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM
 
 import tov
 from tiny import make_rows, tiny_llama, tiny_model_folder, tiny_tokenizer, write_jsonl
-from tov.config import PathSettings, build
+from tov.config import PathSettings
 from tov.data.conversations import Conversation
 from tov.errors import NumericError
 from tov.model.adapters import attach, load, parameters
 from tov.path.fit import base_size_for, fit, schedule_for
 from tov.path.store import open_path
 from tov.path.variants import START, VARIANTS, Step
+from tov.settings import build
 from tov.text.encode import IGNORED, encode
 
 TABLES = {

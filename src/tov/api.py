@@ -22,8 +22,6 @@ from tov.config import (
     ScoreConfig,
     SelectConfig,
     SelectionSettings,
-    Settings,
-    build,
 )
 from tov.data.labels import known_labels
 from tov.data.pool import Index, Pool, check_mapping, files_of
@@ -44,8 +42,9 @@ from tov.inputs import (
 from tov.methods.arms import Arm, inert, reselect_settings, select_settings
 from tov.path.store import StoredPath, open_path
 from tov.report import summary_markdown
-from tov.run import Run, open_run, run_folder, start_run
+from tov.run import Run, at_work, open_run, run_folder, start_run
 from tov.scan.shards import read_scores
+from tov.settings import Settings, build
 from tov.stages import (
     SCAN_SETTINGS,
     Rows,
@@ -60,7 +59,7 @@ from tov.stages import (
     unhex,
 )
 from tov.summary import choice_facts, score_facts
-from tov.tables.choice import check_caps, choose_rows
+from tov.tables.choice import check_choice, choose_rows
 from tov.tables.work import Work, cost_of, fill_table, settled
 
 
@@ -93,7 +92,7 @@ class Result:
     @property
     def path(self) -> StoredPath:
         """The stored path."""
-        return open_path(self._scores_folder().parent / "path")
+        return open_path(path_folder(Run(self.folder, self.manifest)))
 
     def _scores_folder(self) -> Path:
         origin = self.manifest.get("scores_from")
@@ -152,7 +151,7 @@ def run_select(
     config, target, rows, labels = read_inputs(config, pools, targets)
     output.check_columns(rows.pool)
     check_n(config.n, rows)
-    check_caps(config, rows, config.n)
+    check_choice(arm, config, rows, target[0], config.n)
     identity = select_identity(config, arm, rows, target)
     run = start_run(
         run_folder(config.out, identity), command="select", identity=identity, force=config.force,
@@ -162,19 +161,20 @@ def run_select(
     if run.finished:
         return Picked(run.folder, run.manifest)
     scan: dict[str, Any] = {key: getattr(config, key) for key in SCAN_SETTINGS}
-    run.note(
-        inputs=remember(config, pool=pools, target=targets),
-        scan_settings=scan,
-        **({} if arm.method.name == "tov" else {"scored_by": arm.method.name}),
-    )
-    fill_table(
-        Work(
-            run=run, rows=rows, target=target, settings=config, arm=arm, options=settled(arm, config.n), labels=labels,
-            parts=run.folder / "parts", open_with=lambda changed: open_model(changed, labels), quiet=config.quiet,
+    with at_work(run):
+        run.note(
+            inputs=remember(config, pool=pools, target=targets),
+            scan_settings=scan,
+            **({} if arm.method.name == "tov" else {"scored_by": arm.method.name}),
         )
-    )  # fmt: skip
-    run.note(cost=cost_of(run))
-    return _choose_and_write(run, rows.pool, read_scores(run.scores, len(rows.pool)), arm, config, config.seed)
+        fill_table(
+            Work(
+                run=run, rows=rows, target=target, settings=config, arm=arm, options=settled(arm, config.n), labels=labels,
+                parts=run.folder / "parts", open_with=lambda changed: open_model(changed, labels), quiet=config.quiet,
+            )
+        )  # fmt: skip
+        run.note(cost=cost_of(run))
+        return _choose_and_write(run, rows.pool, read_scores(run.scores, len(rows.pool)), arm, config, config.seed)
 
 
 def select_identity(config: SelectConfig, arm: Arm, rows: Rows, target: tuple[Pool, Index]) -> dict[str, Any]:
@@ -207,7 +207,8 @@ def reselect(
         n: rows to choose.
         out: the new run folder.
         pool: the run's pool, needed only if it was in memory.
-        **settings: `method`, `transform`, `normalize`, `rule`, `bins`, `source_cap`, `seed`, `force`, `quiet`.
+        **settings: `method`, `transform`, `normalize`, `rule`, `bins`, `source_cap`, `seed`, by default as in the run;
+            `force`, `quiet`.
     """
     config = build(ReselectConfig, {"from_run": os.fspath(from_run), "n": n, "out": str(out), **settings})
     return run_reselect(config, list_inputs(pool) if pool is not None else None)
@@ -219,7 +220,8 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     scores_folder = Path(origin.manifest.get("scores_from") or origin.scores)
     if "scan" not in origin.manifest:
         raise RunError(f"{config.from_run} has no complete scores yet", fix="finish it first: give its command again")
-    config, arm = reselect_settings(config, origin.manifest.get("scored_by", "tov"))
+    chosen_by = origin.manifest["identity"].get("settings", {})
+    config, arm = reselect_settings(config, origin.manifest.get("scored_by", "tov"), chosen_by)
     scored = origin.manifest.get("identity", {}).get("pool", {}).get("sources", {})
     scores = read_scores(scores_folder, sum(scored.values()))
     pool = pool_again(origin, pools, scores)
@@ -238,11 +240,12 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     if run.finished:
         return Picked(run.folder, run.manifest)
     kept = ("inputs", "path", "scan", "noise_floor", "notes", "method", "model", "scored_by")
-    run.note(
-        scores_from=str(scores_folder.absolute()),
-        **{key: origin.manifest[key] for key in kept if key in origin.manifest},
-    )
-    return _choose_and_write(run, pool, scores, arm, config, seed, scores_folder.parent)
+    with at_work(run):
+        run.note(
+            scores_from=str(scores_folder.absolute()),
+            **{key: origin.manifest[key] for key in kept if key in origin.manifest},
+        )
+        return _choose_and_write(run, pool, scores, arm, config, seed, scores_folder.parent)
 
 
 def score(path: str | os.PathLike[str], pool: Inputs, *, out: str | Path | None = None, **settings: Any) -> Result:
@@ -288,16 +291,17 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     )  # fmt: skip
     if run.finished:
         return Result(run.folder, run.manifest)
-    run.note(
-        inputs=remember(fitted, pool=pools),
-        path_from=str(stored.folder.absolute()),
-        seed=fitted.seed,
-        scan_settings=scan,
-    )
-    scan_stage(run, rows, stored, open_model(fitted, labels), quiet=config.quiet, **scan)
-    run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": repair_notes(pool=rows.index)})
-    write_text(run.folder / "summary.md", summary_markdown(run.manifest))
-    run.finish()
+    with at_work(run):
+        run.note(
+            inputs=remember(fitted, pool=pools),
+            path_from=str(stored.folder.absolute()),
+            seed=fitted.seed,
+            scan_settings=scan,
+        )
+        scan_stage(run, rows, stored, open_model(fitted, labels), quiet=config.quiet, **scan)
+        run.note(summary={"scores": score_facts(read_scores(run.scores)), "notes": repair_notes(pool=rows.index)})
+        write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+        run.finish()
     return Result(run.folder, run.manifest)
 
 
@@ -334,7 +338,9 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         run_folder(config.out, identity), command="fit", identity=identity, settings=config.shown(), force=config.force,
         reads=[*files_of(rows.pool), *files_of(target[0])],
     )  # fmt: skip
-    if not run.finished:
+    if run.finished:
+        return Result(run.folder, run.manifest)
+    with at_work(run):
         run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
         stored = fit_stage(run, rows, target, config, open_model(config, labels), quiet=config.quiet)
         run.note(

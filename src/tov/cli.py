@@ -18,7 +18,7 @@ from tov.errors import DONE, ConfigError, did_you_mean, explain, note_interrupts
 
 if TYPE_CHECKING:
     from tov.api import Result
-    from tov.config import Settings
+    from tov.settings import Settings
 
 VERBS = {
     "demo": "Pick rows from a small real pool with a small real model, offline. Start here.",
@@ -85,8 +85,9 @@ def _command(verb: str) -> click.Command:
 
 
 def _select(config: str | None, **flags: Any) -> None:
-    from tov.config import ReselectConfig, SelectConfig, build
+    from tov.config import ReselectConfig, SelectConfig
     from tov.flags import flag_of, gather
+    from tov.settings import build
 
     settings = gather(config, flags)
     if "from_run" in settings:
@@ -108,8 +109,9 @@ def _select(config: str | None, **flags: Any) -> None:
 
 
 def _plan(config: str | None, **flags: Any) -> None:
-    from tov.config import PlanConfig, build
+    from tov.config import PlanConfig
     from tov.flags import gather
+    from tov.settings import build
 
     record = build(PlanConfig, gather(config, flags))
     from tov import planning
@@ -122,8 +124,9 @@ def _plan(config: str | None, **flags: Any) -> None:
 
 
 def _score(config: str | None, **flags: Any) -> None:
-    from tov.config import ScoreConfig, build
+    from tov.config import ScoreConfig
     from tov.flags import gather
+    from tov.settings import build
 
     record = build(ScoreConfig, gather(config, flags))
     from tov import api
@@ -132,8 +135,9 @@ def _score(config: str | None, **flags: Any) -> None:
 
 
 def _fit(config: str | None, **flags: Any) -> None:
-    from tov.config import FitConfig, build
+    from tov.config import FitConfig
     from tov.flags import gather
+    from tov.settings import build
 
     record = build(FitConfig, gather(config, flags))
     from tov import api
@@ -142,8 +146,9 @@ def _fit(config: str | None, **flags: Any) -> None:
 
 
 def _train(config: str | None, **flags: Any) -> None:
-    from tov.config import TrainConfig, build
+    from tov.config import TrainConfig
     from tov.flags import gather
+    from tov.settings import build
 
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config

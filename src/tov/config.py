@@ -8,16 +8,13 @@ them), `trials` (which trials a comparison has), `place` (nothing).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from tov.errors import ConfigError, did_you_mean
-from tov.yaml_files import LabelMapping, read_label_map
+from tov.settings import Settings, setting
+from tov.yaml_files import LabelMapping
 
-Stage = Literal["path", "scan", "selection", "training", "trials", "place"]
 Task = Literal["instruction", "ner", "classification"]
 TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     "instruction": {
@@ -46,22 +43,12 @@ TASK_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """What `auto` means for each task; docs/defaults.md has the tables that decided."""
-EVERY_SOURCE = "*"
-"""In a mapping of sources: each that is not named."""
 TRANSFORMS = ("identity", "abs", "positive")
 Transform = Literal["identity", "abs", "positive"]
 Normalize = Literal["none", "initial-loss"]
 Rule = Literal["score+random", "score-only", "sample", "round-robin"]
 Variant = Literal["interleaved", "parallel", "paired"]
 ValOptimizer = Literal["fresh", "carry", "sgd"]
-
-
-def _setting(stage: Stage, help: str, default: Any = ..., *, file: bool = False, **bounds: Any) -> Any:
-    return Field(default, description=help, json_schema_extra={"stage": stage, "file": file}, **bounds)
-
-
-_LATER: dict[str, Any] = {"method": "tov", "source_cap": {}}
-"""Settings younger than the first run folders: at these values they are no part of what a run is, so that older ones go on."""
 
 
 def _by_task(name: str) -> str:
@@ -71,65 +58,24 @@ def _by_task(name: str) -> str:
     )
 
 
-class Settings(BaseModel):
-    """Base of all records of settings: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("pool", "target", "test", "lora_targets", mode="before", check_fields=False)
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("methods", "sizes", mode="before", check_fields=False)
-    @classmethod
-    def _comma_separated(cls, value: Any) -> Any:
-        values = value if isinstance(value, (list, tuple)) else (value,)
-        return tuple(dict.fromkeys(part.strip() for one in values for part in str(one).split(",") if part.strip()))
-
-    @field_validator("source_cap", mode="before", check_fields=False)
-    @classmethod
-    def _for_every_source(cls, value: Any) -> Any:
-        return {EVERY_SOURCE: value} if isinstance(value, (int, float, str)) else value
-
-    @field_validator("out", "store", mode="after", check_fields=False)
-    @classmethod
-    def _at_home(cls, value: str | None) -> str | None:
-        return value and str(Path(value).expanduser())  # shells leave the ~ of --out=~/x alone
-
-    @field_validator("label_map", mode="before", check_fields=False)
-    @classmethod
-    def _from_file(cls, value: Any) -> Any:
-        return read_label_map(Path(value)) if isinstance(value, (str, Path)) else value
-
-    def of_stage(self, *stages: Stage) -> dict[str, Any]:
-        """The settings on which the artefacts of these stages depend."""
-        dumped = self.model_dump(mode="json")
-        return {
-            name: value
-            for name, value in dumped.items()
-            if stage_of(type(self), name) in stages and not (name in _LATER and value == _LATER[name])
-        }
-
-
 class DataSettings(Settings):
     """How rows are read and encoded."""
 
-    task: Task | None = _setting(
+    task: Task | None = setting(
         "path", "instruction, ner (tokens + tags) or classification (text + label); auto: by the target's columns", None
     )
-    max_length: int | None = _setting(
+    max_length: int | None = setting(
         "path", "tokens a row may have; longer rows are cut at the end; auto: 1024, or what the model takes", None, ge=2
     )
-    label_map: LabelMapping | None = _setting(
+    label_map: LabelMapping | None = setting(
         "path",
         "YAML file of labels, 'THEIRS: OURS' or 'SOURCE: {THEIRS: OURS}'; O drops an entity type",
         None,
         file=True,
     )
-    repair_bio: bool = _setting("path", "make tags BIO2 that are IOB1, BIOES or BILOU, and count the rows", False)
-    columns: dict[str, str] = _setting("path", "your column names for ours, e.g. prompt=question completion=answer", {})
-    bad_rows: Literal["error", "skip"] = _setting(
+    repair_bio: bool = setting("path", "make tags BIO2 that are IOB1, BIOES or BILOU, and count the rows", False)
+    columns: dict[str, str] = setting("path", "your column names for ours, e.g. prompt=question completion=answer", {})
+    bad_rows: Literal["error", "skip"] = setting(
         "path", "a pool row that cannot be used: stop, or skip and count it", "error"
     )
 
@@ -137,26 +83,26 @@ class DataSettings(Settings):
 class ScanSettings(DataSettings):
     """How the pool is scanned."""
 
-    batch_tokens: int | None = _setting(
+    batch_tokens: int | None = setting(
         "scan", "tokens in one scan batch, padding included; auto: 2048 on a CPU, 16384 elsewhere", None, ge=1
     )
-    amplify: float | None = _setting(
+    amplify: float | None = setting(
         "scan",
         "compare theta_bas with theta_bas + c (theta_val - theta_bas): lifts the gain over bf16 rounding; "
         f"auto: {_by_task('amplify')}",
         None,
         gt=0,
     )
-    shard_rows: int = _setting("scan", "pool rows in one score shard; a killed run loses at most one", 2048, ge=1)
+    shard_rows: int = setting("scan", "pool rows in one score shard; a killed run loses at most one", 2048, ge=1)
 
 
 class PlaceSettings(Settings):
     """Where results go and how they are told."""
 
-    out: str = _setting("place", "the run folder to make, or to go on with", min_length=1)
-    force: bool = _setting("place", "overwrite what --out holds", False)
-    json_output: bool = _setting("place", "print a machine-readable result", False)
-    quiet: bool = _setting("place", "no progress and no table", False)
+    out: str = setting("place", "the run folder to make, or to go on with", min_length=1)
+    force: bool = setting("place", "overwrite what --out holds", False)
+    json_output: bool = setting("place", "print a machine-readable result", False)
+    quiet: bool = setting("place", "no progress and no table", False)
 
     def shown(self) -> dict[str, Any]:
         """The settings that `config.yaml` holds: all but how this call behaves."""
@@ -171,69 +117,69 @@ class PathSettings(DataSettings):
         auto = {name: value for name, value in TASK_DEFAULTS[task].items() if getattr(self, name, value) is None}
         return self.model_copy(update={"task": task, **auto})
 
-    model: str = _setting("path", "Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1)
-    target: tuple[str, ...] = _setting("path", "examples of what you care about: files, globs or Hub ids", min_length=1)
-    pool: tuple[str, ...] = _setting("path", "rows to choose from: files, globs, folders or Hub ids", min_length=1)
-    revision: str | None = _setting("path", "model revision on the Hub", None)
-    trust_remote_code: bool = _setting("path", "run code that a Hub model brings", False)
-    dtype: Literal["auto", "fp32", "bf16"] = _setting(
+    model: str = setting("path", "Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1)
+    target: tuple[str, ...] = setting("path", "examples of what you care about: files, globs or Hub ids", min_length=1)
+    pool: tuple[str, ...] = setting("path", "rows to choose from: files, globs, folders or Hub ids", min_length=1)
+    revision: str | None = setting("path", "model revision on the Hub", None)
+    trust_remote_code: bool = setting("path", "run code that a Hub model brings", False)
+    dtype: Literal["auto", "fp32", "bf16"] = setting(
         "path", "dtype of the frozen weights; auto: bf16 where the hardware multiplies it, else fp32", "auto"
     )
-    device: str = _setting("path", "auto, cpu, cuda, cuda:1, mps", "auto")
-    seed: int = _setting("path", "seed of every random choice", 0, ge=0)
-    leak_guard: bool = _setting(
+    device: str = setting("path", "auto, cpu, cuda, cuda:1, mps", "auto")
+    seed: int = setting("path", "seed of every random choice", 0, ge=0)
+    leak_guard: bool = setting(
         "path", "keep pool rows whose prompt is in the target, and exact repeats, from being chosen", True
     )
-    base_size: int | None = _setting(
+    base_size: int | None = setting(
         "path", "rows in the base set U; auto: 4096, at most a quarter of the pool", None, ge=1
     )
-    epochs: int | None = _setting(
+    epochs: int | None = setting(
         "path",
         "scoring epochs L, each two passes over the pool; auto: 16*1024/|U| rounded, at most 4",
         None,
         ge=1,
     )
-    variant: Variant = _setting("path", "which state each epoch starts from", "interleaved")
-    learning_rate: float | None = _setting(
+    variant: Variant = setting("path", "which state each epoch starts from", "interleaved")
+    learning_rate: float | None = setting(
         "path", f"rate of the base epochs (AdamW); auto: {_by_task('learning_rate')}", None, gt=0
     )
-    schedule: Literal["linear", "constant"] = _setting("path", "decay of the base rate over all base steps", "linear")
-    eps: float | None = _setting(
+    schedule: Literal["linear", "constant"] = setting("path", "decay of the base rate over all base steps", "linear")
+    eps: float | None = setting(
         "path", f"the target epoch's rate over its base epoch's mean rate; auto: {_by_task('eps')}", None, gt=0
     )
-    val_optimizer: ValOptimizer = _setting(
+    val_optimizer: ValOptimizer = setting(
         "path", "optimizer of the target epoch: AdamW from zero moments, with the base's moments, or plain SGD", "fresh"
     )
-    sgd_learning_rate: float = _setting("path", "rate of the target epoch under val_optimizer sgd", 0.05, gt=0)
-    batch_size: int = _setting("path", "rows in one optimizer step", 16, ge=1)
-    lora_rank: int | None = _setting("path", f"LoRA rank; auto: {_by_task('lora_rank')}", None, ge=1)
-    lora_alpha: float = _setting("path", "LoRA alpha (the adapter is scaled by alpha / rank)", 32.0, gt=0)
-    lora_dropout: float = _setting("path", "dropout on LoRA inputs while fitting", 0.0, ge=0, lt=1)
-    lora_targets: tuple[str, ...] = _setting("path", "modules that get an adapter", ("all-linear",), min_length=1)
+    sgd_learning_rate: float = setting("path", "rate of the target epoch under val_optimizer sgd", 0.05, gt=0)
+    batch_size: int = setting("path", "rows in one optimizer step", 16, ge=1)
+    lora_rank: int | None = setting("path", f"LoRA rank; auto: {_by_task('lora_rank')}", None, ge=1)
+    lora_alpha: float = setting("path", "LoRA alpha (the adapter is scaled by alpha / rank)", 32.0, gt=0)
+    lora_dropout: float = setting("path", "dropout on LoRA inputs while fitting", 0.0, ge=0, lt=1)
+    lora_targets: tuple[str, ...] = setting("path", "modules that get an adapter", ("all-linear",), min_length=1)
 
 
 class RuleSettings(Settings):
     """How a score becomes a choice."""
 
-    transform: Transform = _setting("selection", "F on each token's gain before the mean", "positive")
-    normalize: Normalize | None = _setting(
+    transform: Transform = setting("selection", "F on each token's gain before the mean", "positive")
+    normalize: Normalize | None = setting(
         "selection",
         f"divide a row's score by its log-loss under the base state (relative improvement); auto: {_by_task('normalize')}",
         None,
     )
-    rule: Rule | None = _setting(
+    rule: Rule | None = setting(
         "selection",
         "half by score and half random; all by score; drawn with probability proportional to exp(score); or each target row "
         "(sub-task) in turn its best row still free; auto: the method's own (tov: score+random)",
         None,
     )
-    bins: int | None = _setting(
+    bins: int | None = setting(
         "selection",
         "equal-capacity bins by scored tokens, each gives the same number; auto: the method's own (tov: 10)",
         None,
         ge=1,
     )
-    source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = _setting(
+    source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = setting(
         "selection",
         "largest share of the chosen rows from any one source, e.g. 0.3, or from these: web=0.2 books=0.5",
         {},
@@ -243,23 +189,29 @@ class RuleSettings(Settings):
 class SelectionSettings(RuleSettings):
     """How many rows are chosen from scores, and how."""
 
-    n: int = _setting("selection", "rows to choose", ge=1)
+    n: int = setting("selection", "rows to choose", ge=1)
 
 
 class TrainingSettings(Settings):
     """The final training, on chosen rows, from the pretrained weights; LoRA as in the path."""
 
-    train_rows: int = _setting(
+    train_rows: int = setting(
         "training", "rows passed in the whole training: epochs are this over n, rounded, at least 1", 16 * 1024, ge=1
     )
-    train_epochs: int | None = _setting("training", "epochs of the final training; auto: by --train-rows", None, ge=1)
-    train_learning_rate: float | None = _setting(
+    train_epochs: int | None = setting("training", "epochs of the final training; auto: by --train-rows", None, ge=1)
+    train_learning_rate: float | None = setting(
         "training",
         f"rate of the final training (AdamW, linear decay to 0); auto: {_by_task('train_learning_rate')}",
         None,
         gt=0,
     )
-    train_batch_size: int = _setting("training", "rows in one step of the final training", 16, ge=1)
+    train_batch_size: int = setting("training", "rows in one step of the final training", 16, ge=1)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSettings:
+        if self.train_epochs and self.train_rows != type(self).model_fields["train_rows"].default:
+            raise ValueError("--train-epochs and --train-rows: say one")
+        return self
 
 
 METHOD = (
@@ -276,76 +228,81 @@ class FitConfig(PathSettings, PlaceSettings):
 class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings):
     """Settings of `tov select`."""
 
-    method: str = _setting("scan", METHOD, "tov")
+    method: str = setting("scan", METHOD, "tov")
 
 
 class PlanConfig(SelectConfig):
     """Settings of `tov plan`: those of `tov select`, of which nothing is run."""
 
-    n: int | None = _setting("selection", "rows to choose, to be checked", None, ge=1)  # type: ignore[assignment]
-    out: str = _setting("place", "the run folder meant; whether it is free is checked", "auto", min_length=1)
-    methods: tuple[str, ...] = _setting("scan", "several methods side by side, in place of --method", ())
+    n: int | None = setting("selection", "rows to choose, to be checked", None, ge=1)  # type: ignore[assignment]
+    out: str = setting(
+        "place",
+        "the run folder meant; whether it is free is checked (with --n also whether the run in it is this one)",
+        "auto",
+        min_length=1,
+    )
+    methods: tuple[str, ...] = setting("scan", "several methods side by side, in place of --method", ())
 
 
 class ReselectConfig(SelectionSettings, PlaceSettings):
     """Settings of `tov select --from`."""
 
-    from_run: str = _setting("selection", "a finished run whose scores are used", min_length=1)
-    method: str | None = _setting("selection", METHOD, None)
-    seed: int | None = _setting("selection", "seed of the random half; default: the run's", None, ge=0)
+    from_run: str = setting("selection", "a finished run whose scores are used", min_length=1)
+    method: str | None = setting("selection", METHOD, None)
+    seed: int | None = setting("selection", "seed of the random half; default: the run's", None, ge=0)
 
 
 class ScoreConfig(PlaceSettings):
     """Settings of `tov score`."""
 
-    from_run: str = _setting("path", "a run (or fit) whose stored path is used", min_length=1)
-    pool: tuple[str, ...] = _setting("path", "the new pool", min_length=1)
-    label_map: LabelMapping | None = _setting("path", "label map of the new pool; default: the run's", None, file=True)
-    repair_bio: bool | None = _setting("path", "make the new pool's tags BIO2; default: as the run", None)
-    device: str = _setting("scan", "auto, cpu, cuda, cuda:1, mps", "auto")
-    batch_tokens: int | None = _setting("scan", "tokens in one scan batch; default: the run's", None, ge=1)
-    shard_rows: int | None = _setting("scan", "pool rows in one score shard; default: the run's", None, ge=1)
-    amplify: float | None = _setting("scan", "factor on the target's step; default: the run's", None, gt=0)
+    from_run: str = setting("path", "a run (or fit) whose stored path is used", min_length=1)
+    pool: tuple[str, ...] = setting("path", "the new pool", min_length=1)
+    label_map: LabelMapping | None = setting("path", "label map of the new pool; default: the run's", None, file=True)
+    repair_bio: bool | None = setting("path", "make the new pool's tags BIO2; default: as the run", None)
+    device: str = setting("scan", "auto, cpu, cuda, cuda:1, mps", "auto")
+    batch_tokens: int | None = setting("scan", "tokens in one scan batch; default: the run's", None, ge=1)
+    shard_rows: int | None = setting("scan", "pool rows in one score shard; default: the run's", None, ge=1)
+    amplify: float | None = setting("scan", "factor on the target's step; default: the run's", None, gt=0)
 
 
 class TrainConfig(TrainingSettings, PlaceSettings):
     """Settings of `tov train`."""
 
-    from_run: str = _setting("training", "the run whose chosen rows are trained on", min_length=1)
-    test: tuple[str, ...] = _setting("training", "held-out rows like the target: log-loss before and after", ())
-    trainer: Literal["tov", "trl"] = _setting("training", "our loop, or TRL's SFTTrainer (instruction tuning)", "tov")
-    seed: int | None = _setting(
+    from_run: str = setting("training", "the run whose chosen rows are trained on", min_length=1)
+    test: tuple[str, ...] = setting("training", "held-out rows like the target: log-loss before and after", ())
+    trainer: Literal["tov", "trl"] = setting("training", "our loop, or TRL's SFTTrainer (instruction tuning)", "tov")
+    seed: int | None = setting(
         "training", "seed of a new adapter and head, data order and dropout; default: the run's", None, ge=0
     )
-    device: str = _setting("training", "auto, cpu, cuda, cuda:1, mps", "auto")
+    device: str = setting("training", "auto, cpu, cuda, cuda:1, mps", "auto")
 
 
 class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, PlaceSettings):
     """Settings of `tov compare`."""
 
-    from_run: str | None = _setting("path", "a run whose settings and inputs are compared", None, min_length=1)
-    test: tuple[str, ...] = _setting("path", "held-out rows like the target; or say --test-rows", ())
-    test_rows: int | None = _setting("path", "rows of the target held out as the test, drawn by the seed", None, ge=1)
-    target_rows: int | None = _setting("path", "rows of the target used as the target, drawn by the seed", None, ge=1)
-    pool_rows: int | None = _setting("path", "rows of each pool source used, drawn by the seed", None, ge=1)
-    group_by: str | None = _setting(
+    from_run: str | None = setting("path", "a run whose settings and inputs are compared", None, min_length=1)
+    test: tuple[str, ...] = setting("path", "held-out rows like the target; or say --test-rows", ())
+    test_rows: int | None = setting("path", "rows of the target held out as the test, drawn by the seed", None, ge=1)
+    target_rows: int | None = setting("path", "rows of the target used as the target, drawn by the seed", None, ge=1)
+    pool_rows: int | None = setting("path", "rows of each pool source used, drawn by the seed", None, ge=1)
+    group_by: str | None = setting(
         "path", "column whose values are not parted between target, test and pool (beside the prompt)", None
     )
-    methods: tuple[str, ...] = _setting(
+    methods: tuple[str, ...] = setting(
         "trials",
         "what is compared, OPTIONS after slashes: tov,tov/abs,tov/paired/score-only,tov/eps=1,random,uncertainty,...",
         ("tov", "random", "uncertainty", "zero-shot"),
         min_length=1,
     )
-    sizes: tuple[int, ...] = _setting("trials", "rows to choose, one comparison each", min_length=1)
-    seeds: int = _setting("trials", "seeds, counted up from --seed; each is shared by all methods", 5, ge=1)
-    exact_match: int = _setting(
+    sizes: tuple[int, ...] = setting("trials", "rows to choose, one comparison each", min_length=1)
+    seeds: int = setting("trials", "seeds, counted up from --seed; each is shared by all methods", 5, ge=1)
+    exact_match: int = setting(
         "training", "test rows for which an answer is generated and compared (instruction tuning; slow)", 0, ge=0
     )
-    answer_pattern: str = _setting(
+    answer_pattern: str = setting(
         "training", "regular expression; its last match in the reference and in the answer are compared", r"(?s)^.*$"
     )
-    report_only: bool = _setting(
+    report_only: bool = setting(
         "place", "run nothing: the report of the trials that are finished, also while another process runs more", False
     )
 
@@ -361,59 +318,3 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
         if min(value) < 2:
             raise ValueError("sizes of at least 2 rows")
         return tuple(sorted(value))
-
-
-S = TypeVar("S", bound=Settings)
-
-
-def stage_of(record: type[Settings], name: str) -> Stage:
-    """The stage of one setting."""
-    extra = record.model_fields[name].json_schema_extra
-    assert isinstance(extra, dict)
-    return extra["stage"]  # type: ignore[return-value]
-
-
-def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
-    """A checked record from keys and values.
-
-    Args:
-        record: of which kind.
-        given: settings.
-        place: what stands before a setting's name in a message.
-
-    Raises:
-        ConfigError: unknown, missing or unusable settings, each with what is allowed.
-    """
-    for key in given:
-        if key not in record.model_fields:
-            raise ConfigError(
-                f"unknown setting '{key}'{did_you_mean(key, record.model_fields)}",
-                allowed=", ".join(sorted(record.model_fields)),
-            )
-    try:
-        return record(**given)
-    except ValidationError as error:
-        faults = error.errors()
-        for fault in faults:
-            ours = fault.get("ctx", {}).get("error")
-            if isinstance(ours, ConfigError):  # of a file that a setting names: it says itself what to do
-                raise ConfigError(
-                    f"{_flag(fault, place)}: {ours.problem}", allowed=ours.allowed, fix=ours.fix
-                ) from None
-        raise ConfigError(
-            "; ".join(_in_words(fault, place) for fault in faults), fix="correct it and give the command again"
-        ) from None
-
-
-def _flag(fault: Any, place: str) -> str:
-    name = ".".join(str(part) for part in fault["loc"][:1])
-    return f"--{name.replace('_', '-')}" if place == "--" else f"{place}{name}"
-
-
-def _in_words(fault: Any, place: str) -> str:
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if not fault["loc"]:  # several settings together
-        return f"{'' if place == '--' else place}{message}"
-    if fault["type"] == "missing":
-        return f"{_flag(fault, place)} is missing"
-    return f"{_flag(fault, place)} got {fault['input']!r}, should be {message}"

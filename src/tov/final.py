@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tov import output
-from tov.config import TASK_DEFAULTS, PathSettings, TrainConfig, build
+from tov.config import TASK_DEFAULTS, PathSettings, TrainConfig
 from tov.data.labels import known_labels
 from tov.data.pool import Index, Pool, files_of
 from tov.data.rows import Row, prompt_hash
@@ -30,9 +30,10 @@ from tov.model.evaluate import Evaluation, evaluate
 from tov.path.store import StoredPath
 from tov.progress import Progress, duration, track
 from tov.report import UNITS, table
-from tov.run import Run, open_run, run_folder, start_run
+from tov.run import Run, at_work, open_run, run_folder, start_run
 from tov.scan.shards import read_scores
 from tov.seeds import derive
+from tov.settings import build
 from tov.stages import Opened, auto_batch_tokens, encode_target, open_model, read_target, usable_rows
 from tov.text.encode import Encoded
 from tov.training import TrainingLog, epochs_for, train_by_trl
@@ -128,7 +129,9 @@ def run_train(
         settings=config.shown(),
         reads=[*read_by(origin), stored.folder, *files_of(pool), *(files_of(test[0]) if test else [])],
     )  # fmt: skip
-    if not run.finished:
+    if run.finished:
+        return Trained(run.folder, run.manifest)
+    with at_work(run):
         run.note(inputs=remember(settings, test=tests or config.test), run_from=str(origin.folder.absolute()))
         _train_and_test(run, job)
         write_text(run.folder / "summary.md", _markdown(Trained(run.folder, run.manifest)))

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from tov.config import EVERY_SOURCE, Settings, stage_of
 from tov.errors import ConfigError
+from tov.settings import EVERY_SOURCE, Settings, stage_of
 from tov.yaml_files import read_yaml
 
 _FLAGS = {"json_output": "json", "from_run": "from"}

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from tov.config import DataSettings, build
+from tov.config import DataSettings
 from tov.data.cells import BadRow
 from tov.data.pool import Pool
 from tov.data.rows import content_hash
@@ -19,6 +19,7 @@ from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, RunError
 from tov.path.store import StoredPath, open_path
 from tov.run import Run, open_run
+from tov.settings import build
 from tov.stages import hexes, open_rows
 
 Inputs: TypeAlias = Input | Sequence[Input]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tov.api import read_inputs, select_identity
-from tov.config import PlanConfig, SelectConfig, build
+from tov.config import PlanConfig, SelectConfig
 from tov.data.guard import left_out
 from tov.data.sources import Input
 from tov.errors import ConfigError
@@ -21,11 +21,12 @@ from tov.methods.arms import Arm, inert, parse_arm, select_settings
 from tov.output import check_columns
 from tov.progress import file_size
 from tov.report import table
-from tov.run import run_folder, watch_run
+from tov.run import check_empty, run_folder, watch_run
 from tov.seeds import generator
+from tov.settings import build
 from tov.stages import Opened, Rows, check_n, encode_scored, open_model, usable_rows
 from tov.tables.ahead import Facts, Stage, stages_of
-from tov.tables.choice import check_caps
+from tov.tables.choice import check_choice
 from tov.tables.work import LORA, settled
 from tov.text.encode import IGNORED, Encoded
 
@@ -83,6 +84,10 @@ def plan(
 
 def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Plan:
     """`plan` from a record of settings; inputs in memory are passed beside it."""
+    if config.methods and config.method != "tov":
+        raise ConfigError(
+            f"--method {config.method} beside --methods {','.join(config.methods)}", fix="use --methods alone"
+        )
     chosen = [_select(config, method) for method in config.methods or (config.method,)]
     for _, arm in chosen:
         if arm.method.takes != "best":
@@ -100,8 +105,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     trained, methods = _counter(first, labels, opened), []
     for settings, arm in chosen:
         settings = settings.for_task(target[0].task)
-        if config.n:
-            check_caps(settings, rows, config.n)
+        check_choice(arm, settings, rows, target[0], config.n)
         if len(chosen) == 1:  # of several, no folder is meant
             _check_place(config, settings, arm, rows, target)
         facts = Facts(
@@ -142,10 +146,12 @@ def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Arm]:
 
 
 def _check_place(config: PlanConfig, settings: SelectConfig, arm: Arm, rows: Rows, target: Any) -> None:
-    """Raises RunError if --out holds another run than the one meant, and --force is not given."""
+    """Raises RunError if --out holds another run than the one meant, and --force is not given, or files that are no run."""
     identity = select_identity(settings, arm, rows, target)
     folder = run_folder(config.out, identity)
-    if config.n and not config.force and (folder / "manifest.json").exists():
+    if not (folder / "manifest.json").exists():
+        check_empty(folder)
+    elif config.n and not config.force:
         watch_run(folder, command="select", identity=identity)
 
 

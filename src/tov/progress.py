@@ -92,11 +92,11 @@ def duration(seconds: float) -> str:
 
 def file_size(count: float) -> str:
     """`98 B`, `3.21 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} GB"
+    return f"{count:,.0f} TB" if count >= 99.5 else f"{count:.3g} TB"
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from typing import Any
 
 import yaml
 
-from tov.errors import RunError
+from tov.errors import RunError, TovError
 from tov.files import append_json_line, digest, read_json, sweep_temporaries, write_json, write_text
 
 FAILED = "failed"
-"""Status of a run whose scores an error ended; the same command goes on with it."""
+"""Status of a run that an error ended; the same command goes on with it."""
 BARE = {"manifest.json", "config.yaml", "events.jsonl"}
 """Files of a run that has made nothing yet."""
 PACKAGES = ("tov", "torch", "transformers", "peft", "datasets", "pyarrow", "numpy")
@@ -121,7 +121,8 @@ def start_run(
     if force and folder.exists():
         _check_ours(folder)
         _check_apart(folder, reads)
-        shutil.rmtree(folder)
+        with _alone_in(folder):
+            shutil.rmtree(folder)
     manifest_file = folder / "manifest.json"
     if manifest_file.exists():
         run = Run(folder, read_json(manifest_file))
@@ -131,12 +132,10 @@ def start_run(
             return start_run(folder, command=command, identity=identity, settings=settings)
         if changed:
             raise _another_run(folder, changed)
-        sweep_temporaries(folder)
         if not run.finished:
             run.event("resumed")
         return run
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty and holds no run", fix="choose another --out")
+    check_empty(folder)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder)
     write_text(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
@@ -151,6 +150,49 @@ def start_run(
     )
     run.event("started", command=command)
     return run
+
+
+@contextmanager
+def at_work(run: Run) -> Iterator[None]:
+    """A block that writes to a run: no other process may meanwhile, and an error of ours leaves the run marked as failed.
+
+    Raises:
+        RunError: another process is at work there.
+    """
+    with _alone_in(run.folder):
+        sweep_temporaries(run.folder)
+        try:
+            yield
+        except TovError:
+            # What went wrong matters more than that it could not be noted (on a full disk both fail).
+            with suppress(OSError):
+                run.note(**({} if run.finished else {"status": FAILED}))
+            raise
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Locks a folder, where system and disk know locks; a kill frees it."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunError(
+            f"another process is at work in {folder}",
+            fix="wait for it, or choose another --out; tov compare --report-only shows what is finished",
+        ) from None
+    except OSError:  # a disk without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run:
@@ -203,6 +245,12 @@ def _check_apart(folder: Path, reads: Sequence[Path]) -> None:
 
 def _made_nothing(folder: Path) -> bool:
     return all(file.name in BARE and file.parent == folder for file in folder.rglob("*") if file.is_file())
+
+
+def check_empty(folder: Path) -> None:
+    """Raises RunError if a folder that holds no run is there and not empty."""
+    if folder.exists() and any(folder.iterdir()):
+        raise RunError(f"{folder} is not empty and holds no run", fix="choose another --out")
 
 
 def _check_ours(folder: Path) -> None:

@@ -14,10 +14,10 @@ import numpy as np
 
 from tov.baselines.round_robin import round_robin_of
 from tov.baselines.sampling import gumbel_noise
-from tov.config import EVERY_SOURCE
 from tov.errors import ConfigError, DataError, did_you_mean
 from tov.methods.table import Best
 from tov.seeds import generator
+from tov.settings import EVERY_SOURCE
 
 BY_SCORE, BY_CHANCE = "score", "random"
 RULES = ("score+random", "score-only", "sample", "round-robin")

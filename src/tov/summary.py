@@ -66,7 +66,7 @@ def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, val
     edges = (
         np.unique(np.quantile(tokens[usable], np.linspace(0, 1, 11)).astype(int)) if usable.any() else np.array([0, 1])
     )
-    edges[-1] += 1
+    edges = np.append(edges[:-1], edges[-1] + 1) if len(edges) > 1 else np.array([edges[0], edges[0] + 1])
     lengths = [
         {
             "from": int(low), "to": int(high) - 1,

@@ -175,7 +175,7 @@ def _search_faiss(
     queries: np.ndarray, blocks: Iterator[tuple[np.ndarray, np.ndarray]], k: int, block_queries: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `_search_numpy`, by an exact flat index."""
-    index = _import_faiss().IndexFlatIP(queries.shape[1])
+    index = import_faiss().IndexFlatIP(queries.shape[1])
     row_ids = [np.empty(0, np.int64)]
     for block_ids, block in blocks:
         index.add(np.ascontiguousarray(block, np.float32))
@@ -186,7 +186,12 @@ def _search_faiss(
     return np.take_along_axis(rows, order, 1), np.take_along_axis(cosines, order, 1)
 
 
-def _import_faiss() -> Any:
+def import_faiss() -> Any:
+    """The module faiss.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         return importlib.import_module("faiss")
     except ImportError:

@@ -62,14 +62,7 @@ def open_sentence_encoder(name: str, *, device: str = "auto") -> SentenceEncoder
         ConfigError: sentence-transformers is not installed.
         ModelError: there is no such model, or it cannot be read.
     """
-    try:
-        library = importlib.import_module("sentence_transformers")
-    except ImportError:
-        raise ConfigError(
-            "encoder needs the package sentence-transformers, which is not installed",
-            fix="pip install 'tov[encoder]', or leave encoder out: the model being tuned embeds the rows",
-        ) from None
-    place = pick_device(device)
+    library, place = import_sentence_transformers(), pick_device(device)
     try:
         model = library.SentenceTransformer(resolve(name), device=str(place))
     except Exception as error:
@@ -80,6 +73,21 @@ def open_sentence_encoder(name: str, *, device: str = "auto") -> SentenceEncoder
             fix="check the name; offline, name a local folder or a model in the Hub cache",
         ) from error
     return SentenceEncoder(model, _fingerprint(model))
+
+
+def import_sentence_transformers() -> Any:
+    """The module sentence_transformers.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module("sentence_transformers")
+    except ImportError:
+        raise ConfigError(
+            "encoder needs the package sentence-transformers, which is not installed",
+            fix="pip install 'tov[encoder]', or leave encoder out: the model being tuned embeds the rows",
+        ) from None
 
 
 def _fingerprint(model: Any) -> str:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tov.config import CompareConfig, build
+from tov.config import CompareConfig
 from tov.errors import ConfigError
 from tov.files import digest
 from tov.methods import Arm, parse_arm, with_rule
+from tov.settings import build
 
 CURVE = (0.5, 1.0, 2.0, 4.0)
 """Sizes of the random curve, over each size asked for."""
@@ -44,6 +45,10 @@ def check_settings(config: CompareConfig) -> None:
         re.compile(config.answer_pattern)
     except re.error as error:
         raise ConfigError(f"--answer-pattern {config.answer_pattern!r}: {error}", fix="correct it") from None
+    if not config.exact_match and config.answer_pattern != CompareConfig.model_fields["answer_pattern"].default:
+        raise ConfigError(
+            "--answer-pattern has no effect without --exact-match", fix="give --exact-match ROWS, or leave it out"
+        )
     if config.exact_match and config.task != "instruction":
         raise ConfigError(f"--exact-match is for instruction tuning, not {config.task}", fix="leave it out")
 

@@ -54,6 +54,10 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
         raise ConfigError(
             f"{path}: experiments is {kind_of(experiments)}", allowed="a mapping NAME: {settings}, not empty"
         )
+    if any("out" in one for one in (found, *experiments.values())):
+        raise ConfigError(
+            f"{path}: out in a grid: each experiment lies in OUT/NAME", fix="leave it out, and give --out"
+        )
     for name in only:
         if name not in experiments:
             raise ConfigError(

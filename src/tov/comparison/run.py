@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +18,17 @@ from tov.comparison.records import read_trials
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
-from tov.config import CompareConfig, build
+from tov.config import CompareConfig
 from tov.data.pool import Index, Pool, check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
 from tov.files import read_json, write_json, write_text
-from tov.inputs import Inputs, list_inputs, name_inputs
-from tov.methods import METHODS, find_method
+from tov.inputs import Inputs, list_inputs, name_inputs, read_by
+from tov.methods import METHODS, find_method, parse_arm
 from tov.metrics import NAMES
 from tov.path.store import open_path
-from tov.run import Run, differences, open_run, run_folder, start_run, watch_run
+from tov.run import Run, at_work, differences, open_run, run_folder, start_run, watch_run
+from tov.settings import build
 from tov.tables.work import NAMED
 
 
@@ -104,26 +106,33 @@ def compare_config(given: Mapping[str, Any]) -> CompareConfig:
         RunError: no such run.
     """
     given = {{"from": "from_run", "json": "json_output"}.get(name, name): value for name, value in given.items()}
-    if given.get("from_run"):
-        given = {**_of_run(str(given["from_run"]), given), **given}
-    return build(CompareConfig, given)
+    if not given.get("from_run"):
+        return build(CompareConfig, given)
+    origin = open_run(str(given["from_run"]))
+    config = build(CompareConfig, {**_of_run(origin, given), **given})
+    own = {"rule", "bins"} & set(given)
+    return config if own else config.model_copy(update={"methods": _as_chosen(config.methods, origin)})
 
 
-def _of_run(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run, its pool and target by their absolute paths."""
-    origin = open_run(folder)
-    fitted = (origin.path / "manifest.json").exists()
+def _as_chosen(methods: Sequence[str], origin: Run) -> tuple[str, ...]:
+    """The arms, with the rule of a run in the arm of its method, where it is another than the method's; others keep theirs."""
+    method, settings = (
+        find_method(origin.manifest.get("scored_by", "tov")),
+        origin.manifest["identity"].get("settings", {}),
+    )
+    rule, bins = settings.get("rule") or method.rule, settings.get("bins") or method.bins
+    named = method.name + f"/{rule}" * (rule != method.rule) + f"/bins={bins}" * (bins != method.bins)
+    return tuple(named if one == method.name else one for one in methods)
+
+
+def _of_run(origin: Run, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run but for its rule, its pool and target by their absolute paths."""
+    folder, fitted = origin.folder, (origin.path / "manifest.json").exists()
     if not fitted and "method" not in origin.manifest:
         raise RunError(f"{folder} holds no fitted path", fix="name the --out of a tov select or tov fit")
     identity, scan = origin.manifest["identity"].get("settings", {}), origin.manifest.get("scan_settings", {})
     found = {**(open_path(origin.path).manifest["settings"] if fitted else {}), **identity, **scan}
-    # A rule is taken over where the run has another than its method.
-    method = find_method(origin.manifest.get("scored_by", "tov"))
-    found = {
-        name: value
-        for name, value in found.items()
-        if getattr(method, name, None) != value or name not in ("rule", "bins")
-    }
+    found = {name: value for name, value in found.items() if name not in ("rule", "bins")}
     for name in ("pool", "target"):
         if name not in given:
             found[name] = origin.manifest["inputs"].get(name)
@@ -149,6 +158,7 @@ def run_compare(
     identity = _identity(config, data)
     folder = run_folder(config.out, identity)
     reads = [path for read in (data.pool, data.target, data.test) if read for path in files_of(read[0])]
+    reads += read_by(open_run(config.from_run)) if config.from_run else []
     if config.report_only:
         run = watch_run(folder, command="compare", identity=identity)
     else:
@@ -156,6 +166,12 @@ def run_compare(
             folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
         )
     rules = _check_rules(run, config)
+    with nullcontext() if config.report_only else at_work(run):
+        return _compared(run, data, config, rules)
+
+
+def _compared(run: Run, data: Data, config: CompareConfig, rules: dict[str, Any]) -> Compared:
+    folder = run.folder
     if not config.report_only:
         run.note(rules=rules)
     records, notes = run_trials(run, data, config)
@@ -214,7 +230,11 @@ def run_grid(grid: Grid, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     out = Path(given["out"]).expanduser()
     configs = {name: compare_config(grid.settings_of(name, given, str(out))) for name in grid.experiments}
     for config in configs.values():
-        check_settings(config.for_task(config.task or "instruction"))
+        if config.task:
+            check_settings(config.for_task(config.task))
+        else:  # defaults, and so which arms are the same, go by the task, which the data will tell
+            for name in config.methods:
+                parse_arm(name)
     for name, config in configs.items():
         if config.report_only and not (out / name / "manifest.json").exists():
             print(f"{name}: nothing has been run yet", file=sys.stderr)

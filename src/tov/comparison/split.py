@@ -66,19 +66,22 @@ def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[I
             fix="name held-out rows with --test, or have some of the target's held out with --test-rows (one of the two)",
         )
     target = read_target(targets, config)
-    columns = {name for source in target[0].sources for name in source.table.column_names}
-    if config.group_by and config.group_by not in columns:
+    config = config.model_copy(update={"task": target[0].task})
+    test = read_target(tests, config, role="test") if tests else None
+    for role, read in (("target", target), ("test", test)):
+        if config.group_by and read:
+            _check_column(config.group_by, read[0], role)
+    pool = open_rows(pools, config)
+    return Data((pool, index_rows(pool, bad_rows=config.bad_rows)), target, test)
+
+
+def _check_column(group_by: str, pool: Pool, role: str) -> None:
+    columns = {name for source in pool.sources for name in source.table.column_names}
+    if group_by not in columns:
         raise ConfigError(
-            f"--group-by {config.group_by}: the target has no such column{did_you_mean(config.group_by, columns)}",
+            f"--group-by {group_by}: the {role} has no such column{did_you_mean(group_by, columns)}",
             allowed=", ".join(sorted(columns)),
         )
-    config = config.model_copy(update={"task": target[0].task})
-    pool = open_rows(pools, config)
-    return Data(
-        (pool, index_rows(pool, bad_rows=config.bad_rows)),
-        target,
-        read_target(tests, config, role="test") if tests else None,
-    )
 
 
 def make_split(data: Data, config: CompareConfig, seed: int) -> Split:

@@ -26,6 +26,7 @@ from tov.comparison.split import Data, Split, make_split
 from tov.config import CompareConfig
 from tov.data.conversations import Conversation
 from tov.data.labels import known_labels
+from tov.data.pool import Pool
 from tov.errors import DataError, ModelError, TovError, interrupted
 from tov.files import append_json_line, digest
 from tov.methods import Arm
@@ -47,13 +48,13 @@ from tov.stages import (
     open_model,
     usable_rows,
 )
-from tov.tables.choice import check_caps, choose_rows
+from tov.tables.choice import check_choice, choose_rows
 from tov.tables.work import NAMED, Work, cost_of, dumped, effective_settings, fill_table, settled
 from tov.text.encode import Encoded
 from tov.training import train
 
-FAILURES = (TovError, RuntimeError, IndexError, MemoryError)
-"""What may end a trial and not the comparison; torch tells of memory and shapes by its own RuntimeErrors."""
+FAILURES = (TovError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
+"""What may end a trial and not the comparison: torch tells of memory and shapes by its own, and another's method as it will."""
 MODEL_SETTINGS = (
     "model", "revision", "trust_remote_code", "dtype", "device", "seed", "task", "max_length",
     "lora_rank", "lora_alpha", "lora_dropout", "lora_targets",
@@ -98,10 +99,17 @@ def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[s
     file, arms = run.folder / "trials.jsonl", arms_of(config)
     if not config.report_only:
         repair_trials(file)
-    records = {key_of(record): record for record in read_trials(file)}
+    records: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for record in read_trials(file):
+        if records.get(key_of(record), {}).get("status") != DONE:
+            records[key_of(record)] = record
     others = {arm for arm, _, _ in records} - {arm.name for arm in arms}
     benches = [make_bench(data, config, seed) for seed in range(config.seed, config.seed + config.seeds)]
-    notes = _kinds_of(f"seed {bench.config.seed}: {note}" for bench in benches for note in bench.split.notes)
+    notes = list(
+        _one_of_each_kind(
+            (None, f"seed {bench.config.seed}: {note}") for bench in benches for note in bench.split.notes
+        )
+    )
     if others:
         notes.append(f"{len(others)} more arms were trained here and are not shown: {', '.join(sorted(others))}")
     wanted = []
@@ -118,14 +126,16 @@ def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[s
     if len(asked) < len(wanted):
         notes.append(_not_run([key for key in wanted if key not in records], len(wanted)))
     shown = [record for record in asked if record["status"] != LEFT_OUT]
-    notes += _kinds_of(
-        f"seed {one['seed']}: the random curve is without its point at n = {one['n']:,}: {one['error']}"
-        for one in asked
-        if one["status"] == LEFT_OUT
+    notes += list(
+        _one_of_each_kind(
+            (one["n"], f"seed {one['seed']}: the random curve is without its point at n = {one['n']:,}: {one['error']}")
+            for one in asked
+            if one["status"] == LEFT_OUT
+        )
     )
     lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
     notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
-    return shown, notes + _kinds_of(note for record in shown for note in record["notes"])
+    return shown, notes + _arms_notes(shown) + _versions_note(shown)
 
 
 def _not_run(missing: Sequence[tuple[str, int, int]], total: int) -> str:
@@ -143,15 +153,17 @@ def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
     """A seed's split, checked before anything is trained.
 
     Raises:
-        ConfigError: a cap for a source that is not there.
+        ConfigError: a cap for a source, or an option of a column or a package, that is not there.
         DataError: too few rows, or labels that differ.
     """
     seeded = config.model_copy(update={"seed": seed})
     split = make_split(data, seeded, seed)
     check_n(max(config.sizes), split.rows, "--sizes")
-    for settings in (with_options(seeded, arm) for arm in arms_of(seeded) if arm.method.takes == "best"):
-        for n in config.sizes:
-            check_caps(settings, split.rows, n)
+    for arm in arms_of(seeded):
+        for n in config.sizes if arm.method.takes == "best" else ():
+            check_choice(arm, with_options(seeded, arm), split.rows, split.target[0], n)
+    if seeded.exact_match and seeded.task == "instruction":
+        _check_questions(split.test[0], seeded.exact_match)
     bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
     if bench.labels:
         names = [source.name for source in split.test[0].sources]
@@ -159,12 +171,32 @@ def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
     return bench
 
 
-def _kinds_of(notes: Iterable[str]) -> list[str]:
-    """One note of each kind: those that differ in numbers alone are told once."""
-    kinds: dict[str, str] = {}
-    for note in notes:
-        kinds.setdefault(re.sub(r"\d[\d,.]*", "#", note), note)
-    return list(kinds.values())
+def _one_of_each_kind(notes: Iterable[tuple[Any, str]]) -> dict[str, list[Any]]:
+    """Notes, by what they are about: of those about one thing that differ in numbers alone, as seeds do, the first."""
+    kinds: dict[tuple[Any, str], str] = {}
+    for about, note in notes:
+        kinds.setdefault((about, re.sub(r"\d[\d,.]*", "#", note)), note)
+    told: dict[str, list[Any]] = {}
+    for (about, _), note in kinds.items():
+        told.setdefault(note, []).append(about)
+    return told
+
+
+def _arms_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What was noted of arms, each note once, with the arms that it is true of."""
+    told = _one_of_each_kind(((one["arm"], one["n"]), note) for one in records for note in one["notes"])
+    lines = []
+    for note, abouts in told.items():
+        arms = list(dict.fromkeys(arm for arm, _ in abouts))
+        more = f" and {len(arms) - 3} more" if len(arms) > 3 else ""
+        lines.append(f"{', '.join(arms[:3])}{more}: {note}")
+    return lines
+
+
+def _versions_note(records: Sequence[dict[str, Any]]) -> list[str]:
+    made = Counter(f"{one['version']} {one.get('commit') or ''}".strip() for one in records if "version" in one)
+    told = ", ".join(f"{count} by {name}" for name, count in made.items())
+    return [f"the trials were made by {len(made)} versions of tov: {told}"] if len(made) > 1 else []
 
 
 def _seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
@@ -199,6 +231,17 @@ def _made(run: Run, opened: Opened) -> dict[str, Any]:
     run.note(model=now)
     found = versions()
     return {"version": found["tov"], "commit": found.get("commit")}
+
+
+def _check_questions(test: Pool, rows: int) -> None:
+    """Raises DataError if a row to be answered has nothing before its answer."""
+    asked = usable_rows(test.rows(0, min(len(test), rows)))
+    plain = sum(not row.prompt for row in asked if isinstance(row, Conversation))
+    if plain:
+        raise DataError(
+            f"--exact-match {rows:,}: {plain:,} of these test rows are bare text, with no question to answer",
+            fix="leave --exact-match out, or name a test of questions and answers",
+        )
 
 
 @dataclass(frozen=True)
@@ -274,12 +317,13 @@ def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) 
     opened, config = bench.model(bench.config), bench.config
     record: dict[str, Any] = {"scoring": table.cost if table else None, "train": None, "chosen": {}, "by_score": 0}
     if trial.arm.method.takes != "none":
-        row_ids, rows, by_score = _chosen(trial, bench, table, opened)
+        row_ids, rows, by_score, notes = _chosen(trial, bench, table, opened)
         log = train(opened.adapted, rows, config, seed=derive(config.seed, "final training"))
         record |= {
             "train": log.facts(),
             "chosen": dict(Counter(bench.split.rows.pool.source_names(row_ids))),
             "by_score": by_score,
+            "notes": [*(table.notes if table else []), *notes],
             "rows_fingerprint": digest([int(row_id) for row_id in row_ids]),
         }
     result = evaluate(opened.adapted, test, batch_tokens=config.batch_tokens or auto_batch_tokens(opened.loaded.device))
@@ -290,8 +334,10 @@ class _TooFewRows(DataError):
     """A point of the random curve, at a size that nobody asked for, is beyond the pool's rows with a scored token."""
 
 
-def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) -> tuple[np.ndarray, Encoded, int]:
-    """The rows to train on: ids, tokens, and how many the score chose."""
+def _chosen(
+    trial: Trial, bench: Bench, table: _Table | None, opened: Opened
+) -> tuple[np.ndarray, Encoded, int, tuple[str, ...]]:
+    """The rows to train on: ids, tokens, how many the score chose, and what a reader must be told of the choice."""
     rows = bench.split.rows
     if table is None:
         row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, "random rows"), opened)
@@ -300,10 +346,10 @@ def _chosen(trial: Trial, bench: Bench, table: _Table | None, opened: Opened) ->
             raise short(
                 f"{trial.n:,} random rows wanted, but {len(row_ids):,} have a scored token", fix="lower --sizes"
             )
-        return row_ids, encoded, 0
+        return row_ids, encoded, 0, ()
     choice, _ = choose_rows(trial.arm.method, table.config, table.scores, table.folder, n=trial.n, seed=trial.seed)
     encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
-    return choice.row_ids, encoded, int((choice.reasons == "score").sum())
+    return choice.row_ids, encoded, int((choice.reasons == "score").sum()), choice.notes
 
 
 def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:

@@ -12,10 +12,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from tov.config import PathSettings, ReselectConfig, RuleSettings, ScanSettings, SelectConfig, Settings, build
+from tov.config import PathSettings, ReselectConfig, RuleSettings, ScanSettings, SelectConfig
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.rankings import gain
 from tov.methods.table import Method, find_method
+from tov.settings import Settings, build
 
 RULE = ("rule", "bins", "source_cap")
 """Settings of the rule, which any ranking method takes."""
@@ -166,8 +167,15 @@ def select_settings(config: SelectConfig) -> tuple[SelectConfig, Arm]:
     return with_rule(_taken_over(config, arm), arm), arm
 
 
-def reselect_settings(config: ReselectConfig, scored_by: str) -> tuple[ReselectConfig, Arm]:
-    """Likewise for a choice from scores that are there, filled by the method `scored_by`.
+def reselect_settings(
+    config: ReselectConfig, scored_by: str, chosen_by: Mapping[str, Any]
+) -> tuple[ReselectConfig, Arm]:
+    """Likewise for a choice from scores that are there.
+
+    Args:
+        config: as given; F, normaliser, rule, bins and caps that are not are those of the run, unless it ranks otherwise.
+        scored_by: the method that filled the scores.
+        chosen_by: the settings of the run's own choice, its `method` among them if that is not tov.
 
     Raises:
         ConfigError: also if the method ranks by other scores.
@@ -181,6 +189,11 @@ def reselect_settings(config: ReselectConfig, scored_by: str) -> tuple[ReselectC
     late = next((name for name in (*arm.options, *_given(arm)) if name not in RuleSettings.model_fields), None)
     if late:
         raise ConfigError(f"{late} cannot take effect with --from: the scores are there already", fix="leave it out")
+    if arm.method.name == chosen_by.get("method", "tov"):
+        open_yet = set(RuleSettings.model_fields) - config.model_fields_set - set(arm.options)
+        kept = {name: chosen_by[name] for name in open_yet if chosen_by.get(name) is not None}
+        given = {name: getattr(config, name) for name in config.model_fields_set}
+        config = build(ReselectConfig, {**given, **kept})
     return with_rule(_taken_over(config, arm), arm), arm
 
 

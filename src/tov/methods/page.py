@@ -22,7 +22,8 @@ RULES = """\
 ## Rules
 
 Any score can be given to any rule: `--rule`, `--bins` and `--source-cap` of `tov select`, also with `--from` (nothing is scored
-again), or options of an arm (`less/score+random/bins=10`, `tov/source_cap=0.3`). Where none is given, it is the method's own.
+again), or options of an arm (`less/score+random/bins=10`, `tov/source_cap=0.3`). Where none is given, it is the method's own
+(with `--from` the run's).
 
 | rule | chooses |
 |---|---|
@@ -59,7 +60,8 @@ resume and comparison as those in the box.
 `work` (`tov.tables.work.Work`) has the pool, the target, the settings, the model on demand, and folders that survive a kill. A
 score is asked for a shard of rows at a time; what is excluded, resumed and written is tov's business. Larger is better; NaN is
 no score. `ahead=` names a function from what is known of pool and target (`tov.tables.ahead.Facts`) to the stages of a run, for
-`tov plan`. A record of settings (`settings=`, a subclass of `tov.config.Settings`) gives it options of its own: `work.options`.
+`tov plan`; `check=` one that is given options, settings and target, and raises before anything is scored. A record of settings
+(`settings=`, a subclass of `tov.settings.Settings`) gives it options of its own: `work.options`.
 """
 
 

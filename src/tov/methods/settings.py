@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tov.config import Settings
+from tov.settings import Settings
 
 
 def option(help: str, default: Any, **bounds: Any) -> Any:

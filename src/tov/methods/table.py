@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from tov.config import Rule, RuleSettings, Settings
+from tov.config import Rule, RuleSettings
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.rankings import Ranking, column, end_state, gain
 from tov.methods.settings import (
@@ -27,6 +27,7 @@ from tov.methods.settings import (
     TracinSettings,
     TsdsSettings,
 )
+from tov.settings import Settings
 
 GROUP = "tov.methods"
 """Entry points that are methods."""
@@ -61,6 +62,8 @@ class Method:
             round-robin goes by; None where a row has but one score.
         ahead: `module:name` of a function, or a function, from `tov.tables.ahead.Facts` to the stages of a run, for `tov plan`;
             None where it cannot say.
+        check: `module:name` of a function, or a function, that raises, before anything is scored, where its own options, the
+            settings and the target do not go together; None where nothing can be wrong.
         settings: its own options; None where it has none (those of the path's methods are settings of the run).
         options: settings of the run that change it.
         rule: its default rule.
@@ -80,6 +83,7 @@ class Method:
     ranking: Ranking | str | None = None
     candidates: str | Callable[[Path, pa.Table], Best] | None = None
     ahead: str | Callable[[Any], Any] | None = None
+    check: str | Callable[[Any, Any, Any], None] | None = None
     settings: type[Settings] | None = None
     options: tuple[str, ...] = ()
     rule: Rule = "score-only"
@@ -128,6 +132,7 @@ _GRADIENTS: dict[str, Any] = {
 _EMBEDDED: dict[str, Any] = {
     "needs": "embeddings", "passes": "1, forward", "stored": "2 bytes x the model's width (SmolLM2-135M: 1,152)",
     "candidates": "tov.tables.embeddings:candidates", "ahead": "tov.tables.embeddings:ahead",
+    "check": "tov.tables.embeddings:check",
 }  # fmt: skip
 BUILT_IN: tuple[Method, ...] = (
     Method(
@@ -138,7 +143,8 @@ BUILT_IN: tuple[Method, ...] = (
     ),
     Method(
         "less", "rows whose Adam step points the way of the target's gradient", function="tov.tables.gradients:less",
-        ranking="score_less", candidates="tov.tables.gradients:by_subtask", settings=LessSettings, unit="cosine",
+        check="tov.tables.gradients:check", ranking="score_less",
+        candidates="tov.tables.gradients:by_subtask", settings=LessSettings, unit="cosine",
         source="Xia et al. 2024, arXiv 2402.04333",
         differs="cosines of whole gradients by default (projection=rademacher: the authors' 8,192 dimensions); gradients in "
         "batches; adapter and moments in fp32; gradients are stored only if asked for (store=FOLDER: 2 bytes x DIMENSION a row "

@@ -17,9 +17,9 @@ import pyarrow as pa
 import torch
 
 from tov.baselines.embed import embed_rows
-from tov.baselines.embeddings import nearest
+from tov.baselines.embeddings import import_faiss, nearest
 from tov.baselines.rds import rds_scores
-from tov.baselines.sentences import open_sentence_encoder
+from tov.baselines.sentences import import_sentence_transformers, open_sentence_encoder
 from tov.baselines.store import read_features, store_features
 from tov.baselines.tsds import calibrated_sigma
 from tov.baselines.tsds import tsds as tsds_plan
@@ -65,6 +65,18 @@ def tsds(work: Work) -> None:
     scores = np.log(found.p, out=np.full(len(found.p), -np.inf), where=held)
     scores[np.isnan(pool[:, 0])] = np.nan
     _write(work, source, "score_tsds", scores)
+
+
+def check(options: Any, settings: Any, target: Any) -> None:
+    """Before anything is done.
+
+    Raises:
+        ConfigError: a package that the options ask for is not installed.
+    """
+    if options.encoder:
+        import_sentence_transformers()
+    if getattr(options, "backend", None) == "faiss":
+        import_faiss()
 
 
 def candidates(folder: Path, scores: pa.Table) -> Best:

@@ -26,6 +26,7 @@ from tov.baselines.round_robin import top_candidates
 from tov.baselines.store import store_features, stored_shard
 from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
 from tov.data.guard import IN_TEST, USABLE, exclusions
+from tov.data.pool import Pool
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.table import Best
 from tov.progress import Progress, part, track
@@ -48,12 +49,12 @@ OF_SUBTASK = "score_less:"
 
 def less(work: Work) -> None:
     """LESS: `score_less`, the largest over sub-tasks; where there are several also `score_less:NAME`, for round-robin."""
-    subtasks, shared = _subtasks(work), _shared(work)
+    subtasks, shared = _subtasks(work.target[0], work.options.subtask_column), _shared(work)
     opened, checkpoints = _warmed_up(shared)
     batch_tokens, projection = work.batch_tokens(opened), _projection(work)
     target, kept = work.encode_target(opened.encode)
     names = list(dict.fromkeys(subtasks[row] for row in kept))
-    _check_rule(work, names)
+    _check_rule(work.settings, names)
     of_row = np.array([names.index(subtasks[row]) for row in kept], np.int64)
     with _target_stage(work, target, len(checkpoints)):
         targets = less_targets(
@@ -243,27 +244,32 @@ def _one_subtask() -> ConfigError:
     )
 
 
-def _subtasks(work: Work) -> list[str]:
+def check(options: Any, settings: Any, target: Pool) -> None:
+    """Before anything is done.
+
+    Raises:
+        ConfigError: no such column of sub-tasks in the target, or one sub-task where the rule needs several.
+    """
+    _check_rule(settings, _subtasks(target, options.subtask_column))
+
+
+def _check_rule(settings: Any, subtasks: list[str]) -> None:
+    if settings.rule == "round-robin" and len(set(subtasks)) == 1:
+        raise _one_subtask()
+
+
+def _subtasks(target: Pool, column: str | None) -> list[str]:
     """(M,) the sub-task of each target row.
 
     Raises:
-        ConfigError: no such column in the target, or one sub-task where the rule needs several.
+        ConfigError: no such column in the target.
     """
-    pool, column = work.target[0], work.options.subtask_column
     if column is None:
-        values = pool.source_names(np.arange(len(pool)))
-    else:
-        columns = sorted({name for source in pool.sources for name in source.table.column_names})
-        if column not in columns:
-            raise ConfigError(
-                f"subtask_column={column}: the target has no such column{did_you_mean(column, columns)}",
-                allowed=", ".join(columns),
-            )
-        values = ["(none)" if cell is None else cell for cell in pool.cells(column)]
-    _check_rule(work, values)
-    return values
-
-
-def _check_rule(work: Work, subtasks: list[str]) -> None:
-    if work.settings.rule == "round-robin" and len(set(subtasks)) == 1:
-        raise _one_subtask()
+        return target.source_names(np.arange(len(target)))
+    columns = sorted({name for source in target.sources for name in source.table.column_names})
+    if column not in columns:
+        raise ConfigError(
+            f"subtask_column={column}: the target has no such column{did_you_mean(column, columns)}",
+            allowed=", ".join(columns),
+        )
+    return ["(none)" if cell is None else cell for cell in target.cells(column)]

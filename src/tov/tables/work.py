@@ -8,7 +8,6 @@ method.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -16,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from tov.config import Settings
 from tov.data.pool import Index, Pool
-from tov.errors import NumericError, TovError
+from tov.errors import NumericError
 from tov.files import digest, read_json, sweep_temporaries, write_json
 from tov.methods.arms import PATH_ONLY, Arm
 from tov.methods.table import imported
 from tov.progress import Progress, track
-from tov.run import FAILED, Run
+from tov.run import Run
 from tov.scan.stream import Shard, Stream
 from tov.scan.stream import fill as fill_shards
+from tov.settings import Settings
 from tov.stages import Opened, Rows, auto_batch_tokens, encode_scored, open_encoder, repair_notes
 from tov.text.encode import Encoded, Encoder
 
@@ -220,13 +219,8 @@ def fill_table(work: Work) -> None:
     """
     try:
         imported(work.arm.method.function, f"the method '{work.arm.method.name}'")(work)
-    except TovError as error:
-        # What went wrong matters more than that it could not be noted (on a full disk both fail).
-        with suppress(OSError):
-            work.run.note(status=FAILED)
-        if isinstance(error, NumericError):
-            raise NumericError(error.problem, allowed=error.allowed, fix=_of_method(error.fix, work.arm)) from None
-        raise
+    except NumericError as error:
+        raise NumericError(error.problem, allowed=error.allowed, fix=_of_method(error.fix, work.arm)) from None
 
 
 def _of_method(fix: str, arm: Arm) -> str:

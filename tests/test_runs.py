@@ -1,0 +1,277 @@
+"""What one command leaves and the next one finds: locks, failed runs, choices taken over, notes; what is checked first."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tov
+from test_compare import QUICK, compare
+from tiny import make_rows, tiny_encoder_folder, write_jsonl
+from tov.comparison.arms import check_settings
+from tov.comparison.grid import read_grid
+from tov.comparison.run import compare_config, run_grid
+from tov.config import CompareConfig, SelectConfig, TrainConfig
+from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.planning import run_plan
+from tov.progress import file_size
+from tov.run import at_work, start_run
+from tov.settings import build
+from tov.summary import choice_facts
+
+LESS = "less/lora_rank=2/lora_alpha=8/batch_size=8/epochs=2"
+
+
+def select(folder: Path, model: Path, **changed: Any) -> Any:
+    given = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2), "n": 8}
+    given |= {} if "method" in changed else {"base_size": 8, "epochs": 1}
+    return tov.select(model=str(model), out=folder, max_length=64, quiet=True, **{**given, **changed})
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("files")
+    rows = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2), "test": make_rows(5, seed=3)}
+    return {name: str(write_jsonl(folder / f"{name}.jsonl", made)) for name, made in rows.items()}
+
+
+# Two at once, and one after another that failed
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks and SIGKILL are POSIX")
+def test_two_processes_do_not_work_in_one_folder_and_a_kill_frees_it(tmp_path: Path) -> None:
+    made = {"command": "select", "identity": {}, "settings": {}}
+    run = start_run(tmp_path / "run", **made)
+    half = tmp_path / "run" / ".half.1.tmp"
+    script = (
+        "import sys, time; from pathlib import Path; from tov.run import at_work, start_run\n"
+        "with at_work(start_run(Path(sys.argv[1]), command='select', identity={}, settings={})):\n"
+        "    print('in', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, run.folder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "in\n"
+        half.write_text("of the other process")
+        with pytest.raises(RunError, match="another process is at work"), at_work(start_run(run.folder, **made)):
+            pass
+        with pytest.raises(RunError, match="another process is at work"):
+            start_run(run.folder, **made, force=True)
+        assert half.exists(), "what another process is writing was swept away"
+        other.send_signal(signal.SIGKILL)
+    with at_work(start_run(run.folder, **made)):
+        assert not half.exists()
+
+
+def test_a_run_that_failed_before_it_made_anything_gives_way(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = {"target": make_rows(6, seed=2), "base": make_rows(40, seed=1), "base_size": 8, "epochs": 1, "quiet": True}
+    with pytest.raises(ModelError):
+        tov.fit(str(tiny_folder.parent / "nowhere"), out=tmp_path / "fit", **rows)
+    assert tov.fit(str(tiny_folder), out=tmp_path / "fit", **rows).manifest["status"] == "finished"
+    with pytest.raises(ConfigError, match="no source 'web'"):
+        compare(tmp_path / "compare", tiny_folder, source_cap={"web": 0.5}, seeds=1)
+    assert compare(tmp_path / "compare", tiny_folder, seeds=1).manifest["status"] == "finished"
+
+
+def test_force_spares_the_run_that_is_compared(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
+    picked = select(tmp_path / "run", tiny_folder, pool=files["pool"], target=files["target"])
+    with pytest.raises(RunError, match="--force would delete"):
+        tov.compare(
+            from_run=picked,
+            test=files["test"],
+            sizes=8,
+            seeds=1,
+            out=picked.folder,
+            force=True,
+            train_rows=32,
+            quiet=True,
+        )
+    assert (picked.folder / "selected.parquet").exists()
+
+
+# What is taken over
+
+
+def test_more_rows_are_chosen_as_the_first_ones_were(tmp_path: Path, tiny_folder: Path) -> None:
+    pool = make_rows(40, seed=1)
+    first = select(
+        tmp_path / "first", tiny_folder, transform="abs", rule="score-only", bins=2, normalize="initial-loss"
+    )
+    more = tov.reselect(first, n=12, out=tmp_path / "more", pool=pool)
+    settings = ("transform", "rule", "bins", "normalize")
+    assert [more.manifest["identity"]["settings"][name] for name in settings] == [
+        "abs",
+        "score-only",
+        2,
+        "initial-loss",
+    ]
+    again = tov.reselect(more, n=12, out=tmp_path / "again", pool=pool)
+    assert list(again.dataset["tov_row_id"]) == list(more.dataset["tov_row_id"]), "and from a choice made again"
+    direct = select(tmp_path / "direct", tiny_folder, transform="abs", rule="score-only", bins=2,
+                    normalize="initial-loss", n=12)  # fmt: skip
+    assert list(more.dataset["tov_row_id"]) == list(direct.dataset["tov_row_id"])
+    other = tov.reselect(first, n=12, transform="identity", out=tmp_path / "other", pool=pool)
+    assert other.manifest["identity"]["settings"]["rule"] == "score-only", "what is given is given, the rest stays"
+    ranked = tov.reselect(first, n=12, method="uncertainty", out=tmp_path / "ranked", pool=pool)
+    assert ranked.manifest["identity"]["settings"]["rule"] == "score+random", "another ranking has its own rule"
+
+
+def test_the_rule_of_a_run_is_that_of_its_own_arm(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
+    picked = select(
+        tmp_path / "run", tiny_folder, method=f"{LESS}/sample/bins=3", pool=files["pool"], target=files["target"]
+    )
+    given = {"from_run": str(picked.folder), "test": [files["test"]], "sizes": [8], "out": "x"}
+    config = compare_config({**given, "methods": ["tov", "less", "rds"]})
+    assert config.methods == ("tov", "less/sample/bins=3", "rds")
+    assert (config.rule, config.bins) == (None, None), "the others keep their own"
+    assert compare_config({**given, "methods": ["less"], "rule": "score-only"}).methods == ("less",)
+    plain = select(tmp_path / "plain", tiny_folder, pool=files["pool"], target=files["target"])
+    assert compare_config({**given, "from_run": str(plain.folder), "methods": "tov,rds"}).methods == ("tov", "rds")
+
+
+def test_the_path_of_a_scored_pool_is_that_it_was_scored_with(tmp_path: Path, tiny_folder: Path) -> None:
+    fitted = select(tmp_path / "run", tiny_folder)
+    scored = tov.score(fitted, make_rows(10, seed=7), out=tmp_path / "scored", quiet=True)
+    assert scored.path.fingerprint == fitted.path.fingerprint
+
+
+# What a report tells
+
+
+def test_a_comparison_tells_what_its_choices_note_and_of_which_arms(tmp_path: Path, tiny_folder: Path) -> None:
+    arms = [LESS, LESS.replace("batch_size=8", "batch_size=4"), "tov", "tov/abs"]
+    notes = compare(tmp_path / "run", tiny_folder, methods=arms, seeds=2).results["notes"]
+    assert f"{arms[0]}: warm-up: 2 epochs in batches of 8 at a peak rate of 2e-05" in notes
+    assert f"{arms[1]}: warm-up: 2 epochs in batches of 4 at a peak rate of 2e-05" in notes, "numbers are what differs"
+    [few] = [note for note in notes if "fewer than 10 length bins" in note]
+    assert few == "tov, tov/abs: 4 rows by score are fewer than 10 length bins; 4 bins are used"
+
+
+def test_trials_of_several_versions_are_told_and_a_finished_one_is_not_undone(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    compared = compare(tmp_path / "run", tiny_folder, seeds=1)
+    file = compared.folder / "trials.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0]["version"], lines[0]["commit"] = "0.0.9", "abc"
+    failed = {**next(one for one in lines if one["arm"] == "tov"), "status": "failed", "error": "no", "loss": None}
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, failed]))
+    shown = compare(tmp_path / "run", tiny_folder, seeds=1, report_only=True)
+    [told] = [note for note in shown.results["notes"] if "versions of tov" in note]
+    assert "2 versions" in told
+    assert "1 by 0.0.9 abc" in told
+    [tov_arm] = [one for one in shown.results["sizes"][0]["arms"] if one["arm"] == "tov"]
+    assert tov_arm["gain"]["mean"] is not None, "a later failure hides a finished trial"
+
+
+def test_lengths_that_are_all_one_are_a_row_of_the_table() -> None:
+    import pyarrow as pa
+
+    scores = pa.table({
+        "source": ["a"] * 4, "tokens": [1] * 4, "excluded": [""] * 4, "in_base": [False] * 4, "lost": [0] * 4,
+    })  # fmt: skip
+    facts = choice_facts(scores, np.array([0, 2]), np.array(["score", "score"]), np.arange(4.0))
+    assert facts["lengths"] == [{"from": 1, "to": 1, "pool": 4, "by_score": 2, "chosen": 2}]
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (98, "98 B"),
+        (3.21e6, "3.21 MB"),
+        (999_600, "1 MB"),
+        (6.5e12, "6.5 TB"),
+        (1.2e15, "1,200 TB"),
+        (999.4e9, "999 GB"),
+    ],
+)
+def test_sizes_of_files(count: float, said: str) -> None:
+    assert file_size(count) == said
+
+
+# Said before anything is scored
+
+
+def test_a_base_set_that_leaves_too_few_rows_is_said_before_the_fit(tmp_path: Path, tiny_folder: Path) -> None:
+    too_many = {"n": 36, "rule": "score-only"}
+    for ask in (
+        lambda: select(tmp_path / "run", tiny_folder, **too_many),
+        lambda: tov.plan(model=str(tiny_folder), pool=make_rows(40, seed=1), target=make_rows(6, seed=2), base_size=8,
+                         max_length=64, **too_many),
+        lambda: compare(tmp_path / "compare", tiny_folder, methods=["tov/score-only"], sizes=[36]),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match="36 rows wanted by score, but 8 of the 40 usable rows are the base set"):
+            ask()
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "compare" / "trials.jsonl").exists()
+
+
+def test_options_of_what_is_not_there_are_said_before_anything_is_scored(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("sentence_transformers", "faiss"):
+        monkeypatch.setitem(sys.modules, package, None)
+    cases = {
+        f"{LESS}/subtask_column=nope": "the target has no such column",
+        f"{LESS}/round-robin": "a target of one sub-task",
+        "rds/encoder=minilm": "sentence-transformers",
+        "tsds/faiss": "faiss-cpu",
+    }
+    for method, says in cases.items():
+        with pytest.raises(ConfigError, match=says):
+            select(tmp_path / "run", tiny_folder, method=method)
+        assert not (tmp_path / "run").exists()
+        with pytest.raises(ConfigError, match=says):
+            compare(tmp_path / "compare", tiny_folder, methods=["tov", method], seeds=1)
+        assert not (tmp_path / "compare" / "trials.jsonl").exists()
+        with pytest.raises(ConfigError, match=says):
+            tov.plan(model=str(tiny_folder), pool=make_rows(40, seed=1), target=make_rows(6, seed=2), methods=[method])
+
+
+def test_a_plan_says_that_the_folder_is_not_free(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        tov.plan(model=str(tiny_folder), pool=files["pool"], target=files["target"], out=str(tmp_path / "full"))
+    from tov.config import PlanConfig
+
+    given = {"model": str(tiny_folder), "pool": files["pool"], "target": files["target"], "methods": ("rds",)}
+    with pytest.raises(ConfigError, match="--method less beside --methods rds"):
+        run_plan(build(PlanConfig, {**given, "method": "less"}))
+
+
+def test_a_grid_that_leaves_the_task_to_the_data_is_not_judged_by_another(tmp_path: Path) -> None:
+    """eps 0.1 is the default of instruction tuning, and another arm with named entities."""
+    encoder = tiny_encoder_folder(tmp_path / "encoder")
+    rows = [{"tokens": ["a", "b", f"n{at}"], "ner_tags": ["B-LOC", "O", "O"]} for at in range(60)]
+    given = {"pool": rows[:40], "target": rows[40:50], "test": rows[50:]}
+    made = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", part)) for name, part in given.items()}
+    common = {"model": str(encoder), **{name: [file] for name, file in made.items()}, "sizes": [8], "seeds": 1, **QUICK}
+    file = tmp_path / "grid.yaml"
+    file.write_text(json.dumps({**common, "methods": ["tov", "tov/eps=0.1"], "experiments": {"one": {}}}))
+    _, found = run_grid(read_grid(file), {"out": str(tmp_path / "out")})
+    assert {"tov", "tov/eps=0.1"} <= {arm["arm"] for arm in found["one"]["sizes"][0]["arms"]}
+    file.write_text(json.dumps({**common, "out": "elsewhere", "experiments": {"one": {}}}))
+    with pytest.raises(ConfigError, match="out in a grid"):
+        read_grid(file)
+
+
+def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    given = {"model": "m", "pool": "p", "target": "t", "test": "e", "sizes": 8, "out": "o", "task": "instruction"}
+    with pytest.raises(ConfigError, match="--train-epochs and --train-rows: say one"):
+        build(TrainConfig, {"from_run": "r", "out": "o", "train_epochs": 2, "train_rows": 64})
+    with pytest.raises(ConfigError, match="--answer-pattern has no effect without --exact-match"):
+        check_settings(build(CompareConfig, {**given, "answer_pattern": "[0-9]+"}).for_task("instruction"))
+    keyed = [{**row, "key": str(at)} for at, row in enumerate(make_rows(6, seed=2))]
+    with pytest.raises(ConfigError, match="--group-by key: the test has no such column"):
+        compare(tmp_path / "keyed", tiny_folder, target=keyed, group_by="key")
+    with pytest.raises(DataError, match="2 of these test rows are bare text"):
+        compare(tmp_path / "text", tiny_folder, test=[{"text": "one"}, {"text": "two"}], exact_match=4)
+    assert build(SelectConfig, {**{k: given[k] for k in ("model", "pool", "target", "out")}, "n": 1}).n == 1
