@@ -105,6 +105,9 @@ def test_the_verb_lists_tells_and_speaks_json() -> None:
 
     listed = told()
     assert all(f"\n{name} " in f"\n{listed}" for name in METHODS)
+    in_one_line = " ".join(listed.split())
+    for one in METHODS.values():
+        assert all(fact in in_one_line for fact in (one.needs or "", one.passes, one.stored, one.source)), one.name
     assert "lora_rank [128]" in told("less")
     rows = json.loads(told("--json"))
     assert [row["name"] for row in rows] == list(METHODS)

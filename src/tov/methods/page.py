@@ -66,13 +66,20 @@ no score. `ahead=` names a function from what is known of pool and target (`tov.
 
 
 def overview() -> str:
-    """A line a method, those of plug-ins too; a broken plug-in is a line with its fault."""
+    """What each method chooses, needs and costs, and its source, those of plug-ins too; of a broken plug-in its fault."""
     found, broken = _all()
-    width = max(len(name) for name in [*found, *broken])
-    lines = [f"{name:{width}}  {method.summary}" for name, method in found.items()]
-    lines += [f"{name:{width}}  broken: {' '.join(fault.split())}" for name, fault in broken.items()]
+    width = max(len(name) for name in [*found, *broken]) + 2
+    lines = list[str]()
+    for name, method in found.items():
+        passes = method.passes and f"passes: {method.passes}"
+        stored = method.stored and f"stored a row: {method.stored}"
+        facts = "; ".join(fact for fact in (method.needs, passes, stored, method.source) if fact)
+        lines += [f"{name:{width}}{method.summary}"]
+        indent = " " * width
+        lines += textwrap.wrap(facts, 110, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    lines += [f"{name:{width}}broken: {' '.join(fault.split())}" for name, fault in broken.items()]
     return "\n".join(
-        [*lines, "", "tov methods METHOD tells options, cost and source of one; docs/methods.md has them all."]
+        [*lines, "", "tov methods METHOD tells options and deviations of one; docs/methods.md has them all."]
     )
 
 

@@ -127,7 +127,7 @@ _END: dict[str, Any] = {
 }  # fmt: skip
 _GRADIENTS: dict[str, Any] = {
     "needs": "gradients", "passes": "1 a checkpoint (4), forward and backward",
-    "stored": "0; 12 bytes a trained parameter and checkpoint once", "ahead": "tov.tables.gradients:ahead",
+    "stored": "0 (once, 12 bytes a trained parameter and checkpoint)", "ahead": "tov.tables.gradients:ahead",
 }  # fmt: skip
 _EMBEDDED: dict[str, Any] = {
     "needs": "embeddings", "passes": "1, forward", "stored": "2 bytes x the model's width (SmolLM2-135M: 1,152)",
