@@ -48,15 +48,17 @@ def main(data: Path, prepared: Path, runs: Path) -> None:
             tables = (experiment / "scores" / f"seed-{seed}").rglob("*.parquet")
             parts = [part for part in map(pq.read_table, sorted(tables)) if f"score_{arm}" in part.column_names]
             if not parts:
-                continue  # scored in another folder
+                print(f"{experiment.name} {arm} seed {seed}: no score table here, left out", file=sys.stderr)
+                continue
             score = np.concatenate([part[f"score_{arm}"].to_numpy() for part in parts])
             usable = np.array([not reason for part in parts for reason in part["excluded"].to_pylist()])
-            bare = np.array([empty.get(row, False) for part in parts for row in part["hash"].to_pylist()])
-            best = np.argsort(np.where(usable, -score, np.inf), kind="stable")[:n]
+            rows = np.array([row for part in parts for row in part["hash"].to_pylist()])
+            bare = np.array([empty[row] for row in rows[usable]])
+            best = np.argsort(-score[usable], kind="stable")[:n]
             gain = 100 * (1 - trial["loss"] / trials["random", seed, n]["loss"])
             line = {
                 "experiment": experiment.name, "arm": arm, "seed": seed, "n": n, "chosen": round(float(bare[best].mean()), 3),
-                "pool": round(float(bare[usable].mean()), 3), "f1": round(trial["metric"], 3), "gain": round(gain, 1),
+                "pool": round(float(bare.mean()), 3), "f1": round(trial["metric"], 3), "gain": round(gain, 1),
                 "commit": trial["commit"],
             }  # fmt: skip
             print(json.dumps(line))

@@ -69,13 +69,12 @@ def overview() -> str:
     """What each method chooses, needs and costs, and its source, those of plug-ins too; of a broken plug-in its fault."""
     found, broken = _all()
     width = max(len(name) for name in [*found, *broken]) + 2
-    lines = list[str]()
+    lines, indent = list[str](), " " * width
     for name, method in found.items():
         passes = method.passes and f"passes: {method.passes}"
         stored = method.stored and f"stored a row: {method.stored}"
         facts = "; ".join(fact for fact in (method.needs, passes, stored, method.source) if fact)
-        lines += [f"{name:{width}}{method.summary}"]
-        indent = " " * width
+        lines.append(f"{name:{width}}{method.summary}")
         lines += textwrap.wrap(facts, 110, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     lines += [f"{name:{width}}broken: {' '.join(fault.split())}" for name, fault in broken.items()]
     return "\n".join(
