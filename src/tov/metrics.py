@@ -1,4 +1,4 @@
-"""Task metrics beside log-loss: entity F1, accuracy, exact match. Knows labels and texts; must not know models."""
+"""Metrics beside log-loss: entity F1, accuracy, exact match. Knows labels and texts; must not know tasks or models."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-
-NAMES = {"instruction": "exact match", "ner": "entity F1", "classification": "accuracy"}
-"""Each task's metric."""
 
 
 def entity_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
@@ -28,27 +25,6 @@ def accuracy(gold: np.ndarray, predicted: np.ndarray) -> float:
     return float(np.mean(gold == predicted))
 
 
-def label_metric(
-    task: str, names: Sequence[str], gold: np.ndarray, predicted: np.ndarray, offsets: np.ndarray
-) -> float | None:
-    """A classifier's metric, `NAMES[task]`; None for instruction tuning, whose metric needs answers.
-
-    Args:
-        task: of `tov.config.Task`.
-        names: the model's labels by id.
-        gold: (S,) label ids, rows one after another.
-        predicted: (S,) likewise.
-        offsets: (rows + 1,) where each row starts in the two.
-    """
-    if task == "classification":
-        return accuracy(gold, predicted)
-    if task != "ner":
-        return None
-    tags = np.array(names, dtype=object)
-    rows = [[list(row) for row in np.split(tags[ids], offsets[1:-1])] for ids in (gold, predicted)]
-    return entity_f1(*rows)
-
-
 def exact_match(references: Sequence[str], answers: Sequence[str], pattern: str) -> float:
     """The share of answers whose last match of `pattern` is that of the reference, white space collapsed.
 
@@ -58,11 +34,13 @@ def exact_match(references: Sequence[str], answers: Sequence[str], pattern: str)
         re.error: the pattern is no regular expression.
     """
     pairs = zip(references, answers, strict=True)
-    return float(np.mean([_extract(one, pattern, whole=True) == _extract(other, pattern) for one, other in pairs]))
+    return float(
+        np.mean([_extract(reference, pattern, whole=True) == _extract(answer, pattern) for reference, answer in pairs])
+    )
 
 
 def _extract(text: str, pattern: str, *, whole: bool = False) -> str | None:
-    found = [match.group(match.lastindex or 0) for match in re.finditer(pattern, text)]
-    if not found and not whole:
+    matches = [match.group(match.lastindex or 0) for match in re.finditer(pattern, text)]
+    if not matches and not whole:
         return None
-    return " ".join((found[-1] if found else text).split())
+    return " ".join((matches[-1] if matches else text).split())

@@ -12,8 +12,8 @@ class BadRow(ValueError):
     """A row that cannot be used.
 
     Args:
-        reason: why.
-        fix: what may help, beside correcting the row.
+        reason: why, a clause: it follows the row's place and a colon.
+        fix: what may help, beside correcting the row; a sentence.
     """
 
     def __init__(self, reason: str, fix: str = "") -> None:
@@ -31,7 +31,7 @@ def as_text(value: Any, what: str) -> str:
         return value
     if isinstance(value, Sequence) and value and all(_is_text_part(part) for part in value):
         return "".join(part["text"] for part in value)
-    raise BadRow(f"{what} is {named_kind(value)}, should be text")
+    raise BadRow(f"{what} is {named_kind(value)}, but must be text")
 
 
 def as_list(value: Any, what: str) -> Sequence[Any]:
@@ -42,7 +42,7 @@ def as_list(value: Any, what: str) -> Sequence[Any]:
     """
     if isinstance(value, Sequence) and not isinstance(value, str):
         return value
-    raise BadRow(f"{what} is {named_kind(value)}, should be a list")
+    raise BadRow(f"{what} is {named_kind(value)}, but must be a list")
 
 
 def named_kind(value: Any) -> str:

@@ -17,6 +17,7 @@ import datasets
 from tov.data.diagnose import decode_line
 from tov.data.exact import open_bytes
 from tov.errors import DataError
+from tov.files import content_digest
 
 SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".bioes")
 _TAG = re.compile(r"O|[BIESLU]-\S+")
@@ -32,8 +33,8 @@ def is_conll(path: Path) -> bool:
         columns = [line.decode("utf-8").split() for line in lines if line.strip()]
     except (UnicodeDecodeError, OSError):
         return False
-    columns = [one for one in columns if one[0] not in ("-DOCSTART-", "#")]
-    return bool(columns) and all(len(one) >= 2 and _TAG.fullmatch(one[-1]) for one in columns)
+    columns = [fields for fields in columns if fields[0] not in ("-DOCSTART-", "#")]
+    return bool(columns) and all(len(fields) >= 2 and _TAG.fullmatch(fields[-1]) for fields in columns)
 
 
 def load_conll(paths: Sequence[Path]) -> datasets.Dataset:
@@ -45,12 +46,12 @@ def load_conll(paths: Sequence[Path]) -> datasets.Dataset:
     texts = datasets.List(datasets.Value("string"))
     features = datasets.Features({"tokens": texts, "ner_tags": texts})
     names = tuple(str(path) for path in paths)
-    stamps = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    stamps = tuple(map(content_digest, paths))
     at = tuple(_word_column(path) for path in paths)
-    made: datasets.Dataset = datasets.Dataset.from_generator(
+    dataset: datasets.Dataset = datasets.Dataset.from_generator(
         sentences, features=features, gen_kwargs={"paths": names, "word_columns": at, "stamps": stamps}
     )
-    return made
+    return dataset
 
 
 def sentences(paths: Sequence[str], word_columns: Sequence[int], stamps: Any = None) -> Iterator[dict[str, list[str]]]:
@@ -86,9 +87,9 @@ def _word_column(path: Path) -> int:
     for number, columns in _lines(path):
         if len(columns) == 1:
             raise DataError(
-                f"{path}:{number}: one column: {columns[0][:60]!r}",
+                f"{path}:{number}: the line has one column, {columns[0][:60]!r}, and so no tag.",
                 allowed="a word, a space or tab, and its tag in the last column; an empty line after a sentence",
-                fix="correct the line",
+                fix="Correct the line.",
             )
         if columns and start < 0:
             start = 0 if columns[0] == "0" else 1

@@ -40,8 +40,8 @@ def decode_line(line: bytes, path: Path, number: int) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8",
-            fix=f"convert it, e.g. iconv -f latin1 -t utf-8 {path.name}",
+            f"{path}:{number}: byte 0x{line[error.start]:02x} at column {error.start + 1} is not UTF-8.",
+            fix=f"Convert the file, e.g. with iconv -f latin1 -t utf-8 {path.name}",
         ) from None
 
 
@@ -55,7 +55,8 @@ def _explain_json(path: Path) -> None:
             except json.JSONDecodeError as error:
                 if "Extra data" not in error.msg:
                     raise DataError(
-                        f"{path}:{error.lineno}: {error.msg} at column {error.colno}", fix="correct the line"
+                        f"{path}:{error.lineno}: the file is broken JSON: {error.msg} at column {error.colno}",
+                        fix="Correct the line.",
                     ) from None
             else:
                 _check_array(value, path)
@@ -80,8 +81,8 @@ def _check_line(line: str, path: Path, number: int, kinds: dict[str, tuple[type,
     except json.JSONDecodeError as error:
         shown = line.strip()[:60]
         raise DataError(
-            f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}: {shown!r}",
-            fix="correct or delete the line",
+            f"{path}:{number}: the line is broken JSON ({error.msg} at column {error.colno}): {shown!r}",
+            fix="Correct or delete the line.",
         ) from None
     _check_entry(value, f"{path}:{number}", number, "line", kinds)
 
@@ -89,7 +90,9 @@ def _check_line(line: str, path: Path, number: int, kinds: dict[str, tuple[type,
 def _check_entry(value: Any, place: str, number: int, unit: str, kinds: dict[str, tuple[type, int]]) -> None:
     if not isinstance(value, Mapping):
         raise DataError(
-            f"{place}: {kind_of(value)}", allowed=f"one JSON object a {unit}", fix=f"correct or delete the {unit}"
+            f"{place}: this is {kind_of(value)}, not a JSON object.",
+            allowed=f"one JSON object a {unit}",
+            fix=f"Correct or delete the {unit}.",
         )
     _check_characters(value, place)
     for key, entry in value.items():
@@ -97,8 +100,9 @@ def _check_entry(value: Any, place: str, number: int, unit: str, kinds: dict[str
         known = entry is not None and kind is not type(None)
         if known and kind is not type(entry) and {kind, type(entry)} != {int, float}:
             raise DataError(
-                f"{place}: '{key}' is {kind_of(entry)}, but {kind_of(kind)} in {unit} {first}",
-                fix="give the column one type",
+                f"{place}: '{key}' is {kind_of(entry)}, but in {unit} {first} it is {kind_of(kind)}.",
+                allowed="one type a column",
+                fix="Give the column one type.",
             )
         if kind is type(None):
             kinds[key] = (type(entry), number)
@@ -113,6 +117,6 @@ def _check_characters(value: Any, place: str) -> None:
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
         raise DataError(
-            f"{place}: half a character, the lone surrogate \\u{half:04x}",
-            fix="correct the line: a text was cut in the middle of a character, or two were joined there",
+            f"{place}: a text holds half a character, the lone surrogate \\u{half:04x}.",
+            fix="Correct the line: a text was cut in the middle of a character, or two texts were joined there.",
         ) from None

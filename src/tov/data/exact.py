@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import datasets
 import pyarrow as pa
 
+from tov.files import content_digest
+
 _DATE = re.compile(rb'"\d{4}-\d\d-\d\d')
 _BLOCK_BYTES, _BLOCK_ROWS = 1 << 24, 10_000
 
@@ -36,7 +38,7 @@ def load_exact(paths: Sequence[Path]) -> datasets.Dataset:
     if any(_is_array(path) for path in paths):
         return _in_memory(_rows([str(path) for path in paths]))
     names = tuple(str(path) for path in paths)  # tuples: `datasets` would share a list out to several processes
-    stamps = tuple((path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    stamps = tuple(map(content_digest, paths))
     try:
         features = _features(_rows(names))
     except (
@@ -44,17 +46,17 @@ def load_exact(paths: Sequence[Path]) -> datasets.Dataset:
         pa.ArrowTypeError,
     ):  # values of several types: `datasets` keeps those as JSON, in memory only
         return _in_memory(_rows(names))
-    made: datasets.Dataset = datasets.Dataset.from_generator(
+    dataset: datasets.Dataset = datasets.Dataset.from_generator(
         _filled, features=features, gen_kwargs={"paths": names, "columns": tuple(features), "stamps": stamps}
     )
-    return made
+    return dataset
 
 
 def _in_memory(rows: Iterator[dict[str, Any]]) -> datasets.Dataset:
     make = datasets.Dataset.from_list
     mixed = {"on_mixed_types": "use_json"} if "on_mixed_types" in signature(make).parameters else {}
-    made: datasets.Dataset = make(list(rows), **mixed)
-    return made
+    dataset: datasets.Dataset = make(list(rows), **mixed)
+    return dataset
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -84,10 +86,10 @@ def _rows(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     for path in map(Path, paths):
         if _is_array(path):
             with open_bytes(path) as file:
-                found = json.loads(file.read())
+                rows = json.loads(file.read())
         else:
-            found = _lines(path)
-        for row in found:
+            rows = _lines(path)
+        for row in rows:
             if not isinstance(row, dict):
                 raise ValueError(f"a row is {row!r:.60}, should be an object")
             yield row

@@ -1,4 +1,7 @@
-"""Label sets of several sources brought together: names of ids, the user's label map, and the check that they agree."""
+"""Labels of several sources brought together: how each source's are read, the user's label map, and the check that they agree.
+
+A label is whatever target and pool must agree on; must not know tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
-
+from tov.data.cells import BadRow, named_kind
 from tov.errors import DataError
 
 SHOWN = 40
@@ -27,10 +29,12 @@ class LabelMap:
     by_source: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def of_settings(cls, given: Mapping[str, Any]) -> LabelMap:
+    def of_settings(cls, settings: Mapping[str, Any]) -> LabelMap:
         """From what `--label-map` holds: `LABEL: OURS` entries, and `SOURCE: {LABEL: OURS}` entries."""
-        single = {str(label): ours for label, ours in given.items() if not isinstance(ours, Mapping)}
-        return cls(single, {str(source): entries for source, entries in given.items() if isinstance(entries, Mapping)})
+        single = {str(label): ours for label, ours in settings.items() if not isinstance(ours, Mapping)}
+        return cls(
+            single, {str(source): entries for source, entries in settings.items() if isinstance(entries, Mapping)}
+        )
 
     def of(self, source: str) -> dict[str, str]:
         """The map of one source."""
@@ -46,11 +50,41 @@ class LabelMap:
         return {value[2:] if value[:2] in ("B-", "I-") else value for value in values}
 
 
-def names_of(table: datasets.Dataset, column: str, columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that a dataset gives to the label ids of a column (`ClassLabel`, or a list of them), or none."""
-    feature: Any = table.features.get(columns.get(column, column)) or table.features.get(column)
-    feature = getattr(feature, "feature", feature)
-    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+@dataclass(frozen=True)
+class Reading:
+    """How the labels of one source are read.
+
+    Attributes:
+        names: the dataset's names of label ids (`datasets.ClassLabel`), or none.
+        mapping: a tag, an entity type or a label -> ours (for tags also `O`).
+        repair: whether tags that are not BIO2 are made so.
+    """
+
+    names: tuple[str, ...] = ()
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    repair: bool = False
+
+
+def label_text(value: Any, what: str, reading: Reading) -> str:
+    """A label as text; an id by its name where the dataset has names.
+
+    Args:
+        value: of a cell.
+        what: the column, for messages.
+        reading: how the source's labels are read.
+
+    Raises:
+        BadRow: neither text nor an id that the dataset knows.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, int):
+        raise BadRow(f"{what} holds {named_kind(value)}, but must be text or an id")
+    if not reading.names:
+        return str(int(value))
+    if not 0 <= value < len(reading.names):
+        raise BadRow(f"{what} holds the id {value}, but the dataset has names for 0 to {len(reading.names) - 1}")
+    return reading.names[value]
 
 
 def agreed_labels(
@@ -59,7 +93,7 @@ def agreed_labels(
     names: Sequence[str],
     label_map: LabelMap,
     *,
-    task: str,
+    hint: str = "",
 ) -> tuple[str, ...]:
     """The labels of target and pool in order, which must be the same set but for labels that the label map names as ours.
 
@@ -68,62 +102,63 @@ def agreed_labels(
         pool: labels of each of the pool's sources.
         names: of the pool's sources.
         label_map: a label that it maps to itself may stand on one side alone.
-        task: ner or classification.
+        hint: what else a label map can do for a task, with `{label}` for an example.
 
     Raises:
-        DataError: the sets differ (both are listed), or there is nothing to tell apart.
+        DataError: the sets differ; both are listed.
     """
     ours, theirs = frozenset[str]().union(*target), frozenset[str]().union(*pool)
     lacking, unknown = ours - theirs - label_map.ours, theirs - ours - label_map.ours
     if lacking or unknown:
-        odd = [f"  pool '{name}': {_listed(found)}" for name, found in zip(names, pool, strict=True) if found - ours]
-        said = [f"only in the target: {_listed(lacking)}"] * bool(lacking)
-        said += [f"only in the pool: {_listed(unknown)}"] * bool(unknown)
+        odd = [f"  pool '{name}': {listed(labels)}" for name, labels in zip(names, pool, strict=True) if labels - ours]
+        differences = [f"only in the target: {listed(lacking)}"] * bool(lacking)
+        differences += [f"only in the pool: {listed(unknown)}"] * bool(unknown)
+        one = min(unknown or lacking)
         raise DataError(
             "\n".join(
                 [
-                    f"the labels differ ({'; '.join(said)})",
-                    f"  target: {_listed(ours)}",
-                    *(odd or [f"  pool: {_listed(theirs)}"]),
+                    f"The labels of target and pool differ ({'; '.join(differences)}).",
+                    f"  target: {listed(ours)}",
+                    *(odd or [f"  pool: {listed(theirs)}"]),
                 ]
             ),
             allowed="the same labels in both, after --label-map",
-            fix=_example(lacking, unknown, task),
-        )
-    if len(ours | theirs) < (1 if task == "ner" else 2):
-        raise DataError(
-            "no row of target or pool has an entity"
-            if task == "ner"
-            else f"all rows have the one label {_listed(ours)}",
-            fix="check the column of tags or labels: --columns, --label-map",
+            fix=f"Give --label-map FILE, a YAML file: '{one}: OURS' renames {one}, '{one}: {one}' keeps it all the same"
+            f"{hint.format(label=one)}.",
         )
     return tuple(sorted(ours | theirs))
 
 
-def known_labels(
-    found: Sequence[frozenset[str]], names: Sequence[str], head: Sequence[str], task: str, *, role: str = "pool"
+def nothing_to_tell_apart(problem: str) -> DataError:
+    """Target and pool have too few labels for a head."""
+    return DataError(problem, fix="Check the column of tags or labels: --columns, --label-map.")
+
+
+def check_known(
+    label_sets: Sequence[frozenset[str]], names: Sequence[str], known: frozenset[str], *, role: str = "pool"
 ) -> None:
     """Checks that a new pool (or a test) has no label that a fitted path does not know.
+
+    Args:
+        label_sets: labels of each of its sources.
+        names: of its sources.
+        known: labels that the path was fitted with.
+        role: pool or test.
 
     Raises:
         DataError: it has; both sets are listed.
     """
-    known = {label[2:] for label in head if label != "O"} if task == "ner" else set(head)
-    for name, labels in zip(names, found, strict=True):
+    for name, labels in zip(names, label_sets, strict=True):
         if labels - known:
             raise DataError(
-                f"{role} '{name}' has labels that the path was not fitted with: {_listed(labels - known)}\n"
-                f"  the path: {_listed(frozenset(known))}",
-                fix="map them: --label-map FILE, a YAML file of 'THEIRS: OURS'; or fit a path with them",
+                f"The {role} '{name}' has labels that the path was not fitted with: {listed(labels - known)}\n"
+                f"  the path: {listed(known)}",
+                allowed="the labels of the path, after --label-map",
+                fix="Give --label-map FILE, a YAML file of lines 'THEIRS: OURS', or fit a path with these labels.",
             )
 
 
-def _listed(labels: Sequence[str] | frozenset[str]) -> str:
+def listed(labels: Sequence[str] | frozenset[str]) -> str:
+    """Labels in order, the first of many."""
     shown = sorted(labels)[:SHOWN]
     return (", ".join(shown) or "none") + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
-
-
-def _example(lacking: frozenset[str], unknown: frozenset[str], task: str) -> str:
-    one = min(unknown or lacking)
-    drop = f", '{one}: O' drops it" if task == "ner" else ""
-    return f"--label-map FILE, a YAML file: '{one}: OURS' renames it, '{one}: {one}' keeps it all the same{drop}"

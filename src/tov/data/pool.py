@@ -1,6 +1,6 @@
 """Rows by position: a stable `row_id` over all sources, rows as the model sees them, originals for the output.
 
-Knows layouts and sources; must not know tokenizers, models or scores. Nothing here grows with the pool but two
+Is handed layouts and knows sources; must not know tasks, tokenizers, models or scores. Nothing here grows with the pool but two
 64-bit hashes and one byte a row.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -19,15 +19,16 @@ import pyarrow as pa
 
 from tov.data.cells import BadRow
 from tov.data.diagnose import explain_file
-from tov.data.labelled import Reading, Tagged
-from tov.data.labels import LabelMap, names_of
-from tov.data.rows import LAYOUTS as ALL_LAYOUTS
+from tov.data.labels import LabelMap, Reading
 from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
 from tov.errors import DataError, did_you_mean
 
 READ_ROWS = 1000
-"""Rows read from Arrow at once."""
+"""Rows read from Arrow at once, where they lie side by side."""
+AT_ONCE = 8192
+"""Rows read at once, where they lie anywhere: a source is asked once for all of them that it has."""
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,15 @@ class Pool:
 
     @property
     def task(self) -> str:
-        """The task of all sources."""
+        """The name of the task of all sources."""
         return self.layouts[0].task
 
     @property
     def reads_labels_otherwise(self) -> bool:
         """Whether labels may be read otherwise than they stand in the rows: by id, from spans, mapped, repaired."""
         return any(
-            reading.names or reading.mapping or reading.repair or layout.name == "spans"
+            reading.names or reading.mapping or reading.repair or layout.converted
             for layout, reading in zip(self.layouts, self.readings, strict=True)
-            if layout.task != "instruction"
         )
 
     def __len__(self) -> int:
@@ -74,7 +74,8 @@ class Pool:
 
     def source_names(self, row_ids: np.ndarray) -> list[str]:
         """The name of each row's source."""
-        return [self.sources[index].name for index in self.source_index(row_ids)]
+        names = np.array([source.name for source in self.sources], dtype=object)
+        return list(names[self.source_index(row_ids)])
 
     def where(self, row_id: int) -> str:
         """`pool.jsonl, row 17` (counted from 1, as lines are): for messages."""
@@ -92,16 +93,35 @@ class Pool:
 
     def at(self, row_ids: Sequence[int] | np.ndarray) -> list[Row | BadRow]:
         """The rows with these ids, in this order."""
-        row_ids = np.asarray(row_ids)
-        indices, starts = self.source_index(row_ids), self.starts
-        found: dict[int, Row | BadRow] = {}
-        for index in np.unique(indices):
-            wanted = row_ids[indices == index]
-            found.update(zip(wanted.tolist(), self._read(int(index), (wanted - starts[index]).tolist()), strict=True))
-        return [found[row_id] for row_id in row_ids.tolist()]
+        return list(self.each(row_ids))
+
+    def each(self, row_ids: Sequence[int] | np.ndarray) -> Iterator[Row | BadRow]:
+        """Likewise, `AT_ONCE` of them in memory."""
+        return self._in_order(row_ids, self._read)
+
+    def originals(self, row_ids: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
+        """Rows with the columns of their own source and no others, in this order."""
+        return self._in_order(row_ids, self._cells)
+
+    def _in_order(
+        self, row_ids: Sequence[int] | np.ndarray, read: Callable[[int, list[int]], Iterable[R]]
+    ) -> Iterator[R]:
+        for first in range(0, len(row_ids), AT_ONCE):
+            block, starts = np.asarray(row_ids[first : first + AT_ONCE]), self.starts
+            indices = self.source_index(block)
+            placed: dict[int, R] = {}
+            for index in np.unique(indices).tolist():
+                places = np.flatnonzero(indices == index)
+                placed.update(zip(places.tolist(), read(index, (block[places] - starts[index]).tolist()), strict=True))
+            yield from (placed[place] for place in range(len(block)))
 
     def _read(self, index: int, places: Sequence[int]) -> Iterator[Row | BadRow]:
         """Rows of one source by their places in it."""
+        for row in self._cells(index, places):
+            yield self._convert(index, row)
+
+    def _cells(self, index: int, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The same rows as they stand."""
         source = self.sources[index]
         try:
             block = source.table[places]
@@ -109,12 +129,12 @@ class Pool:
             for path in source.files:
                 explain_file(path)
             raise DataError(
-                f"{source.location}, rows {places[0] + 1} to {places[-1] + 1}: a text is not UTF-8 ({error.reason})",
-                fix="convert the file to UTF-8",
+                f"{source.location}: a text in rows {places[0] + 1} to {places[-1] + 1} is not UTF-8 ({error.reason}).",
+                fix="Convert the file to UTF-8.",
             ) from None
         names = list(block)
         for values in zip(*block.values(), strict=True):
-            yield self._convert(index, dict(zip(names, values, strict=True)))
+            yield dict(zip(names, values, strict=True))
 
     def _convert(self, index: int, row: dict[str, Any]) -> Row | BadRow:
         for ours, theirs in self.columns.items():
@@ -136,8 +156,7 @@ class Pool:
 
     def original(self, row_id: int) -> dict[str, Any]:
         """One row with the columns of its own source and no others."""
-        index = int(self.source_index(np.array([row_id]))[0])
-        return dict(self.sources[index].table[row_id - int(self.starts[index])])
+        return next(self.originals([row_id]))
 
     def subset(self, row_ids: np.ndarray) -> Pool:
         """The pool of these rows alone, which must be in order; every source stays, even with no row left."""
@@ -153,10 +172,10 @@ class Pool:
         indices, starts = self.source_index(row_ids), self.starts
         parts, order = [], []
         for index, source in enumerate(self.sources):
-            places = np.flatnonzero(indices == index)
-            if len(places):
+            mine = np.flatnonzero(indices == index)
+            for places in (mine[first : first + AT_ONCE] for first in range(0, len(mine), AT_ONCE)):
                 part = source.table.select(row_ids[places] - starts[index])
-                parts.append(part.with_format("arrow")[:])
+                parts.append(part.with_format("arrow")[:].combine_chunks())
                 order.append(places)
         table = pa.concat_tables(parts, promote_options="permissive")
         back = np.argsort(np.concatenate(order), kind="stable")
@@ -196,6 +215,7 @@ class Index:
 def open_pool(
     inputs: Sequence[Input],
     *,
+    layouts: Sequence[Layout],
     columns: Mapping[str, str] | None = None,
     task: str | None = None,
     label_map: LabelMap | None = None,
@@ -205,8 +225,9 @@ def open_pool(
 
     Args:
         inputs: what the user names.
+        layouts: those of all tasks, tried in this order.
         columns: our column names -> the user's.
-        task: of `tov.config.Task`; None: the task of the first source's columns.
+        task: the name of one; None: the task of the first source's columns.
         label_map: see `tov.data.labels`.
         repair_bio: whether tags that are not BIO2 are made so.
 
@@ -216,17 +237,24 @@ def open_pool(
     columns = columns or {}
     sources = open_sources(inputs)
     if not sources:
-        raise DataError("no input was named", fix="name at least one file")
-    layouts: list[Layout] = []
+        raise DataError("No input was named.", fix="Name at least one file, folder or Hub dataset.")
+    source_layouts: list[Layout] = []
     for source in sources:
-        layouts.append(_layout(source, columns, task))
-        task = layouts[0].task
+        source_layouts.append(_layout(source, columns, layouts, task))
+        task = source_layouts[0].task
     readings = tuple(
-        Reading(names_of(source.table, layout.labels, columns), (label_map or LabelMap()).of(source.name), repair_bio)
-        for source, layout in zip(sources, layouts, strict=True)
+        Reading(_names_of(source.table, layout.labels, columns), (label_map or LabelMap()).of(source.name), repair_bio)
+        for source, layout in zip(sources, source_layouts, strict=True)
     )
     _one_schema(sources)
-    return Pool(sources, tuple(layouts), readings, dict(columns))
+    return Pool(sources, tuple(source_layouts), readings, dict(columns))
+
+
+def _names_of(table: datasets.Dataset, column: str, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that a dataset gives to the label ids of a column (`ClassLabel`, or a list of them), or none."""
+    feature: Any = table.features.get(columns.get(column, column)) or table.features.get(column)
+    feature = getattr(feature, "feature", feature)
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
 
 def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
@@ -240,38 +268,38 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
     for ours, theirs in columns.items():
         if theirs not in names:
             raise DataError(
-                f"--columns {ours}={theirs}: no column '{theirs}'{did_you_mean(theirs, names)} in "
-                + ", ".join(dict.fromkeys(source.location for source in sources)),
+                f"--columns {ours}={theirs}: there is no column '{theirs}'{did_you_mean(theirs, names)} in "
+                f"{', '.join(dict.fromkeys(source.location for source in sources))}.",
                 allowed=", ".join(sorted(names)),
-                fix="correct the name after '='",
+                fix="Correct the name after '='.",
             )
 
 
-def _layout(source: Source, columns: Mapping[str, str], task: str | None) -> Layout:
+def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout], task: str | None) -> Layout:
     names = source.table.column_names
     renamed = [ours for ours, theirs in columns.items() if theirs in names]
-    layout = layout_of([*names, *renamed], task)
+    layout = layout_of([*names, *renamed], layouts, task)
     if layout is None:
-        fitting = [layout for layout in ALL_LAYOUTS if task in (None, layout.task)]
+        fitting = [layout for layout in layouts if task in (None, layout.task)]
         wanted = sorted({column for layout in fitting for column in layout.columns})
         unmatched = [f"{ours}={theirs}" for ours, theirs in columns.items() if theirs not in names]
         if unmatched:
             theirs = unmatched[0].partition("=")[2]
             raise DataError(
-                f"--columns {unmatched[0]}: no column '{theirs}'{did_you_mean(theirs, names)} in {source.location}, "
-                "whose columns are no layout without it",
+                f"--columns {unmatched[0]}: there is no column '{theirs}'{did_you_mean(theirs, names)} in {source.location}, "
+                "whose columns are no layout without it.",
                 allowed=", ".join(names),
-                fix="correct the name after '='",
+                fix="Correct the name after '='.",
             )
         near = next((f" ('{name}'{did_you_mean(name, wanted)})" for name in names if did_you_mean(name, wanted)), "")
-        other = layout_of([*names, *renamed])
-        is_other = f" (they are one for {other.task}: {' + '.join(other.columns)})" if other else ""
+        foreign = layout_of([*names, *renamed], layouts)
+        is_other = f" (they are one for {foreign.task}: {' + '.join(foreign.columns)})" if foreign else ""
         example = " ".join(f"{column}=YOURS" for column in fitting[2 % len(fitting)].columns)
         raise DataError(
-            f"{source.location}: columns {', '.join(names)} are no layout that tov knows"
-            f"{f' for {task}' if task else ''}{near or is_other}",
+            f"{source.location}: the columns {', '.join(names)} are no layout that tov knows"
+            f"{f' for {task}' if task else ''}{near or is_other}.",
             allowed="; ".join(" + ".join(layout.columns) for layout in fitting),
-            fix=f"rename them, or say which is which: --columns {example}",
+            fix=f"Rename them, or say which is which, e.g. --columns {example}",
         )
     return layout
 
@@ -279,58 +307,59 @@ def _layout(source: Source, columns: Mapping[str, str], task: str | None) -> Lay
 def _one_schema(sources: tuple[Source, ...]) -> None:
     """Checks before any work that the chosen rows of all sources will fit one output table."""
     schema = sources[0].table.features.arrow_schema
-    for position, other in enumerate(sources[1:], 1):
+    for position, source in enumerate(sources[1:], 1):
         try:
-            schema = pa.unify_schemas([schema, other.table.features.arrow_schema], promote_options="permissive")
+            schema = pa.unify_schemas([schema, source.table.features.arrow_schema], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            clash = next((one for one in sources[:position] if not _fit(one, other)), sources[0])
+            clash = next((earlier for earlier in sources[:position] if not _fit(earlier, source)), sources[0])
             raise DataError(
-                f"{clash.location} and {other.location} have a column of different types: {error}",
-                fix="give the column one type, rename it in one of them, or leave it out",
+                f"{clash.location} and {source.location} have a column of different types: {error}",
+                allowed="one type a column, over all sources",
+                fix="Give the column one type, rename it in one of them, or leave it out.",
             ) from None
 
 
-def _fit(one: Source, other: Source) -> bool:
+def _fit(first: Source, second: Source) -> bool:
     try:
         pa.unify_schemas(
-            [one.table.features.arrow_schema, other.table.features.arrow_schema], promote_options="permissive"
+            [first.table.features.arrow_schema, second.table.features.arrow_schema], promote_options="permissive"
         )
     except (pa.ArrowInvalid, pa.ArrowTypeError):
         return False
     return True
 
 
-def index_rows(pool: Pool, *, bad_rows: str = "error", role: str = "pool") -> Index:
+def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> Index:
     """One pass over all rows: hashes, labels, and rows that cannot be used.
 
     Raises:
-        DataError: such a row, under `bad_rows="error"`, with its file and row.
+        DataError: such a row, under `on_bad_row="error"`, with its file and row.
     """
     content, prompt = np.zeros(len(pool), np.uint64), np.zeros(len(pool), np.uint64)
     bad: dict[int, str] = {}
     labels: list[frozenset[str]] = []
     repaired = 0
     for start, stop in itertools.pairwise(pool.starts.tolist()):
-        found: set[str] = set()
+        source_labels: set[str] = set()
         for row_id, row in enumerate(pool.rows(start, stop), start):
             if isinstance(row, BadRow):
-                if bad_rows == "error":
+                if on_bad_row == "error":
                     raise _unusable(pool.where(row_id), row, role)
                 bad[row_id] = str(row)
                 continue
             content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
-            found |= row.labels
-            repaired += isinstance(row, Tagged) and row.repaired
-        labels.append(frozenset(found))
+            source_labels |= row.labels
+            repaired += row.repaired
+        labels.append(frozenset(source_labels))
     return Index(content, prompt, bad, tuple(labels), repaired)
 
 
 def _unusable(place: str, row: BadRow, role: str) -> DataError:
-    fixes = [
-        "correct the row" if role == "pool" else f"correct or delete the row: every row of the {role} must be usable"
-    ]
-    fixes += [row.fix] * bool(row.fix) + ["--bad-rows skip counts and skips such rows"] * (role == "pool")
-    return DataError(f"{place}: {row}", fix="; ".join(fixes))
+    if role == "pool":
+        fix = f"Correct the row.{row.fix and ' '}{row.fix} --on-bad-row skip counts and skips such rows."
+    else:
+        fix = f"Correct or delete the row: every row of the {role} must be usable.{row.fix and ' '}{row.fix}"
+    return DataError(f"{place}: {row}.", fix=fix)
 
 
 def files_of(pool: Pool) -> list[Path]:

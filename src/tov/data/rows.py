@@ -1,6 +1,6 @@
-"""Every column layout that tov reads, the task that it means, and what makes two rows the same.
+"""What every row tells whatever its task, what makes two rows the same, and column layouts: which columns make which row.
 
-A layout is a row of one table: its task, the columns that it needs and a function from a row to what the model sees.
+Knows no layout by name: the tasks have them (`tov.tasks`).
 """
 
 from __future__ import annotations
@@ -9,13 +9,37 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
-from tov.data import conversations, labelled
-from tov.data.conversations import Conversation
-from tov.data.labelled import Labelled, Reading, Tagged
+import numpy as np
 
-Row: TypeAlias = Conversation | Tagged | Labelled
+from tov.data.labels import Reading
+
+
+class Row(Protocol):
+    """A row as the model sees it, whatever file format it came in."""
+
+    @property
+    def text(self) -> str:
+        """What a method that reads text is given."""
+
+    @property
+    def content(self) -> Sequence[Any]:
+        """All that the model sees and must predict, as JSON has it: rows of the same content are repeats."""
+
+    @property
+    def question(self) -> Sequence[str]:
+        """What the model is given, in texts: a row whose question is the target's is not to be chosen."""
+
+    @property
+    def labels(self) -> set[str]:
+        """What target and pool must agree on (entity types, a label); empty where text is predicted."""
+
+    @property
+    def repaired(self) -> bool:
+        """Whether its labels were corrected on reading."""
+
+
 Convert: TypeAlias = Callable[[Mapping[str, Any], Reading], Row]
 
 
@@ -25,10 +49,12 @@ class Layout:
 
     Attributes:
         name: as messages call it.
-        task: of `tov.config.Task`.
+        task: whose rows these are, by name.
         columns: the columns that a source of this layout has.
         convert: from a row to what the model sees; raises BadRow.
         labels: the column that holds label ids or names, if any.
+        converted: whether labels are made of something else, so that no column holds them.
+        last: whether it is tried only where no other fits, of any task.
     """
 
     name: str
@@ -36,31 +62,13 @@ class Layout:
     columns: tuple[str, ...]
     convert: Convert
     labels: str = ""
+    converted: bool = False
+    last: bool = False
 
 
-def _unlabelled(convert: Callable[[Mapping[str, Any]], Conversation]) -> Convert:
-    return lambda row, _: convert(row)
-
-
-LAYOUTS: tuple[Layout, ...] = (
-    Layout("messages", "instruction", ("messages",), _unlabelled(conversations.from_messages)),
-    Layout("sharegpt", "instruction", ("conversations",), _unlabelled(conversations.from_sharegpt)),
-    Layout(
-        "prompt+completion", "instruction", ("prompt", "completion"), _unlabelled(conversations.from_prompt_completion)
-    ),
-    Layout("alpaca", "instruction", ("instruction", "output"), _unlabelled(conversations.from_alpaca)),
-    Layout("tokens+ner_tags", "ner", ("tokens", "ner_tags"), labelled.from_tags, "ner_tags"),
-    Layout("tokens+labels", "ner", ("tokens", "labels"), labelled.from_labels, "labels"),
-    Layout("spans", "ner", ("text", "entities"), labelled.from_spans),
-    Layout("text+label", "classification", ("text", "label"), labelled.from_label, "label"),
-    Layout("text", "instruction", ("text",), _unlabelled(conversations.from_text)),
-)
-"""Tried in this order: the first whose columns are all there is taken."""
-
-
-def layout_of(columns: Sequence[str], task: str | None = None) -> Layout | None:
-    """The layout of a file with these columns, for a task where one is named, or None."""
-    fitting = (layout for layout in LAYOUTS if set(layout.columns) <= set(columns))
+def layout_of(columns: Sequence[str], layouts: Sequence[Layout], task: str | None = None) -> Layout | None:
+    """The first layout whose columns are all among these, for a task where one is named, or None."""
+    fitting = (layout for layout in layouts if set(layout.columns) <= set(columns))
     return next((layout for layout in fitting if task in (None, layout.task)), None)
 
 
@@ -77,3 +85,8 @@ def content_hash(row: Row) -> int:
 def prompt_hash(row: Row) -> int:
     """64-bit hash of what the model is given (turns, words or text), ignoring case and white space."""
     return _hash([" ".join(text.lower().split()) for text in row.question])
+
+
+def hexes(hashes: np.ndarray) -> list[str]:
+    """Hashes as score tables and manifests have them: 16 hex digits each."""
+    return [f"{int(value):016x}" for value in hashes]

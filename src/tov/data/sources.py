@@ -25,6 +25,7 @@ from tov.data.conll import is_conll, load_conll
 from tov.data.diagnose import COMPRESSED, explain_file
 from tov.data.exact import load_exact, needs_exact, open_bytes
 from tov.errors import DataError
+from tov.files import content_digest, digest
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
 
@@ -52,11 +53,11 @@ def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
     Raises:
         DataError: nothing there, unknown format, broken content (with file and line), no rows.
     """
-    found = [source for one in inputs for source in _open(one)]
+    sources = [source for one in inputs for source in _open(one)]
     named: list[Source] = []
-    for source in found:
+    for source in sources:
         if not len(source.table):
-            raise DataError(f"{source.location} has no rows", fix="name a file with at least one row")
+            raise DataError(f"{source.location} has no rows.", fix="Name a file with at least one row.")
         taken = {other.name for other in named}
         name, count = source.name, 2
         while name in taken:
@@ -65,17 +66,19 @@ def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
     return tuple(named)
 
 
-def _open(one: Input) -> list[Source]:
-    if isinstance(one, datasets.Dataset):
-        return [Source("memory", f"<Dataset of {len(one)} rows>", one)]
-    if isinstance(one, (datasets.DatasetDict, datasets.IterableDataset)):
+def _open(value: Input) -> list[Source]:
+    if isinstance(value, datasets.Dataset):
+        return [Source("memory", f"<Dataset of {len(value)} rows>", value)]
+    if isinstance(value, (datasets.DatasetDict, datasets.IterableDataset)):
         raise DataError(
-            f"got a {type(one).__name__}", allowed="a datasets.Dataset", fix="pass one split, e.g. ds['train']"
+            f"tov got a {type(value).__name__} as an input.",
+            allowed="a datasets.Dataset",
+            fix="Pass one split, e.g. ds['train'].",
         )
-    if not isinstance(one, (str, Path)):
-        rows = list(one)
+    if not isinstance(value, (str, Path)):
+        rows = list(value)
         return [Source("memory", f"<list of {len(rows)} rows>", datasets.Dataset.from_list(rows))]
-    text = str(one)
+    text = str(value)
     name, _, rest = text.partition("=")
     if rest and not Path(text).exists() and re.fullmatch(r"[\w.-]+", name):
         return [_one_source(name, rest)]
@@ -92,7 +95,7 @@ def _matches(pattern: str) -> list[Path]:
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
     if not paths:
         raise DataError(
-            f"no file matches '{pattern}'", fix="check the pattern; quote it so that the shell leaves it alone"
+            f"No file matches '{pattern}'.", fix="Check the pattern, and quote it so that the shell leaves it alone."
         )
     return paths
 
@@ -112,7 +115,32 @@ def _one_source(name: str | None, location: str) -> Source:
     hub = _HUB_ID.match(location)
     if hub and path.suffix not in BUILDERS:
         return _from_hub(name, location, hub)
-    raise DataError(f"no file, folder or Hub dataset '{location}'{_near(path)}", fix="check the path")
+    raise DataError(f"There is no file, folder or Hub dataset '{location}'{_near(path)}.", fix="Check the path.")
+
+
+def local_files(inputs: Sequence[Input]) -> list[Path] | None:
+    """Every local file that these inputs are read from; None if one is in memory, on the Hub or not there."""
+    files: list[Path] = []
+    for value in inputs:
+        if not isinstance(value, (str, Path)):
+            return None
+        location = str(value)
+        name, _, rest = location.partition("=")
+        if rest and not Path(location).exists() and re.fullmatch(r"[\w.-]+", name):
+            location = rest
+        path = Path(location).expanduser()
+        folder, _, _ = location.rpartition(":")
+        if not path.exists() and folder and Path(folder).is_dir():
+            path = Path(folder)
+        if path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.is_file())
+        elif path.exists():
+            files.append(path)
+        elif glob.has_magic(location) and (matches := glob.glob(location, recursive=True)):
+            files += sorted(Path(match) for match in matches if Path(match).is_file())
+        else:
+            return None
+    return files
 
 
 def _near(path: Path) -> str:
@@ -129,16 +157,19 @@ def _from_folder(name: str | None, path: Path, split: str | None = None) -> Sour
             split = splits[0]
         if split is None or split not in splits:
             raise DataError(
-                f"{path} is a DatasetDict{f' without a split {split!r}' if split else ''}; name one split",
-                allowed=", ".join(f"{path}:{one}" for one in splits), fix=f"write {path}:{splits[0]}" if splits else "",
-            )  # fmt: skip
+                f"{path} is a DatasetDict{f' without a split {split!r}' if split else ', and no split was named'}.",
+                allowed=", ".join(f"{path}:{key}" for key in splits),
+                fix=f"Write {path}:{splits[0]}" if splits else "Save the data set anew: it has no split.",
+            )
         return Source(name or path.name, f"{path}:{split}", _from_disk(path / split))
     if (path / "dataset_info.json").exists() and (path / "state.json").exists():
         return Source(name or path.name, str(path), _from_disk(path))
     files = sorted(file for file in path.rglob("*") if _suffix(file) in BUILDERS and file.is_file())
     if not files:
         raise DataError(
-            f"folder {path} holds no data file", allowed=f"a save_to_disk folder, or files {', '.join(BUILDERS)}"
+            f"The folder {path} holds no data file.",
+            allowed=f"a save_to_disk folder, or files {', '.join(BUILDERS)}",
+            fix="Name a folder or file that holds rows.",
         )
     return Source(name or path.name, str(path), _load_files(files), tuple(files))
 
@@ -150,8 +181,8 @@ def _from_disk(folder: Path) -> datasets.Dataset:
         if isinstance(error, PermissionError):
             raise
         raise DataError(
-            f"the save_to_disk folder {folder} cannot be read: {error}",
-            fix="a file of it is missing or cut: copy the whole folder again, or save it anew",
+            f"The save_to_disk folder {folder} cannot be read: {error}",
+            fix="Copy the whole folder again, or save it anew: a file of it is missing or cut.",
         ) from error
 
 
@@ -165,15 +196,23 @@ def _suffix(path: Path) -> str:
 def _load_files(paths: list[Path]) -> datasets.Dataset:
     kinds = {_suffix(path) for path in paths}
     builders = {BUILDERS.get(kind) for kind in kinds}
-    if len(builders) != 1 or None in builders:
+    readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
+    if None in builders:
+        odd = next(path for path in paths if _suffix(path) not in BUILDERS)
         raise DataError(
-            f"{paths[0] if len(paths) == 1 else f'{len(paths)} files'}: format {', '.join(sorted(kinds)) or 'unknown'}",
-            allowed=f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source",
-            fix="convert it, or name the files of one format with a glob",
+            f"{odd} has a format that tov does not read: {_suffix(odd) or 'no suffix'}.",
+            allowed=readable,
+            fix="Convert the file, or name other files with a glob.",
+        )
+    if len(builders) != 1:
+        raise DataError(
+            f"The {len(paths)} files of one input have several formats: {', '.join(sorted(kinds))}.",
+            allowed=readable,
+            fix="Name the files of one format with a glob, and the others as another input.",
         )
     empty = next((path for path in paths if path.stat().st_size == 0), None)
     if empty:
-        raise DataError(f"{empty} is empty (0 bytes)", fix="name a file with at least one row")
+        raise DataError(f"{empty} is empty (0 bytes).", fix="Name a file with at least one row.")
     builder = builders.pop()
     assert builder
     try:
@@ -186,10 +225,10 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
         for path in paths:
             explain_file(path)
         if "corresponds to no data" in str(error) or not any(_has_content(path) for path in paths):
-            raise DataError(f"{paths[0]} has no rows", fix="name a file with at least one row") from None
+            raise DataError(f"{paths[0]} has no rows.", fix="Name a file with at least one row.") from None
         cause = error.__cause__ or error
         raise DataError(
-            f"{paths[0]} cannot be read: {cause}", fix="check that its content is what its suffix says"
+            f"{paths[0]} cannot be read: {cause}", fix="Check that its content is what its suffix says."
         ) from error
 
 
@@ -199,9 +238,9 @@ def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
         return load_conll(paths)
     if builder == "conll":
         raise DataError(
-            f"{paths[0]}: a text file, but no CoNLL file (a word and its tag on each line)",
+            f"{paths[0]} is a text file, but no CoNLL file with a word and its tag on each line.",
             allowed=", ".join(suffix for suffix in BUILDERS if suffix not in CONLL_SUFFIXES and suffix != ".txt"),
-            fix='write one row of text a line as JSON: {"text": ...}',
+            fix='Write each row of text as a line of JSON: {"text": "the row"}',
         )
     if builder == "json" and needs_exact(paths):
         return load_exact(paths)
@@ -210,7 +249,9 @@ def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
         # A guessed type would make 7 of "007" and nothing of "NA": every cell is the text that it is.
         sep = "\t" if kinds == {".tsv"} else ","
         options = {"features": _text_columns(paths, sep), "sep": sep, "keep_default_na": False}
-    return datasets.load_dataset(builder, data_files=[str(path) for path in paths], split="train", **options)
+    # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
+    name = digest([content_digest(path) for path in paths])
+    return datasets.load_dataset(builder, name, data_files=[str(path) for path in paths], split="train", **options)
 
 
 def _text_columns(paths: list[Path], sep: str) -> datasets.Features:
@@ -218,19 +259,20 @@ def _text_columns(paths: list[Path], sep: str) -> datasets.Features:
     for path, names in zip(paths[1:], others, strict=True):
         if set(names) != set(first):
             raise DataError(
-                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(first)}",
-                fix="name them as two inputs",
+                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(first)}.",
+                allowed="the same columns in all files of one input",
+                fix="Name them as two inputs.",
             )
     return datasets.Features({name: datasets.Value("string") for name in first})
 
 
 def _header(path: Path, sep: str) -> list[str]:
     with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        found = next((row for row in csv.reader(text, delimiter=sep) if row), [])
-    names = [name or f"Unnamed: {place}" for place, name in enumerate(found)]  # as pandas, which reads the rows, has it
+        cells = next((row for row in csv.reader(text, delimiter=sep) if row), [])
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(cells)]  # as pandas, which reads the rows, has it
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise DataError(f"{path} has two columns '{twice}'", fix="rename one of them")
+        raise DataError(f"{path} has two columns '{twice}'.", fix="Rename one of them.")
     return names
 
 
@@ -247,11 +289,15 @@ def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
     try:
         table = datasets.load_dataset(hub["name"], hub["config"], split=split)
     except ValueError as error:
-        raise DataError(f"{location}: {error}", allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT") from None
+        raise DataError(
+            f"The Hub dataset '{location}' cannot be opened: {error}",
+            allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT",
+            fix="Name a configuration and a split that the dataset has.",
+        ) from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"'{location}' is no file here, and the Hub does not give it: {reason}",
-            fix="check the path; a Hub dataset needs a connection (or HF_HUB_OFFLINE=1 and a filled cache)",
+            f"'{location}' is no file here, and the Hub did not send it: {reason}",
+            fix="Check the path. A Hub dataset needs a connection, or HF_HUB_OFFLINE=1 and a filled cache.",
         ) from None
     return Source(name or hub["name"].rpartition("/")[2], location, table)

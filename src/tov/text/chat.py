@@ -1,7 +1,7 @@
-"""From a conversation to text and the spans of it that the assistant wrote. Works for any chat template.
+"""From turns to text and the spans of it that the assistant wrote. Works for any chat template.
 
 Three ways, in this order, and never a substring search nor a silent all-ones mask:
-1. the template's own generation mask, where it marks `{% generation %}` (done in `tov.text.encode`);
+1. the template's own generation mask, where it marks `{% generation %}` (done in `tov.text.masks`);
 2. incremental rendering: a turn's span starts where the generation prompt ends, if the template has one, and is otherwise what
    changes in the whole rendering when only that turn's content changes; it ends with the end-of-turn token.
 Anything else is an error that shows the rendered text.
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tov.data.conversations import Conversation, Message
-from tov.errors import DataError
+from tov.errors import DataError, ModelError
 
+Message = dict[str, Any]
+"""A turn: `role`, `content` and, of an assistant, maybe `tool_calls`."""
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}"
@@ -48,20 +49,45 @@ def has_generation_mask(tokenizer: Any) -> bool:
     return isinstance(template, str) and "{% generation" in template.replace("{%-", "{%")
 
 
-def render(tokenizer: Any, row: Conversation) -> Rendered:
-    """A row's text and assistant spans.
+def prepare(tokenizer: Any) -> Any:
+    """Gives a tokenizer without a chat template the plain format; returns the tokenizer.
 
     Raises:
-        DataError: the template refuses the row, or the spans cannot be told; the rendered text is shown.
+        ModelError: it has several templates and no default one.
     """
-    if row.plain:
-        text = (tokenizer.bos_token or "") + row.answer + (tokenizer.eos_token or "")
-        return Rendered(text, ((len(tokenizer.bos_token or ""), len(text)),) if row.answer.strip() else ())
-    full = apply(tokenizer, row.messages)
-    spans = []
-    for position, message in enumerate(row.messages):
-        if message["role"] == "assistant" and (message["content"].strip() or message.get("tool_calls")):
-            spans.append(_span(tokenizer, row.messages, position, full))
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    elif isinstance(tokenizer.chat_template, dict) and "default" in tokenizer.chat_template:
+        tokenizer.chat_template = tokenizer.chat_template["default"]
+    elif not isinstance(tokenizer.chat_template, str):
+        raise ModelError(
+            "The tokenizer has several chat templates and no default one.",
+            fix="Set tokenizer.chat_template to one of them.",
+        )
+    return tokenizer
+
+
+def is_answer(message: Message) -> bool:
+    """Whether a turn is an assistant's that says or calls anything."""
+    return message["role"] == "assistant" and bool(message["content"].strip() or message.get("tool_calls"))
+
+
+def render_bare(tokenizer: Any, text: str) -> Rendered:
+    """A text without a chat template, between BOS and EOS; all of it is scored."""
+    whole, start = (tokenizer.bos_token or "") + text + (tokenizer.eos_token or ""), len(tokenizer.bos_token or "")
+    return Rendered(whole, ((start, len(whole)),) if text.strip() else ())
+
+
+def render(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
+    """The text of a conversation's turns, and the assistant's spans.
+
+    Raises:
+        DataError: the template refuses the turns, or the spans cannot be told; the rendered text is shown.
+    """
+    full = apply(tokenizer, messages)
+    spans = [
+        _span(tokenizer, messages, position, full) for position, message in enumerate(messages) if is_answer(message)
+    ]
     if any(before[1] > after[0] for before, after in itertools.pairwise(spans)):
         raise _cannot_tell(full, 0)
     return Rendered(full, tuple(spans))
@@ -76,8 +102,8 @@ def apply(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: boo
     except Exception as error:  # Jinja templates raise what they like
         roles = ", ".join(str(message["role"]) for message in messages)
         raise DataError(
-            f"the model's chat template refuses a row with turns {roles}: {error}",
-            fix="reorder or merge the turns, or use a model whose template takes them",
+            f"The model's chat template refuses a row with turns {roles}: {error}",
+            fix="Reorder or merge the turns, or use a model whose template takes them.",
         ) from error
 
 
@@ -141,6 +167,6 @@ def _common_prefix(one: str, two: str) -> str:
 
 def _cannot_tell(full: str, position: int) -> DataError:
     return DataError(
-        f"cannot tell which part of the rendered text is assistant turn {position + 1}:\n{full[:2000]}",
-        fix="add {% generation %} ... {% endgeneration %} around the assistant's text in the tokenizer's chat template",
+        f"tov cannot tell which part of the rendered text is assistant turn {position + 1}:\n{full[:2000]}",
+        fix="Add {% generation %} and {% endgeneration %} around the assistant's text in the tokenizer's chat template.",
     )

@@ -13,31 +13,31 @@ REASONS = ("", "prompt in target", "repeat of an earlier row", "unreadable", "no
 
 def left_out(codes: np.ndarray, pool: Index) -> str:
     """`3 prompt in target, 1 unreadable (no assistant turn)`: how many rows may not be chosen, and why."""
-    said = []
+    parts = []
     for code, reason in enumerate(REASONS):
         count = int((codes == code).sum())
         if code != USABLE and count:
             first = f" (the first: row_id {min(pool.bad)}, {pool.bad[min(pool.bad)]})" if code == UNREADABLE else ""
-            said.append(f"{count:,} {reason}{first}")
-    return ", ".join(said)
+            parts.append(f"{count:,} {reason}{first}")
+    return ", ".join(parts)
 
 
 def exclusions(
-    pool: Index, target_prompts: np.ndarray, *, leak_guard: bool, test_prompts: np.ndarray | None = None
+    pool: Index, target_prompts: np.ndarray, *, decontaminate: bool, test_prompts: np.ndarray | None = None
 ) -> np.ndarray:
     """(N,) uint8 code of every pool row.
 
-    A row is excluded if its prompt (case and white space ignored) is a prompt of the test; under the leak guard also if it is
+    A row is excluded if its prompt (case and white space ignored) is a prompt of the test; under decontamination also if it is
     one of the target, or if an earlier pool row has the same conversation.
 
     Args:
         pool: hashes of the pool's rows.
         target_prompts: (M,) uint64 prompt hashes of the target.
-        leak_guard: whether leaks from the target and repeats are excluded.
+        decontaminate: whether leaks from the target and repeats are excluded.
         test_prompts: uint64 prompt hashes of the test, if there is one.
     """
     codes = np.zeros(len(pool.content), np.uint8)
-    if leak_guard:
+    if decontaminate:
         first = np.zeros(len(codes), bool)
         first[np.unique(pool.content, return_index=True)[1]] = True
         codes[~first] = DUPLICATE

@@ -1,0 +1,122 @@
+"""Text classification: a text with one label, a head for the labels, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tov.data.cells import BadRow, as_text
+from tov.data.labels import LabelMap, Reading, agreed_labels, label_text, listed, nothing_to_tell_apart
+from tov.data.rows import Layout
+from tov.tasks.base import Defaults, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tov.text.encode import Encoded
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A text with one label."""
+
+    text: str
+    label: str
+
+    @property
+    def content(self) -> list[Any]:
+        """Text and label."""
+        return [self.text, self.label]
+
+    @property
+    def question(self) -> list[str]:
+        """The text."""
+        return [self.text]
+
+    @property
+    def labels(self) -> set[str]:
+        """The label."""
+        return {self.label}
+
+    @property
+    def repaired(self) -> bool:
+        """Never."""
+        return False
+
+
+def from_label(row: Mapping[str, Any], reading: Reading) -> Labelled:
+    """`text` with `label`: a string or an id."""
+    text = as_text(row["text"], "text")
+    if not text.strip():
+        raise BadRow("the text is empty")
+    label = label_text(row["label"], "label", reading)
+    if not label.strip():
+        raise BadRow("the label is empty")
+    return Labelled(text, reading.mapping.get(label, label))
+
+
+class Classification(Task[Labelled]):
+    """Texts with a label."""
+
+    name = "classification"
+    title = "text classification"
+    hint = "text + label"
+    layouts = (Layout("text+label", name, ("text", "label"), from_label, "label"),)
+    auto_model = "AutoModelForSequenceClassification"
+    peft_type = "SEQ_CLS"
+    new_head = True
+    metric = "accuracy"
+    unit = "text"
+    length = "tokens"
+    defaults = Defaults(
+        lora_r=8, learning_rate=2e-3, target_learning_rate_ratio=1.0, amplify=1.0,
+        normalize="initial-loss", train_learning_rate=2e-3,
+    )  # fmt: skip
+    columns = ("tov_label",)
+
+    def encode(
+        self, tokenizer: Any, rows: Sequence[Labelled], /, *, max_length: int, labels: tuple[str, ...]
+    ) -> Encoded:
+        """The label stands at the first token; a text's length is its tokens without the special ones."""
+        import numpy as np
+
+        from tov.text.encode import IGNORED, pack
+
+        places = {label: place for place, label in enumerate(labels)}
+        encoded = tokenizer(
+            [row.text for row in rows], truncation=True, max_length=max_length, return_attention_mask=False
+        )
+        special = tokenizer.num_special_tokens_to_add()
+        packed = []
+        for ids, row in zip(encoded["input_ids"], rows, strict=True):
+            marked = np.full(len(ids), IGNORED)
+            marked[0] = places[row.label]
+            packed.append((np.array(ids), marked))
+        sizes = np.array([max(1, len(ids) - special) for ids, _ in packed])
+        return pack(packed, sizes, np.zeros(len(rows), np.int64))
+
+    def head_labels(
+        self,
+        target: Sequence[frozenset[str]],
+        pool: Sequence[frozenset[str]],
+        names: Sequence[str],
+        label_map: LabelMap,
+    ) -> tuple[str, ...]:
+        """The labels in order."""
+        labels = agreed_labels(target, pool, names, label_map)
+        if len(labels) < 2:
+            raise nothing_to_tell_apart(f"All rows have the one label {listed(labels)}.")
+        return labels
+
+    def label_metric(
+        self, labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, offsets: np.ndarray
+    ) -> float | None:
+        """Accuracy."""
+        from tov.metrics import accuracy
+
+        return accuracy(gold, predicted)
+
+    def columns_as_read(self, rows: Sequence[Labelled]) -> Mapping[str, Sequence[Any]]:
+        """The label."""
+        return {"tov_label": [row.label for row in rows]}
