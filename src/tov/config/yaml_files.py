@@ -37,10 +37,10 @@ def _mapping_in(path: Path, what: str, allowed: str, loader: Any) -> dict[Any, A
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except FileNotFoundError:
-        raise ConfigError(f"no {what} {path}", fix="check the path") from None
+        raise ConfigError(f"There is no {what} {path}.", fix="Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = re.sub(r"<(unicode|byte) string>", path.name, str(error))
-        raise ConfigError(f"{path} is not YAML: {said}", fix="correct the line that it names") from None
+        raise ConfigError(f"{path} is not YAML: {said}", fix="Correct the line that it names.") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds {kind_of(value)}", allowed=allowed, fix="write it as KEY: VALUE lines")
+        raise ConfigError(f"{path} holds {kind_of(value)}.", allowed=allowed, fix="Write it as KEY: VALUE lines.")
     return value

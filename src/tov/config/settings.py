@@ -1,0 +1,156 @@
+"""What a record of settings is: a field with its help and what it declares, how values are read, how faults are told.
+
+Knows no setting by its meaning but for those whose values may be written in several ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tov.config.yaml_files import read_label_map
+from tov.errors import ConfigError, did_you_mean
+
+Invalidates = Literal["fit", "scan", "choice", "training", "trials", "output"]
+Choices = Callable[[], Sequence[str]]
+EVERY_SOURCE = "*"
+"""In a mapping of sources: each that is not named."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a setting says of itself, once; what a run is, what resumes and what has no effect is derived from it.
+
+    Attributes:
+        invalidates: the first thing that is made anew when it changes, and with it all that is made from that: `fit` (what a
+            method prepares), `scan` (scores), `choice` (the chosen rows), `training` (models trained on them), `trials` (which
+            trials a comparison has), `output` (nothing: where and how results go).
+        used_by: what reads it: `path` (methods that scan ToV's path), `gain` (those that rank by its gain), `rule` (choosing
+            rows), `training` (the final training). Empty: every method.
+        variant: whether a variant of a method of the path may change it although every method reads it.
+        named: it names what is read; the content of that is part of a run's identity, the name is not.
+        unless: not part of a run's identity at this value, so that runs older than the setting go on.
+        file: a flag of it names a file.
+        choices: its values, where they are known only when they are asked for.
+    """
+
+    invalidates: Invalidates
+    used_by: tuple[str, ...] = ()
+    variant: bool = False
+    named: bool = False
+    unless: Any = ...
+    file: bool = False
+    choices: Choices | None = None
+
+
+def setting(
+    invalidates: Invalidates, help: str, default: Any = ..., *, used_by: tuple[str, ...] = (), variant: bool = False,
+    named: bool = False, unless: Any = ..., file: bool = False, choices: Choices | None = None, **bounds: Any,
+) -> Any:  # fmt: skip
+    """A field of a record: what it declares (`Declared`), its help, default and bounds."""
+    declared = Declared(invalidates, used_by, variant, named, unless, file, choices)
+    return Field(default, description=help, json_schema_extra={"declared": declared}, **bounds)  # type: ignore[dict-item]
+
+
+class Settings(BaseModel):
+    """Base of all records of settings: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("pool", "target", "test", "lora_target_modules", mode="before", check_fields=False)
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("methods", "sizes", mode="before", check_fields=False)
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        return tuple(dict.fromkeys(part.strip() for one in values for part in str(one).split(",") if part.strip()))
+
+    @field_validator("source_cap", mode="before", check_fields=False)
+    @classmethod
+    def _for_every_source(cls, value: Any) -> Any:
+        return {EVERY_SOURCE: value} if isinstance(value, (int, float, str)) else value
+
+    @field_validator("out", "store", mode="after", check_fields=False)
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        return value and str(Path(value).expanduser())  # shells leave the ~ of --out=~/x alone
+
+    @field_validator("label_map", mode="before", check_fields=False)
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        return read_label_map(Path(value)) if isinstance(value, (str, Path)) else value
+
+    def of(self, *invalidates: Invalidates, named: bool = False) -> dict[str, Any]:
+        """The settings, as JSON has them, on which what they invalidate depends; those that name inputs only if asked for."""
+        dumped = self.model_dump(mode="json")
+        declared = {name: declared_by(type(self), name) for name in dumped}
+        return {
+            name: value
+            for name, value in dumped.items()
+            if declared[name].invalidates in invalidates
+            and (named or not declared[name].named)
+            and value != declared[name].unless
+        }
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def declared_by(record: type[Settings], name: str) -> Declared:
+    """What one setting of a record declares."""
+    extra = record.model_fields[name].json_schema_extra
+    assert isinstance(extra, dict)
+    return extra["declared"]  # type: ignore[return-value]
+
+
+def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
+    """A checked record from keys and values.
+
+    Args:
+        record: of which kind.
+        given: settings.
+        place: what stands before a setting's name in a message.
+
+    Raises:
+        ConfigError: unknown, missing or unusable settings, each with what is allowed.
+    """
+    for key in given:
+        if key not in record.model_fields:
+            raise ConfigError(
+                f"There is no setting '{key}'{did_you_mean(key, record.model_fields)}.",
+                allowed=", ".join(sorted(record.model_fields)),
+                fix="Correct the name.",
+            )
+    try:
+        return record(**given)
+    except ValidationError as error:
+        faults = error.errors()
+        for fault in faults:
+            ours = fault.get("ctx", {}).get("error")
+            if isinstance(ours, ConfigError):  # it says itself what to do
+                where = f"{_flag(fault, place)}: " if fault["loc"] else place.removesuffix("--")
+                raise ConfigError(f"{where}{ours.problem}", allowed=ours.allowed, fix=ours.fix) from None
+        raise ConfigError(
+            "; ".join(_in_words(fault, place) for fault in faults) + ".", fix="Correct it and give the command again."
+        ) from None
+
+
+def _flag(fault: Any, place: str) -> str:
+    name = ".".join(str(part) for part in fault["loc"][:1])
+    return f"--{name.replace('_', '-')}" if place == "--" else f"{place}{name}"
+
+
+def _in_words(fault: Any, place: str) -> str:
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not fault["loc"]:  # several settings together
+        return f"{'' if place == '--' else place}{message}"
+    if fault["type"] == "missing":
+        return f"{_flag(fault, place)} is missing"
+    return f"{_flag(fault, place)} got {fault['input']!r}, but must be {message}"
