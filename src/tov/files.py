@@ -41,8 +41,8 @@ def _full_disk_said(path: Path) -> Iterator[None]:
         if not full:
             raise
         raise StorageError(
-            f"the disk is full: {path} could not be written",
-            fix="free some space, then give the same command again: it goes on from the last finished shard",
+            f"The disk is full: {path} could not be written.",
+            fix="Free some space, then give the same command again: it goes on from the last finished shard.",
         ) from error
 
 
@@ -96,7 +96,7 @@ def read_json(path: Path) -> Any:
     except ValueError as error:  # broken JSON, or bytes that are no text
         raise RunError(
             f"{path} is broken: {error}",
-            fix="put it back from a copy, or make the run anew: its own command with --force",
+            fix="Put it back from a copy, or make the run anew: its own command with --force.",
         ) from None
 
 
@@ -110,6 +110,15 @@ def digest(value: Any) -> str:
     """16 hex digits of the SHA-256 of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a whole file, as hex."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def file_digest(path: Path, *, block: int = 1 << 20, blocks: int = 16) -> str:

@@ -1,0 +1,184 @@
+"""`manifest.json`, typed and versioned: one shape for every command and every method.
+
+Every reader goes through `read_manifest`, which also reads the format of version 0.1.0 (`tov.runs.format1`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tov.errors import RunError
+from tov.files import read_json, write_json
+from tov.runs.format1 import upgraded
+
+FORMAT = 2
+FILE = "manifest.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+
+class InputsRecord(_Record):
+    """What a later command needs to read the inputs again.
+
+    Attributes:
+        pool, target, test: absolute paths, globs or Hub ids; None for one that was in memory or was not given.
+        files: absolute path -> SHA-256 of the file, of every file that they were read from.
+        reading: the settings of reading (`tov.config.records.DataSettings`).
+    """
+
+    pool: list[str] | None = None
+    target: list[str] | None = None
+    test: list[str] | None = None
+    files: dict[str, str] = {}
+    reading: dict[str, Any] = {}
+
+
+class TargetRecord(_Record):
+    """A named target: its rows, and the fingerprint of their content."""
+
+    rows: int
+    fingerprint: str
+
+
+class ModelRecord(_Record):
+    """The model that rows were chosen with, as far as the method needed it.
+
+    Attributes:
+        name: alias, GGUF file, folder or Hub id.
+        task: of `tov.config.records.Task`.
+        labels: of a classifier, by id.
+        max_length: tokens a row may have.
+        fingerprint: of configuration and weights; None where only the tokenizer was needed.
+        dtype: fp32 or bf16; None likewise.
+        device: where it was; None likewise.
+        settings: those of the run that a training on its rows takes over (`tov.config.records.PathSettings`).
+    """
+
+    name: str
+    task: str
+    labels: list[str] = []
+    max_length: int
+    fingerprint: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    settings: dict[str, Any] = {}
+
+
+class ScoringRecord(_Record):
+    """How the score table was filled.
+
+    Attributes:
+        method: its name.
+        options: its own options, those left open resolved.
+        settings: of the scan (`tov.config.records.ScanSettings`), as they were given.
+        fingerprint: of everything that the scores depend on; it stands in every shard.
+        unit: of the scores.
+        about: a sentence on what they were made with, for the report.
+        noise_floor: `token_rms`, `row_rms`: what rounding alone does to a log-loss, in nats; None where nothing was compared.
+        tokens_passed: tokens that went forward through the model over the pool.
+        rows: of the pool; 0 where that was not told.
+        complete: whether every row has been scored.
+    """
+
+    method: str
+    options: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    fingerprint: str
+    unit: str = ""
+    about: str = ""
+    noise_floor: dict[str, float] | None = None
+    tokens_passed: int = 0
+    rows: int = 0
+    complete: bool = False
+
+
+class OriginRecord(_Record):
+    """What this run goes out from: a `run`, or the folder of another run's `scores`."""
+
+    run: str | None = None
+    scores: str | None = None
+
+
+class Manifest(_Record):
+    """What `manifest.json` says.
+
+    Attributes:
+        format: of this file.
+        command: that made the run.
+        status: running, failed (the same command goes on), finished.
+        started, finished: UTC.
+        identity: settings and fingerprints on which the run's files depend; a command goes on with a run of the same identity.
+        seed: of every random choice.
+        inputs: what was read.
+        targets: by name; most runs have one, called `target`.
+        model: that rows were chosen, or trained, with.
+        scoring: how the score table was filled, here or where it was taken from.
+        artifacts: name -> folder, relative to that of the run that was scored, of what was prepared before scoring.
+        origin: other runs that this one goes out from.
+        trained: of `tov train`: how the trained model is loaded.
+        comparison: of `tov compare`: rules of its variants, and what was asked last.
+        versions: of Python and packages.
+        hardware: what it ran on.
+        timings: seconds by stage, over interruptions.
+        spent: tokens forward and backward by stage.
+        cost: of filling the score table, in all.
+        notes: lines of the report.
+        summary: the numbers of the report.
+    """
+
+    format: Literal[2] = 2
+    command: str
+    status: Literal["running", "failed", "finished"] = "running"
+    started: str
+    finished: str | None = None
+    identity: dict[str, Any]
+    seed: int | None = None
+    inputs: InputsRecord = Field(default_factory=InputsRecord)
+    targets: dict[str, TargetRecord] = {}
+    model: ModelRecord | None = None
+    scoring: ScoringRecord | None = None
+    artifacts: dict[str, str] = {}
+    origin: OriginRecord = Field(default_factory=OriginRecord)
+    trained: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    timings: dict[str, float] = {}
+    spent: dict[str, tuple[int, int]] = {}
+    cost: dict[str, Any] | None = None
+    notes: list[str] = []
+    summary: dict[str, Any] = {}
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json` atomically."""
+        write_json(folder / FILE, self.model_dump(mode="json", exclude_none=True))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run folder.
+
+    Raises:
+        RunError: it is broken, or of a later version of tov.
+    """
+    file = folder / FILE
+    raw = read_json(file)
+    anew = "Put it back from a copy, or make the run anew: its own command with --force."
+    if not isinstance(raw, dict) or not isinstance(raw.get("identity"), dict):
+        raise RunError(f"{file} is no manifest of tov.", fix=anew)
+    if raw.get("format") == 1:
+        raw = upgraded(raw, folder)
+    if raw.get("format") != FORMAT:
+        raise RunError(
+            f"{file} has format {raw.get('format')!r}.", allowed=f"1 and {FORMAT}", fix="Update tov: pip install -U tov"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RunError(f"{file} is broken: {place}: {first['msg']}", fix=anew) from None
