@@ -1,0 +1,1 @@
+"""Engines: where shards are scored. A method never knows which one."""

@@ -1,0 +1,92 @@
+"""The pool shard by shard: which rows a shard has, and the same rows as tokens. Knows rows and tokens; not what is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from tov.data.cells import BadRow
+from tov.data.decontamination import USABLE
+from tov.data.pool import Index, Pool
+from tov.data.rows import Row
+from tov.text.encode import Encoded, Encoder
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of a shard that may be scored.
+
+    Attributes:
+        start: the shard's first row_id.
+        stop: the row_id behind its last.
+        rows: those that are readable and not excluded.
+        places: (rows,) where they stand in the shard.
+        encoded: the same rows as tokens; some may have no scored token.
+    """
+
+    start: int
+    stop: int
+    rows: list[Row]
+    places: np.ndarray
+    encoded: Encoded
+
+    @property
+    def row_ids(self) -> np.ndarray:
+        """(rows,) their row_ids."""
+        return self.start + self.places
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through a model in one pass: those of rows with a scored token."""
+        return tokens_of(self.encoded)
+
+    def spread(self, values: np.ndarray) -> np.ndarray:
+        """(stop - start, ...) values of the rows at their places in the shard; NaN elsewhere."""
+        spread = np.full((self.stop - self.start, *values.shape[1:]), np.nan, np.result_type(values, np.float32))
+        spread[self.places] = values
+        return spread
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads a pool shard by shard.
+
+    Attributes:
+        pool: the rows.
+        index: their hashes.
+        excluded: (N,) codes of `tov.data.decontamination`; excluded rows are listed but not read.
+        encode: rows of the task to tokens.
+        shard_rows: rows a shard.
+    """
+
+    pool: Pool
+    index: Index
+    excluded: np.ndarray
+    encode: Encoder
+    shard_rows: int
+
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        """First row_id of every shard, and the one behind its last."""
+        for start in range(0, len(self.pool), self.shard_rows):
+            yield start, min(start + self.shard_rows, len(self.pool))
+
+    def rows(self, start: int, stop: int) -> dict[int, Row]:
+        """Place in the shard -> row, for the rows from `start` up to `stop` that are readable and not excluded."""
+        return {
+            place: row
+            for place, row in enumerate(self.pool.rows(start, stop))
+            if not isinstance(row, BadRow) and self.excluded[start + place] == USABLE
+        }
+
+    def read(self, start: int, stop: int) -> Shard:
+        """The same rows, as tokens too."""
+        by_id = self.rows(start, stop)
+        rows = list(by_id.values())
+        return Shard(start, stop, rows, np.array(list(by_id), np.int64), self.encode(rows))
+
+
+def tokens_of(rows: Encoded) -> int:
+    """Tokens of the rows that go through a model: those of rows with a scored token."""
+    return int(rows.lengths[rows.scored_counts > 0].sum())

@@ -1,0 +1,217 @@
+"""The shard store: one Parquet file a shard of pool rows, whole or absent, stamped with what it was made from.
+
+Score tables and stored features are both kept in it. A walk over the pool that was killed goes on with the shards that
+are missing and ends with the same files. Must not know what the columns mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tov.errors import NumericError, RunError
+from tov.files import atomic
+
+_STAMP = b"tov_fingerprint"
+_ANEW = "Put the file back from a copy, or make the run anew: its own command with --force."
+CODED = ("source", "excluded")
+"""Columns of few different texts: in memory a code a row and a dictionary of the texts."""
+READERS = 4
+"""Shards that are read at once."""
+JOINED = 64
+"""Shards whose columns become one piece of memory each: thousands of small pieces take half as much again."""
+FEATURES = "features"
+"""The one column of a shard of features."""
+
+
+@dataclass(frozen=True)
+class ShardStore:
+    """A folder of shards.
+
+    Attributes:
+        folder: where they are.
+        fingerprint: of everything that their numbers depend on.
+    """
+
+    folder: Path
+    fingerprint: str
+
+    def file(self, start: int) -> Path:
+        """The file of the shard whose first row is `start`."""
+        return self.folder / f"rows-{start:012d}.parquet"
+
+    def has(self, start: int) -> bool:
+        """Whether a shard is there and was made from the same things.
+
+        Raises:
+            RunError: it was made from others, or is broken.
+        """
+        file = self.file(start)
+        if not file.exists():
+            return False
+        with _broken_said(file, fix="Delete it, then give the same command again: it makes what is missing."):
+            self._check(file, pq.read_schema(file))
+        return True
+
+    def write(self, start: int, table: pa.Table) -> None:
+        """Writes one shard atomically.
+
+        Raises:
+            StorageError: the disk is full.
+        """
+        stamped = table.replace_schema_metadata({_STAMP: self.fingerprint.encode()})
+        dictionary = [name for name in table.column_names if name != FEATURES]
+        with atomic(self.file(start)) as temporary:
+            pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary)
+
+    def read(self, start: int) -> pa.Table:
+        """One shard.
+
+        Raises:
+            RunError: it is missing, broken, or was made from something else.
+        """
+        file = self.file(start)
+        if not file.exists():
+            raise RunError(
+                f"{self.folder} lacks the shard of row {start}.", fix="Give the command that makes it again."
+            )
+        with _broken_said(file, fix="Delete it, then give the same command again: it makes what is missing."):
+            table = pq.read_table(file)
+            self._check(file, table.schema)
+        return table
+
+    def _check(self, file: Path, schema: pa.Schema) -> None:
+        if (schema.metadata or {}).get(_STAMP, b"").decode() != self.fingerprint:
+            raise RunError(f"{file} belongs to another run.", fix="Choose another --out, or start over with --force.")
+
+
+def features_table(features: np.ndarray) -> pa.Table:
+    """A shard of features, (rows, d) fp16 or fp32, as a table.
+
+    fp16 keeps 11 bits of a number between 6e-5 and 65504: enough for features of unit length (a cosine is off by under
+    1e-3), not for raw gradients, which want fp32.
+
+    Raises:
+        NumericError: a feature is infinite or too large for its dtype.
+    """
+    if np.isinf(features).any():
+        raise NumericError(
+            f"A feature is not a finite number in {features.dtype}.", fix="Keep features in fp32, or normalise them."
+        )
+    values = pa.array(np.ascontiguousarray(features).reshape(-1))
+    return pa.table({FEATURES: pa.FixedSizeListArray.from_arrays(values, features.shape[1])})
+
+
+def features_of(table: pa.Table) -> np.ndarray:
+    """(rows, d) of a table of `features_table`."""
+    column = table[FEATURES].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+
+
+def read_table(folder: Path, rows: int = 0, columns: Sequence[str] | None = None) -> pa.Table:
+    """All shards of a folder as one table, in row order; columns of `CODED` are dictionary arrays, of one dictionary each.
+
+    Args:
+        folder: of the shards.
+        rows: that it must have; 0 where that is not known.
+        columns: those to read, in this order; one that is not there is left out. None: all.
+
+    Raises:
+        RunError: the folder holds none, a shard is broken, or one is missing.
+    """
+    parts, block, done = list[pa.Table](), list[pa.Table](), 0
+    for file, shard in _read_shards(_files(folder), columns):
+        _check_gap(folder, done, int(file.stem.partition("-")[2]))
+        done += len(shard)
+        block.append(shard)
+        if len(block) == JOINED:
+            parts.append(_joined(block).combine_chunks())
+            block = []
+    _check_gap(folder, done, rows or done)
+    return _joined([*parts, *block])
+
+
+def read_hashes(folder: Path, row_ids: np.ndarray) -> list[str]:
+    """(n,) content hashes of these rows, as the score table has them, without a column of all rows in memory.
+
+    Raises:
+        RunError: a shard is broken.
+    """
+    files = _files(folder)
+    starts = np.array([int(file.stem.partition("-")[2]) for file in files])
+    shard_of = np.searchsorted(starts, row_ids, side="right") - 1
+    order = np.argsort(shard_of, kind="stable")
+    touched, first = np.unique(shard_of[order], return_index=True)
+    groups = [order[start:stop] for start, stop in itertools.pairwise([*first, len(order)])]
+    hashes = np.empty(len(row_ids), dtype=object)
+    for group, (_, shard) in zip(groups, _read_shards([files[at] for at in touched], ["hash"]), strict=True):
+        places = row_ids[group] - starts[shard_of[group]]
+        hashes[group] = shard["hash"].take(pa.array(places)).to_pylist()
+    return list(hashes)
+
+
+def _read_shards(files: Sequence[Path], columns: Sequence[str] | None) -> Iterator[tuple[Path, pa.Table]]:
+    """Each file with its rows, in order; `READERS` are read at once."""
+    with ThreadPoolExecutor(READERS) as readers:
+        yield from zip(files, readers.map(partial(_read_shard, columns=columns), files), strict=True)
+
+
+def _read_shard(file: Path, columns: Sequence[str] | None) -> pa.Table:
+    """Not by `pq.read_table`, which takes twice as long for a small file."""
+    with _broken_said(file, fix=_ANEW), pq.ParquetFile(file, read_dictionary=CODED) as shard:
+        return shard.read(columns, use_threads=False)
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def columns_in(folder: Path) -> list[str]:
+    """The columns of a folder's shards.
+
+    Raises:
+        RunError: the folder holds none, or its first shard is broken.
+    """
+    first = _files(folder)[0]
+    with _broken_said(first, fix=_ANEW):
+        return list(pq.read_schema(first).names)
+
+
+def rows_in(folder: Path) -> int:
+    """Rows of a folder's shards together, by their headers. Errors as of `columns_in`."""
+    rows = 0
+    for file in _files(folder):
+        with _broken_said(file, fix=_ANEW):
+            rows += pq.read_metadata(file).num_rows
+    return rows
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("rows-*.parquet"))
+    if not files:
+        raise RunError(f"{folder} holds no scores.", fix="Give the command that scores it again.")
+    return files
+
+
+@contextmanager
+def _broken_said(file: Path, *, fix: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise RunError(f"{file} is broken: {error}", fix=fix) from None
+
+
+def _check_gap(folder: Path, start: int, stop: int) -> None:
+    if stop > start:
+        raise RunError(f"{folder} lacks the scores of row_id {start} to {stop - 1}.", fix=_ANEW)

@@ -1,0 +1,101 @@
+"""The score table: one row a pool row; what every method writes beside its own columns, and whose columns are whose.
+
+A run may have several targets. A column of the target called `target`, the only one of most runs, has no suffix; one of
+the target `NAME` ends in `@NAME`. Columns that depend on no target stand once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tov.data.decontamination import NO_TOKENS, REASONS, UNREADABLE
+from tov.data.rows import hexes
+from tov.scores.shard import Shard, ShardReader
+
+DEFAULT_TARGET = "target"
+FIXED = ("row_id", "source", "hash", "tokens", "lost", "in_base", "excluded")
+"""The columns that every table has."""
+Columns = Mapping[str, np.ndarray]
+"""(rows,) numbers of a shard's rows, by column; NaN for a row without one. Larger is better where the column is a score."""
+
+
+def column_name(measure: str, target: str) -> str:
+    """What a measure of a target is called in the table."""
+    return measure if target == DEFAULT_TARGET else f"{measure}@{target}"
+
+
+def measures_of(columns: Sequence[str], target: str = DEFAULT_TARGET) -> list[str]:
+    """The measures that a table with these columns has of a target."""
+    suffix = "" if target == DEFAULT_TARGET else target
+    return [name.partition("@")[0] for name in columns if name.partition("@")[2] == suffix and name not in FIXED]
+
+
+def of_target(table: pa.Table, target: str) -> pa.Table:
+    """The table as a method knows it: a target's columns under the names of the measures, the other targets' left out."""
+    own = [
+        name for name in table.column_names if name.partition("@")[2] == ("" if target == DEFAULT_TARGET else target)
+    ]
+    shared = [name for name in table.column_names if "@" not in name and column_name(name, target) not in own]
+    names = [*shared, *(name for name in own if name not in shared)]
+    return table.select(names).rename_columns([name.partition("@")[0] for name in names])
+
+
+def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:
+    """(N,) the code of each row's text, and the texts by code, in the order in which rows have them first.
+
+    Args:
+        column: of texts, as dictionary arrays or plain.
+    """
+    column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    whole = column.unify_dictionaries().combine_chunks()
+    places = whole.indices.unique()
+    code_of = np.zeros(len(whole.dictionary), np.int32)
+    code_of[places.to_numpy()] = np.arange(len(places))
+    return code_of[whole.indices.to_numpy()], whole.dictionary.take(places).to_pylist()
+
+
+def usable_in(scores: pa.Table) -> np.ndarray:
+    """(N,) bool, rows that may be chosen: those that nothing excludes."""
+    codes, reasons = coded(scores["excluded"])
+    return np.array([not reason for reason in reasons])[codes]
+
+
+def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.ndarray) -> pa.Table:
+    """A shard of the score table.
+
+    Columns: `row_id`; `source`; `hash`, 16 hex digits of the content; `tokens`, the length that bins go by; `lost`,
+    scored tokens (or words) beyond --max-length; `in_base`; `excluded`, why the row may not be chosen, or ""; then the
+    method's own, in fp32.
+
+    Args:
+        reader: of the pool.
+        shard: the rows that were scored.
+        columns: (rows,) numbers of those.
+        base: uint64 content hashes of the base set U.
+    """
+    part = slice(shard.start, shard.stop)
+    tokens, lost = np.zeros((2, shard.stop - shard.start), np.int32)
+    tokens[shard.places], lost[shard.places] = shard.encoded.sizes, shard.encoded.lost
+    codes = reader.excluded[part].copy()
+    scored = shard.encoded.sizes > 0
+    codes[shard.places[~scored]] = NO_TOKENS
+    row_ids, content = np.arange(shard.start, shard.stop), reader.index.content[part]
+    reasons = [_reason(reader, int(row), int(code)) for row, code in zip(row_ids, codes, strict=True)]
+    arrays: dict[str, pa.Array] = {
+        "row_id": pa.array(row_ids, pa.int64()),
+        "source": pa.array(reader.pool.source_names(row_ids), pa.string()),
+        "hash": pa.array(hexes(content), pa.string()),
+        "tokens": pa.array(tokens, pa.int32()),
+        "lost": pa.array(lost, pa.int32()),
+        "in_base": pa.array(np.isin(content, base), pa.bool_()),
+        "excluded": pa.array(reasons, pa.string()),
+    }
+    spread = {name: shard.spread(np.where(scored, values, np.nan)) for name, values in columns.items()}
+    return pa.table(arrays | {name: pa.array(values, pa.float32()) for name, values in spread.items()})
+
+
+def _reason(reader: ShardReader, row_id: int, code: int) -> str:
+    return f"{REASONS[code]}: {reader.index.bad[row_id]}" if code == UNREADABLE else REASONS[code]
