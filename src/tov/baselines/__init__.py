@@ -1,1 +1,0 @@
-"""The methods that ToV is measured against, a file a method, as functions of arrays and of a model under its adapter."""

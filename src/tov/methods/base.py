@@ -1,0 +1,269 @@
+"""The contract of a method: how it scores the rows of a pool for a target, and what it says of itself.
+
+A method is one subclass of `Method` in one file: its options, what it reads, what it costs, how it prepares, what
+scores a shard, and what rows are ranked by. Everything else (files, resume, engines, rules, comparison, plan,
+documents) reads this contract and knows no method. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from tov.config.records import Rule, RuleSettings
+from tov.config.settings import Settings
+from tov.errors import RunError
+from tov.selection.choose import Best
+
+if TYPE_CHECKING:
+    from tov.engine.models import Models, ModelSpec
+    from tov.inputs.read import Indexed
+    from tov.methods.work import Work
+    from tov.scores.shard import Shard
+    from tov.scores.table import Columns
+    from tov.text.encode import Encoded
+
+Need = Literal["path", "forward", "gradients", "embeddings", "text"]
+NEEDS = {
+    "path": "a path fitted on pool and target, forward passes over the pool",
+    "forward": "forward passes over the pool",
+    "gradients": "forward and backward passes over the pool",
+    "embeddings": "hidden states of the pool's rows",
+    "text": "the pool's text, no model",
+}
+FIXED_BYTES, COLUMN_BYTES = 14, 5
+"""Bytes that a row of the score table takes on disk: all but the scores (its hash above all), and a score; both measured."""
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """What is known of a run before it is made, for `Method.cost`.
+
+    Attributes:
+        settings: of the run, with the task named.
+        options: the method's own, or None.
+        rows: rows of the pool, also those that may not be chosen.
+        usable: rows of the pool that may be chosen, as far as text tells.
+        scored: of those, the rows that have a scored token.
+        tokens: of the scored rows together.
+        target_rows: rows of the target that have a scored token.
+        target_tokens: of those together.
+        width: of the model's hidden states.
+        trained: how many parameters are trained under the LoRA settings of a record (`settings`, or the method's options), a
+            new head's among them.
+    """
+
+    settings: Any
+    options: Any
+    rows: int
+    usable: int
+    scored: float
+    tokens: float
+    target_rows: int
+    target_tokens: int
+    width: int
+    trained: Callable[[Any], int]
+
+    def drawn(self, rows: int) -> float:
+        """Tokens of so many scored rows drawn at random."""
+        return rows * self.tokens / max(self.scored, 1)
+
+    def table(self, columns: int) -> float:
+        """Bytes of the score table with so many columns of scores."""
+        return self.rows * (FIXED_BYTES + columns * COLUMN_BYTES)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run, named as in its manifest.
+
+    Attributes:
+        name: of the stage.
+        forward: tokens that pass the model forward, padding not counted.
+        backward: of those, the ones that also pass backward.
+        kept: bytes that stay on disk; None where nobody knows.
+    """
+
+    name: str
+    forward: float = 0
+    backward: float = 0
+    kept: float | None = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """What a prepared method gives: a description that any process can open, and that then scores shards.
+
+    A subclass is a frozen dataclass of settings, small numbers and folders of finished artifacts, and overrides `open`.
+    It must be picklable: an engine sends it to its workers.
+
+    Attributes:
+        model: the model that it opens; None for a method that needs none.
+        passes: how often a row's tokens go through the model for its scores, forward and backward.
+        key: what the scores depend on beside model, settings, options, pool, target and artifacts.
+        base: uint64 content hashes of the base set U: rows that were trained on and are not taken by score.
+        about: a sentence on what the scores were made with, for the report.
+    """
+
+    model: ModelSpec | None = None
+    passes: tuple[int, int] = (0, 0)
+    key: Any = None
+    base: tuple[int, ...] = ()
+    about: str = ""
+
+    def open(self, models: Models) -> AbstractContextManager[Callable[[Shard], Columns]]:
+        """A block in which shards are scored: what is needed is read once a process. Yields the function from a shard
+        to columns.
+
+        Write it as a generator under `contextlib.contextmanager`. The function returns `{column: (rows,) float}` for
+        `shard.rows`, NaN for a row without a score; larger is better where the column is a score. It may be called with
+        shards in any order, and must give the same numbers in every process.
+        """
+        raise NotImplementedError
+
+    def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
+        """What rounding alone does to this method's log-losses, in nats; empty for a method that compares none.
+
+        Args:
+            models: of this process.
+            rows: some rows of the pool, each with a scored token.
+        """
+        return {}
+
+
+class Method:
+    """A way to choose rows.
+
+    Subclass it, say what is true of the method in the attributes, and implement `prepare`. Override `rank` where rows are not
+    ranked by the column `score_NAME`, `cost` so that `tov plan` can tell what a run takes, and `by_target` if there is
+    a score for each target row.
+
+    Attributes:
+        name: as `--method` and `--methods` call it.
+        summary: one phrase: which rows it chooses.
+        takes: its rows: the best by `rank`, any at random, all, or none (no training).
+        needs: what it makes of the pool, a word of `NEEDS`.
+        passes: how often the pool passes the model, and which way, in words.
+        stored: bytes that it keeps on disk a pool row, beside the score table's, in words.
+        options: the record of its own options; None where it has none.
+        uses: groups of settings of the run that it reads beside those that every method does (`tov.config.settings.Declared`).
+        table: the kind of score table that it ranks; methods of one kind rank each other's. By default its own name.
+        rule: its default rule.
+        bins: its default number of length bins.
+        round_robin: whether it has a score for each target row or sub-task, and so `by_target`.
+        unit: what its score is measured in.
+        source: citation.
+        differs: where we leave the source.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    takes: ClassVar[Literal["best", "random", "all", "none"]] = "best"
+    needs: ClassVar[Need | None] = None
+    passes: ClassVar[str] = ""
+    stored: ClassVar[str] = ""
+    options: ClassVar[type[Settings] | None] = None
+    uses: ClassVar[frozenset[str]] = frozenset()
+    table: ClassVar[str] = ""
+    rule: ClassVar[Rule] = "score-only"
+    bins: ClassVar[int] = 1
+    round_robin: ClassVar[bool] = False
+    unit: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    differs: ClassVar[str] = ""
+
+    @property
+    def column(self) -> str:
+        """The column that rows are ranked by."""
+        return f"score_{self.name.replace('-', '_')}"
+
+    def resolve(self, options: Any, n: int) -> Any:
+        """The options, with those left open that depend on how many rows are to be chosen."""
+        return options
+
+    def check(self, options: Any, settings: Any, target: Indexed) -> None:
+        """Raises, before anything is scored, where options, settings and target do not go together.
+
+        Raises:
+            TovError: says which, and what to do.
+        """
+
+    def base_size(self, settings: Any, usable: int) -> int:
+        """Rows of the base set, which are not taken by score, out of so many usable ones."""
+        return 0
+
+    def cost(self, stats: PoolStats) -> list[Stage] | None:
+        """The stages of a run: tokens forward and backward, bytes kept. None where it cannot be told."""
+        return None
+
+    def prepare(self, work: Work) -> Scorer:
+        """Does what comes before scoring (fits, warms up, embeds), as artifacts that outlive a kill, and describes the scorer.
+
+        Called again after a kill, it finds finished artifacts and ends with an equal scorer.
+
+        Args:
+            work: pool, target, settings, options, the model on demand, artifacts (`tov.methods.work.Work`).
+
+        Raises:
+            TovError: says what to do.
+        """
+        raise NotImplementedError
+
+    def reuse(self, artifacts: Mapping[str, Path], settings: Any, models: Models) -> Scorer | None:
+        """A scorer of another pool from what `prepare` has left for this one; None where that is of no use for another pool.
+
+        Args:
+            artifacts: name -> folder.
+            settings: of the run that prepared, with those of the new scan.
+            models: opens the model.
+
+        Raises:
+            TovError: an artifact or the model is not what it was.
+        """
+        return None
+
+    def columns(self, settings: RuleSettings, available: Sequence[str]) -> Sequence[str]:
+        """The columns that `rank` and `by_target` read; unless a method says so, all where one of the two is its own.
+
+        Args:
+            settings: of the choice.
+            available: the measures that the table has.
+        """
+        kind = type(self)
+        return (self.column,) if (kind.rank, kind.by_target) == (Method.rank, Method.by_target) else available
+
+    def rank(self, scores: pa.Table, settings: RuleSettings) -> np.ndarray:
+        """(N,) float64 that rows are ranked by, larger is better, NaN for none.
+
+        Args:
+            scores: one target's score table.
+            settings: of the choice.
+        """
+        return column_of(scores, self.column)
+
+    def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:
+        """Each target row's (or sub-task's) best rows, for the rule round-robin; only where `round_robin` is true.
+
+        Args:
+            scores: one target's score table.
+            artifacts: name -> folder of what `prepare` has left.
+            options: the method's own, as the manifest has them.
+        """
+        raise NotImplementedError
+
+
+def column_of(scores: pa.Table, name: str) -> np.ndarray:
+    """(N,) float64 of a column of the score table.
+
+    Raises:
+        RunError: it is not there.
+    """
+    if name not in scores.column_names:
+        raise RunError(f"The scores have no column {name}.", fix="Give the command that scores again, with --force.")
+    return scores[name].to_numpy().astype(np.float64)

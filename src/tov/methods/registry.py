@@ -1,0 +1,89 @@
+"""Every method by its name: those in the box, and those that other packages bring.
+
+A package adds one by an entry point of the group `tov.methods`, whose name is the method's and whose value is its class.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from tov.errors import ConfigError, did_you_mean
+from tov.methods.base import Method
+
+GROUP = "tov.methods"
+"""Entry points that are methods."""
+
+
+def built_in() -> dict[str, Method]:
+    """Name -> method, of those in the box, in the order in which they are shown."""
+    from tov.methods.dsir import Dsir
+    from tov.methods.less import Less
+    from tov.methods.random import Full, Random, ZeroShot
+    from tov.methods.rds import Rds
+    from tov.methods.target_path import TargetPath
+    from tov.methods.tov.method import Tov
+    from tov.methods.tracin import Tracin
+    from tov.methods.tsds import Tsds
+    from tov.methods.uncertainty import HighestLoss, LowestLoss, Uncertainty
+
+    kinds: list[type[Method]] = [
+        Tov, Less, Tracin, Dsir, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Random, Full, ZeroShot,
+    ]  # fmt: skip
+    return {kind.name: kind() for kind in kinds}
+
+
+def plug_ins() -> dict[str, importlib.metadata.EntryPoint]:
+    """Name -> entry point, of those that other packages bring; none is loaded."""
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+
+
+def find_method(name: str, *, flag: str = "--methods") -> Method:
+    """The method of this name; one in the box is never replaced by another package's.
+
+    Args:
+        name: of the box or of a plug-in.
+        flag: where it was named.
+
+    Raises:
+        ConfigError: there is none, or its plug-in is broken.
+    """
+    boxed, others = built_in(), plug_ins()
+    if name in boxed:
+        return boxed[name]
+    if name in others:
+        return load_plug_in(others[name])
+    known = [*boxed, *others]
+    raise ConfigError(
+        f"{flag}: there is no method '{name}'{did_you_mean(name, known)}.",
+        allowed=", ".join(known),
+        fix="Name one of these.",
+    )
+
+
+def load_plug_in(entry: importlib.metadata.EntryPoint) -> Method:
+    """A method that another package brings.
+
+    Raises:
+        ConfigError: it cannot be imported, is no usable method, or has the name of another.
+    """
+    package = entry.dist.name if entry.dist else "an unknown package"
+    what, fix = f"The method '{entry.name}' of the package {package}", f"Update or uninstall {package}."
+    try:
+        loaded = entry.load()
+        method = loaded() if isinstance(loaded, type) else loaded
+    except Exception as error:
+        raise ConfigError(f"{what} cannot be imported: {type(error).__name__}: {error}", fix=fix) from error
+    if not isinstance(method, Method):
+        raise ConfigError(f"{what} is a {type(method).__name__}.", allowed="a subclass of tov.methods.Method", fix=fix)
+    name = getattr(method, "name", "")
+    wrong = {
+        f"is called '{name}'": name != entry.name,
+        "has the name of a method that tov has": entry.name in built_in(),
+        "has a name with a comma, a slash or a space": any(sign in name for sign in ",/ "),
+        "has no summary": not getattr(method, "summary", ""),
+        "does not implement prepare": type(method).prepare is Method.prepare,
+    }
+    for fault, holds in wrong.items():
+        if holds:
+            raise ConfigError(f"{what} {fault}.", fix=fix)
+    return method

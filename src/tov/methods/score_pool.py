@@ -1,0 +1,258 @@
+"""The one way to a filled score table, for every method: prepare for each target, then score the pool shard by shard by
+an engine.
+
+Used by `tov select`, `tov score` and `tov compare`. Must not know any method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tov.config.records import ScanSettings
+from tov.engine.base import Engine
+from tov.engine.fill import fill
+from tov.engine.local import LocalEngine
+from tov.engine.models import Models, ModelSpec
+from tov.errors import NumericError
+from tov.files import digest
+from tov.inputs.read import Indexed, PoolRows, repair_notes, usable_rows
+from tov.methods.base import Method, Scorer
+from tov.methods.shared.options import LoraOptions
+from tov.methods.spec import Variant, read_by
+from tov.methods.work import Work
+from tov.progress import track
+from tov.runs.folder import Run
+from tov.runs.manifest import ModelRecord, ScoringRecord, TargetRecord
+from tov.scores.shard import Shard, ShardReader
+from tov.scores.store import ShardStore
+from tov.scores.table import Columns, column_name, shard_table
+from tov.seeds import generator
+
+NOISE_ROWS = 32
+"""Rows on which the noise floor is measured."""
+SCAN = "scan"
+"""The stage in which the pool is scored."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pool, and for each target what scores it.
+
+    Attributes:
+        run: whose `scores/` is filled.
+        rows: the pool.
+        settings: of the run.
+        method: that prepared the scorers.
+        options: the method's own, resolved.
+        labels: of a classifier.
+        scorers: target's name -> scorer.
+        made_from: what the scores depend on beside the pool and what the scorers say.
+    """
+
+    run: Run
+    rows: PoolRows
+    settings: Any
+    method: Method
+    options: Any
+    labels: tuple[str, ...]
+    scorers: Mapping[str, Scorer]
+    made_from: Any
+
+
+def score_pool(
+    run: Run, rows: PoolRows, targets: Mapping[str, Indexed], settings: Any, variant: Variant, *, n: int,
+    labels: tuple[str, ...], models: Models | None = None, artifacts: Path | None = None, quiet: bool = False,
+) -> None:  # fmt: skip
+    """Fills the score table of a run by a method.
+
+    Args:
+        run: whose `scores/` is filled, and whose manifest takes notes.
+        rows: the pool.
+        targets: by name; the columns of each are its own.
+        settings: of the run, with the task named.
+        variant: the method and its options.
+        n: the most rows that are to be chosen.
+        labels: of a classifier.
+        models: keeps the model for what comes after; by default it is let go.
+        artifacts: folder of artifacts that may be shared with other tables; by default `artifacts/` in the run's own.
+        quiet: no progress.
+
+    Raises:
+        TovError: as the method says.
+    """
+    with _in_its_words(variant), ExitStack() as stack:
+        models = models or stack.enter_context(_for_this_alone())
+        engine, options = LocalEngine(models), variant.method.resolve(variant.options, n)
+        scorers = {}
+        for name, target in targets.items():
+            scorers[name] = variant.method.prepare(
+                Work(
+                    run=run, name=name, rows=rows, target=target, settings=settings, method=variant.method,
+                    options=options, labels=labels,
+                    artifacts=artifacts or run.folder / "artifacts", models=models, engine=engine, quiet=quiet,
+                )
+            )  # fmt: skip
+        run.note(targets={
+            name: TargetRecord(rows=len(target), fingerprint=target.index.fingerprint) for name, target in targets.items()
+        })  # fmt: skip
+        made_from = [
+            {name: target.index.fingerprint for name, target in targets.items()},
+            read_by(settings, variant.method, "fit", "scan"),
+            sorted(path.name for path in run.artifacts.values()),
+        ]
+        prepared = Prepared(run, rows, settings, variant.method, options, labels, scorers, made_from)
+        fill_table(prepared, models, engine, quiet=quiet)
+        for note in repair_notes(**{name: target.index for name, target in targets.items()}, pool=rows.index):
+            run.note_line(note)
+        run.note(cost=_cost(run))
+
+
+@contextmanager
+def _for_this_alone() -> Iterator[Models]:
+    models = Models()
+    try:
+        yield models
+    finally:
+        models.close()
+
+
+def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: bool = False) -> None:
+    """Scores every shard that is not there yet, and notes what the table is.
+
+    Raises:
+        RunError: a shard was made from something else.
+        TovError: as the scorers say.
+    """
+    run, scorers = prepared.run, prepared.scorers
+    spec = next(iter(scorers.values())).model
+    opened = models.open(spec) if spec else None
+    encode = opened.encode if opened else ModelSpec.of(prepared.settings, prepared.labels).encoder()
+    reader = ShardReader(
+        prepared.rows.pool, prepared.rows.index, prepared.rows.excluded, encode, prepared.settings.shard_rows
+    )
+    made_from = {
+        "method": prepared.method.table or prepared.method.name,
+        "options": prepared.options.model_dump(mode="json") if prepared.options else {},
+        "from": prepared.made_from,
+        "keys": {name: scorer.key for name, scorer in scorers.items()},
+        "pool": [prepared.rows.index.fingerprint, prepared.rows.excluded_fingerprint, reader.shard_rows],
+        "model": [*opened.fingerprint, prepared.settings.batch_tokens] if opened else [encode.max_length],
+    }
+    store = ShardStore(run.scores, digest(made_from))
+    base = np.array(sorted({one for scorer in scorers.values() for one in scorer.base}), np.uint64)
+    passes = tuple(sum(scorer.passes[way] for scorer in scorers.values()) for way in (0, 1))
+
+    def passed(shard: Shard) -> int:
+        run.spend(SCAN, passes[0] * shard.tokens, passes[1] * shard.tokens)
+        return passes[0] * shard.tokens
+
+    with run.stage(SCAN), track(SCAN, len(reader.pool), quiet=quiet) as progress:
+        noise = run.manifest.scoring.noise_floor if run.manifest.scoring else None
+        if noise is None:
+            noise = _noise_floor(reader, scorers, models)
+        run.note(scoring=_record(prepared, store.fingerprint, noise))
+        fill(
+            store, reader, _AllTargets(dict(scorers)), lambda shard, columns: shard_table(reader, shard, columns, base),
+            engine, progress=progress, passed=passed,
+        )  # fmt: skip
+    run.note(scoring=_record(prepared, store.fingerprint, noise, complete=True))
+    if run.manifest.model is None:
+        run.note(model=_model_without_weights(prepared, encode.max_length))
+
+
+@dataclass(frozen=True)
+class _AllTargets:
+    """Every target's columns of a shard.
+
+    Attributes:
+        scorers: target's name -> scorer.
+    """
+
+    scorers: dict[str, Scorer]
+
+    @contextmanager
+    def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
+        if len(self.scorers) == 1:
+            [(target, scorer)] = self.scorers.items()
+            with scorer.open(models) as score_shard:
+                yield lambda shard: _named(score_shard(shard), target)
+            return
+
+        def score(shard: Shard) -> Columns:
+            columns: dict[str, np.ndarray] = {}
+            for target, scorer in self.scorers.items():
+                with scorer.open(models) as score_shard:  # each for itself: they share the model
+                    columns |= _named(score_shard(shard), target)
+            return columns
+
+        yield score
+
+
+def _named(columns: Columns, target: str) -> dict[str, np.ndarray]:
+    return {column_name(name, target): values for name, values in columns.items()}
+
+
+def _noise_floor(reader: ShardReader, scorers: Mapping[str, Scorer], models: Models) -> dict[str, float]:
+    """Of the first target's scorer: the floor is the model's, not the target's."""
+    scorer = next(iter(scorers.values()))
+    if type(scorer).noise_floor is Scorer.noise_floor:
+        return {}
+    usable = np.flatnonzero(reader.excluded == 0)
+    picked = np.sort(generator(0, "noise floor").choice(usable, min(NOISE_ROWS, len(usable)), replace=False))
+    encoded = reader.encode(usable_rows(reader.pool.at(picked)))
+    encoded = encoded.take(np.flatnonzero(encoded.scored_counts > 0))
+    return scorer.noise_floor(models, encoded) if len(encoded) else {}
+
+
+def _record(prepared: Prepared, fingerprint: str, noise: dict[str, float], *, complete: bool = False) -> ScoringRecord:
+    scan = {name: getattr(prepared.settings, name) for name in ScanSettings.model_fields}
+    return ScoringRecord(
+        method=prepared.method.name, options=prepared.options.model_dump(mode="json") if prepared.options else {},
+        settings=scan, fingerprint=fingerprint, unit=prepared.method.unit,
+        about="; ".join(
+            f"{name}: {scorer.about}" if len(prepared.scorers) > 1 else scorer.about
+            for name, scorer in prepared.scorers.items()
+        ),
+        noise_floor=noise, rows=len(prepared.rows.pool), complete=complete,
+        tokens_passed=prepared.run.manifest.spent.get(SCAN, (0, 0))[0],
+    )  # fmt: skip
+
+
+def _model_without_weights(prepared: Prepared, max_length: int) -> ModelRecord:
+    settings = prepared.settings
+    return ModelRecord(
+        name=settings.model, task=settings.task, labels=list(prepared.labels), max_length=max_length,
+        settings=settings.of("fit", named=True),
+    )  # fmt: skip
+
+
+@contextmanager
+def _in_its_words(variant: Variant) -> Iterator[None]:
+    """Advice on a training's settings, in the words of a method that has its own."""
+    try:
+        yield
+    except NumericError as error:
+        fix = error.fix
+        for name in ("learning_rate", *LoraOptions.model_fields):
+            if hasattr(variant.options, name):
+                fix = fix.replace(f"--{name.replace('_', '-')}", f"{variant.method.name}/{name}")
+        raise NumericError(error.problem, allowed=error.allowed, fix=fix) from None
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    """Seconds, tokens and bytes that a filled table took, with its artifacts."""
+    folders = [run.scores, *run.artifacts.values()]
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    spent = list(run.manifest.spent.values())
+    return {
+        "seconds": round(sum(run.manifest.timings.values()), 3),
+        "tokens_forward": sum(tokens[0] for tokens in spent),
+        "tokens_backward": sum(tokens[1] for tokens in spent),
+        "bytes": sum(file.stat().st_size for file in files),
+    }

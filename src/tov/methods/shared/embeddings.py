@@ -1,0 +1,66 @@
+"""Rows as vectors, from the model that is tuned: what RDS+ and TSDS compare. Forward passes only.
+
+Knows a model under its adapter and rows as tokens; must not know what embeddings are for. One pass over the rows; D fp32
+numbers a row are kept, 4 D bytes (2.3 KB for a model of width 576).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tov.errors import NumericError
+from tov.model.gradients import batches_of
+from tov.model.kernels.joined import scanning
+from tov.model.logloss import filled_mask, is_causal
+from tov.progress import each
+from tov.text.batches import Batch
+from tov.text.encode import Encoded
+
+
+def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int) -> np.ndarray:
+    """(rows, D) fp32 of length 1: the position-weighted mean of the last hidden states, `sum_i i h_i / sum_i i`, normalised.
+
+    Over all of a row's tokens i = 1..T, special ones included; h is what the head is given (after the last norm). Padding has
+    weight 0, and encoders do not attend to it. The model is taken as it stands: under a fresh adapter (B = 0) it is the base
+    model. A row without a token has no embedding: NaN. Nor has a row without a scored token (its answer was cut off, say): the
+    score table does not let it be chosen, and here it costs nothing.
+
+    Source: RDS+ (Ivison et al. 2025, arXiv 2503.01807). Differs: rows go in batches; h in the model's dtype, its mean in fp32.
+
+    Args:
+        adapted: a PeftModel: causal, token or sequence classification.
+        rows: encoded rows.
+        batch_tokens: most tokens in a batch, padding included.
+
+    Raises:
+        NumericError: an embedding is not a finite number, or zero.
+    """
+    model = adapted.get_base_model()
+    embeddings = np.full((len(rows), model.config.get_text_config().hidden_size), np.nan, np.float32)
+    with scanning(adapted):
+        for batch in each(batches_of(rows, batch_tokens)):
+            embeddings[batch.rows] = _weighted_mean(_last_hidden(model, batch), batch.lengths).cpu().numpy()
+            if not np.isfinite(embeddings[batch.rows]).all():
+                raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
+    return embeddings
+
+
+def _last_hidden(model: Any, batch: Batch) -> Tensor:
+    """(B, T, D). Right padding needs no mask in a causal model: no token sees what follows it."""
+    ids = torch.from_numpy(batch.ids).to(model.device)
+    if is_causal(model):
+        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return model.base_model(input_ids=ids, attention_mask=filled_mask(batch, model.device)).last_hidden_state
+
+
+def _weighted_mean(hidden: Tensor, lengths: np.ndarray) -> Tensor:
+    """(B, D) fp32 or wider, of length 1; a hidden state of zeros gives NaN. The sum of weights cancels in the length."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    places = np.arange(1, hidden.shape[1] + 1)
+    weights = torch.from_numpy(places * (places <= lengths[:, None])).to(hidden.device, dtype)  # (B, T)
+    return functional.normalize(torch.bmm(weights[:, None], hidden.to(dtype))[:, 0], eps=0.0)

@@ -1,0 +1,210 @@
+"""Train on Validation: fit the path, scan the pool through it, rank by what the target's epochs gain (Algorithm 1).
+
+`PathMethod` is what ToV shares with the measures that are free in its scan (`tov.methods.uncertainty`): they fit and
+scan alike and differ in what they rank by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from tov.config.records import RuleSettings
+from tov.data.rows import hexes
+from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
+from tov.errors import ModelError
+from tov.inputs.draw import draw_rows
+from tov.inputs.read import repair_notes
+from tov.methods.base import Method, PoolStats, Scorer, Stage, column_of
+from tov.methods.tov.fit import base_size_for, fit, schedule_for
+from tov.methods.tov.path import StoredPath, clear, finish, open_path, save_step
+from tov.methods.tov.scan import MEASURES, columns_of, noise_floor, scan_rows
+from tov.methods.tov.scoring import normalized
+from tov.methods.tov.variants import VARIANTS
+from tov.methods.work import Work
+from tov.model.kernels.joined import scanning
+from tov.progress import Progress
+from tov.scores.shard import Shard
+from tov.scores.table import Columns
+from tov.seeds import generator
+from tov.text.encode import Encoded
+
+FIT = "fit"
+"""The artifact, and the stage, of the fitted path; it lies in the run's own `path/`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathScorer(Scorer):
+    """Scans shards with the states of a stored path.
+
+    Attributes:
+        path: the folder of the stored path.
+        amplify: c of theta_bas + c (theta_val - theta_bas).
+        batch_tokens: most tokens in a batch.
+    """
+
+    path: str
+    amplify: float
+    batch_tokens: int
+
+    @contextmanager
+    def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
+        """As of `Scorer.open`: every measure of `MEASURES`, the mean over epochs under its name, of epoch k under `NAME_k`."""
+        opened, stored = _opened(models, self.model, self.path)
+        pairs, model = stored.pairs_again(self.amplify), opened.adapted.get_base_model()
+        with scanning(opened.adapted) as set_state:
+            yield lambda shard: columns_of(
+                scan_rows(
+                    model, set_state, shard.encoded, pairs(), batch_tokens=self.batch_tokens, count=stored.epochs
+                ).epochs
+            )
+
+    def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
+        """As of `Scorer.noise_floor`, under the first base state."""
+        opened, stored = _opened(models, self.model, self.path)
+        model, state = opened.adapted.get_base_model(), stored.state(1, "base")
+        with scanning(opened.adapted) as set_state:
+            return noise_floor(model, set_state, rows, state, batch_tokens=self.batch_tokens)
+
+
+def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, StoredPath]:
+    assert spec
+    opened, stored = models.open(spec), open_path(Path(path))
+    if stored.manifest["model_fingerprint"] != opened.loaded.fingerprint:
+        raise ModelError(
+            f"The model '{stored.manifest['model']}' is no longer the one that the path was fitted on.",
+            fix="Put the old weights back, or fit again (--force).",
+        )
+    return opened, stored
+
+
+class PathMethod(Method):
+    """A method that ranks by what a scan with ToV's path measures."""
+
+    needs = "path"
+    passes = "2 a scoring epoch, forward"
+    uses: ClassVar[frozenset[str]] = frozenset({"path"})
+    table = "tov"
+    rule = "score+random"
+    bins = 10
+    unit = "nats a token"
+
+    def base_size(self, settings: Any, usable: int) -> int:
+        """|U|."""
+        return base_size_for(settings, usable)
+
+    def prepare(self, work: Work) -> Scorer:
+        """Fits the path, or takes the one that is there."""
+        opened, settings = work.open(), work.settings
+        schedule = schedule_for(settings, self.base_size(settings, int(work.rows.usable.sum())))
+        steps = VARIANTS[settings.path_variant](schedule.epochs)
+        total = sum(schedule.base_size if step.data == "base" else len(work.target) for step in steps)
+        folder = work.artifact(
+            FIT, [work.target.index.fingerprint], opened, lambda folder, progress: _fit(work, opened, folder, progress),
+            rows=total, place=work.own_folder("path"),
+        )  # fmt: skip
+        stored = open_path(folder)
+        for note in stored.manifest["notes"]:
+            work.note(note)
+        return path_scorer(stored, opened, settings)
+
+    def reuse(self, artifacts: Mapping[str, Path], settings: Any, models: Models) -> Scorer | None:
+        """The stored path scores any pool."""
+        stored = open_path(artifacts[FIT])
+        labels = tuple(stored.manifest["labels"])
+        opened, _ = _opened(models, ModelSpec.of(settings, labels), str(artifacts[FIT]))
+        return path_scorer(stored, opened, settings)
+
+    def cost(self, stats: PoolStats) -> list[Stage]:
+        """The steps of the variant on base set and target, then two passes over the pool an epoch."""
+        schedule = schedule_for(stats.settings, base_size_for(stats.settings, stats.usable))
+        epochs, base = schedule.epochs, stats.drawn(schedule.base_size)
+        trained = sum(
+            base if step.data == "base" else stats.target_tokens
+            for step in VARIANTS[stats.settings.path_variant](epochs)
+        )
+        columns = len(MEASURES) * (epochs + 1)
+        return [
+            Stage(FIT, trained, trained, 2 * epochs * 4 * stats.trained(stats.settings)),
+            Stage("scan", 2 * epochs * stats.tokens, 0, stats.table(columns)),
+        ]
+
+
+class Tov(PathMethod):
+    """ToV itself."""
+
+    name = "tov"
+    summary = "rows whose log-loss falls when the model is fine-tuned on the target"
+    uses: ClassVar[frozenset[str]] = frozenset({"path", "gain"})
+    source = "Jain, Montanari, Sasoglu 2025, arXiv 2510.00386 (ICLR 2026)"
+    differs = (
+        "the paper leaves open the optimizer, its learning rates and its moments in the target epochs (docs/defaults.md has "
+        "our choice); the target's step may be amplified; there are at most 4 scoring epochs"
+    )
+
+    def columns(self, settings: RuleSettings, available: Sequence[str]) -> Sequence[str]:
+        """F's column, and the log-loss where it divides."""
+        return f"score_{settings.transform}", *(("loss_base",) if settings.normalize == "initial-loss" else ())
+
+    def rank(self, scores: pa.Table, settings: RuleSettings) -> np.ndarray:
+        """(N,) the score under the settings' F and normaliser."""
+        values = column_of(scores, f"score_{settings.transform}")
+        return normalized(values, column_of(scores, "loss_base")) if settings.normalize == "initial-loss" else values
+
+
+def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer:
+    """The scorer of a stored path.
+
+    Args:
+        stored: the path.
+        opened: the model that it was fitted on.
+        settings: of the scan: `amplify`, `batch_tokens`.
+    """
+    manifest, loaded, amplify = stored.manifest, opened.loaded, float(settings.amplify)
+    return PathScorer(
+        model=opened.spec, passes=(2 * stored.epochs, 0), key=stored.fingerprint,
+        base=tuple(int(value, 16) for value in manifest["base"]["content"]),
+        about=f"|U| = {manifest['base_size']:,} base rows, M = {manifest['target']['rows']:,} target rows, "
+        f"L = {stored.epochs} scoring epochs, {loaded.dtype} on {loaded.device}, "
+        f"the target's step amplified {amplify:g} times",
+        path=str(stored.folder), amplify=amplify,
+        batch_tokens=int(settings.batch_tokens or auto_batch_tokens(loaded.device)),
+    )  # fmt: skip
+
+
+def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
+    """Trains the path anew and stores it."""
+    settings, rows, index = work.settings, work.rows, work.target.index
+    target, _ = work.encode_target(opened.encode)
+    schedule = schedule_for(settings, base_size_for(settings, int(rows.usable.sum())))
+    base_ids, base = draw_rows(rows, schedule.base_size, generator(settings.seed, "base set"), opened.encode)
+    if len(base_ids) < schedule.base_size:
+        schedule = schedule_for(settings, len(base_ids))
+    clear(folder)
+    log = fit(
+        opened.adapted, base=base, target=target, settings=settings, schedule=schedule, progress=progress,
+        keep=lambda step, state: save_step(opened.adapted, folder, step, state),
+    )  # fmt: skip
+    lost = len(work.target) - len(target)
+    notes = [
+        *schedule.notes,
+        *([f"{lost:,} target rows have no scored token within --max-length and were left out"] if lost else []),
+        *repair_notes(target=index, pool=rows.index),
+    ]
+    finish(folder, {
+        "format": 1,
+        "model": settings.model, "model_fingerprint": opened.loaded.fingerprint, "dtype": opened.loaded.dtype,
+        "task": settings.task, "labels": list(opened.loaded.labels),
+        "max_length": opened.encode.max_length, "epochs": schedule.epochs, "base_size": schedule.base_size,
+        "rates": schedule.rates, "settings": settings.of("fit", named=True), "log": log, "notes": notes,
+        "base": {"rows": [int(row) for row in base_ids], "content": hexes(rows.index.content[base_ids])},
+        "target": {"rows": len(target), "prompt": hexes(index.prompt)},
+    })  # fmt: skip
+    trained = sum(entry["tokens"] for entry in log)
+    work.spend(FIT, trained, trained)

@@ -1,0 +1,122 @@
+"""The stored path: `path/epoch-K/base` and `path/epoch-K/target`, PEFT folders, and a manifest that says they are complete."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tov.errors import RunError
+from tov.files import digest, file_digest, read_json, write_json
+from tov.methods.tov.variants import Step
+from tov.model.adapters import State, load, save
+from tov.runs.format1 import renamed
+
+HELD_BYTES = 2 << 30
+"""Bytes of states that a process keeps in memory between shards."""
+
+
+@dataclass(frozen=True)
+class StoredPath:
+    """A fitted path on disk.
+
+    Attributes:
+        folder: the `path/` folder.
+        manifest: model, settings, schedule, base rows, log, fingerprint.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """L."""
+        return int(self.manifest["epochs"])
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the adapters' bytes and of how rows must be encoded for them."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that it was fitted under, by their present names."""
+        return renamed(self.manifest["settings"])
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """(M,) uint64 prompt hashes of the target."""
+        return np.array([int(value, 16) for value in self.manifest["target"]["prompt"]], np.uint64)
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """Rows and fingerprint of the target, for a manifest."""
+        return {"rows": self.manifest["target"]["rows"], "fingerprint": digest(self.manifest["target"]["prompt"])}
+
+    def state(self, epoch: int, which: str) -> State:
+        """The adapter of epoch k (from 1), `base` or `target`."""
+        return load(self.folder / f"epoch-{epoch}" / which)
+
+    def pairs_again(self, amplify: float = 1.0) -> Callable[[], Iterable[tuple[int, State, State]]]:
+        """What gives `pairs` any number of times: from memory where they are at most `HELD_BYTES`, else read each time."""
+        size = sum(file.stat().st_size for file in self.folder.glob("epoch-*/*/adapter_model.safetensors"))
+        if size > HELD_BYTES:
+            return lambda: self.pairs(amplify)
+        pairs = list(self.pairs(amplify))
+        return lambda: pairs
+
+    def pairs(self, amplify: float = 1.0) -> Iterator[tuple[int, State, State]]:
+        """(k, base state, amplified target state) of each epoch, read when asked for.
+
+        The amplified state is theta_bas + c (theta_val - theta_bas). States are linear in the adapter's parameters, so to first
+        order every gain is c times as large, at no cost; rounding is not. c = 1 is theta_val itself (the paper's).
+        """
+        for epoch in range(1, self.epochs + 1):
+            base, target = self.state(epoch, "base"), self.state(epoch, "target")
+            if amplify != 1.0:
+                target = {name: base[name] + amplify * (target[name] - base[name]) for name in base}
+            yield epoch, base, target
+
+
+def save_step(adapted: Any, folder: Path, step: Step, state: State) -> None:
+    """Writes one state of the path; `finish` later says that all are there."""
+    save(adapted, state, folder / f"epoch-{step.epoch}" / step.result.partition("-")[0])
+
+
+def clear(folder: Path) -> None:
+    """Removes what an unfinished fit left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def finish(folder: Path, manifest: dict[str, Any]) -> StoredPath:
+    """Writes the manifest, with which the path becomes a finished one."""
+    adapters = sorted(folder.glob("epoch-*/*/adapter_model.safetensors"))
+    prints = {str(path.relative_to(folder)): file_digest(path) for path in adapters}
+    encoding = {key: manifest[key] for key in ("model", "model_fingerprint", "dtype", "max_length", "labels")}
+    write_json(folder / "manifest.json", {**manifest, "adapters": prints, "fingerprint": digest([prints, encoding])})
+    return open_path(folder)
+
+
+def open_path(folder: Path) -> StoredPath:
+    """A finished path.
+
+    Raises:
+        RunError: there is none, it was not finished, or an adapter is not the one that was fitted.
+    """
+    file = folder / "manifest.json"
+    if not file.exists():
+        raise RunError(f"{folder} holds no finished path.", fix="Give the command that fits it again.")
+    stored = StoredPath(folder, read_json(file))
+    for name, fingerprint in stored.manifest.get("adapters", {}).items():
+        adapter = folder / name
+        if not adapter.exists() or file_digest(adapter) != fingerprint:
+            raise RunError(
+                f"{adapter} is {'not there' if not adapter.exists() else 'not the adapter that was fitted (changed or cut)'}.",
+                fix="Put the file back from a copy, or fit the path again (--force).",
+            )
+    return stored

@@ -1,0 +1,233 @@
+"""What a method is given to prepare with: pool, target, settings, the model, and artifacts that survive a kill.
+
+Times, tokens and bytes are noted here, so that every method's cost is told alike. Must not know any method.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tov.engine.base import Engine, ShardTask
+from tov.engine.fill import fill
+from tov.engine.models import Lora, Models, ModelSpec, Opened, auto_batch_tokens
+from tov.errors import ModelError
+from tov.files import digest, read_json, sweep_temporaries, write_json
+from tov.inputs.draw import encode_scored
+from tov.inputs.read import Indexed, PoolRows
+from tov.methods.base import Method
+from tov.methods.spec import read_by
+from tov.progress import Progress, track
+from tov.runs.folder import Run
+from tov.runs.manifest import ModelRecord
+from tov.scores.shard import ShardReader
+from tov.scores.store import ShardStore, features_table
+from tov.scores.table import column_name
+from tov.text.encode import Encoded, Encoder
+
+ARTIFACT = "artifact.json"
+"""Says that an artifact is whole, what it was made from, and what making it took."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One target's score table to prepare.
+
+    Attributes:
+        run: whose manifest takes notes.
+        name: of the target.
+        rows: the pool.
+        target: the target.
+        settings: of the run, with the task named: model, seed, lengths, batches.
+        method: whose work it is.
+        options: the method's own options; None where it has none.
+        labels: of a classifier.
+        artifacts: folder of what outlives a kill, and may be shared with other tables.
+        models: opens models, and keeps the last one.
+        engine: computes what a method makes of every pool row.
+        quiet: no progress.
+    """
+
+    run: Run
+    name: str
+    rows: PoolRows
+    target: Indexed
+    settings: Any
+    method: Method
+    options: Any
+    labels: tuple[str, ...]
+    artifacts: Path
+    models: Models
+    engine: Engine
+    quiet: bool = False
+
+    def spec(self, lora: Any = None) -> ModelSpec:
+        """The run's model, with another adapter if a record of LoRA settings is given."""
+        spec = ModelSpec.of(self.settings, self.labels)
+        return replace(spec, lora=Lora.of(lora)) if lora is not None else spec
+
+    def open(self, lora: Any = None) -> Opened:
+        """The model in its initial state (pretrained weights, adapter of no effect, seeded head).
+
+        Raises:
+            ModelError: it is not the one that an earlier call of this run opened: other weights, or `auto` means
+                another dtype here.
+        """
+        opened = self.models.open(self.spec(lora))
+        record = model_record(opened, self.settings)
+        note_model(self.run, record)
+        return opened
+
+    def encoder(self) -> Encoder:
+        """What turns rows into the model's tokens, for methods that need no model."""
+        return self.spec().encoder()
+
+    def encode_target(self, encode: Encoder) -> tuple[Encoded, np.ndarray]:
+        """The target's rows that have a scored token, and their row_ids; a note says if any has none."""
+        encoded, row_ids = encode_scored(self.target.pool, encode)
+        lost = len(self.target) - len(row_ids)
+        self.note(f"{lost:,} target rows have no scored token within --max-length and were left out" if lost else "")
+        return encoded, row_ids
+
+    def batch_tokens(self, opened: Opened) -> int:
+        """Tokens in a batch."""
+        return int(self.settings.batch_tokens or auto_batch_tokens(opened.loaded.device))
+
+    def note(self, text: str) -> None:
+        """A line of the report; once, and not if it is empty."""
+        self.run.note_line(text)
+
+    def spend(self, stage: str, forward: int, backward: int = 0) -> None:
+        """Adds to the tokens of a stage of this target's."""
+        self.run.spend(column_name(stage, self.name), forward, backward)
+
+    def made_from(self, opened: Opened | None) -> dict[str, Any]:
+        """What every artifact depends on: settings that the method reads, pool, model."""
+        settings = read_by(self.settings, self.method, "fit", "scan")
+        return {
+            "settings": {name: value for name, value in settings.items() if name != "shard_rows"},
+            "pool": [self.rows.index.fingerprint, self.rows.excluded_fingerprint],
+            "model": [opened.loaded.fingerprint, opened.loaded.dtype, self.batch_tokens(opened)] if opened else None,
+        }
+
+    def artifact(
+        self, name: str, key: Any, opened: Opened | None, make: Callable[[Path, Progress], None], *, rows: int,
+        place: Path | None = None,
+    ) -> Path:  # fmt: skip
+        """The folder of an artifact, made if it is not whole yet.
+
+        Args:
+            name: of the artifact and of its stage.
+            key: what it depends on, beside `made_from`.
+            opened: the model that it is made with; None for none.
+            make: fills the folder, and tells `spend` of its tokens; killed and called again, it goes on with or replaces what
+                it finds there.
+            rows: that pass, for the progress.
+            place: its folder; by default one among the shared artifacts that is named by what it is made from.
+        """
+        name = column_name(name, self.name)
+        made_from = {**self.made_from(opened), "key": key}
+        folder = place or self.artifacts / f"{name}-{digest(made_from)}"
+        whole = folder / ARTIFACT
+        if not whole.exists() or read_json(whole)["made_from"] != _as_json(made_from):
+            folder.mkdir(parents=True, exist_ok=True)
+            # It may lie outside the run, and another run may be writing there.
+            sweep_temporaries(folder, older_than=3600)
+            with self.run.stage(name), track(name, rows, quiet=self.quiet) as progress:
+                make(folder, progress)
+            spent, seconds = self.run.manifest.spent.get(name, (0, 0)), self.run.manifest.timings[name]
+            write_json(whole, {"made_from": made_from, "seconds": seconds, "spent": list(spent)})
+        record = read_json(whole)
+        # Whoever made it, its cost is part of this table's.
+        manifest = self.run.manifest
+        self.run.note(
+            artifacts={**manifest.artifacts, name: relpath(folder, self.run.folder)},
+            timings={**manifest.timings, name: record["seconds"]},
+            spent={**manifest.spent, name: tuple(record["spent"])},
+        )
+        return folder
+
+    def own_folder(self, name: str) -> Path:
+        """A folder of the run itself for an artifact that its user is to find; each target has one."""
+        return self.run.folder / column_name(name, self.name)
+
+    def reader(self, encode: Encoder) -> ShardReader:
+        """Reads the pool shard by shard."""
+        return ShardReader(self.rows.pool, self.rows.index, self.rows.excluded, encode, self.settings.shard_rows)
+
+    def store_features(
+        self, folder: Path, encode: Encoder, task: ShardTask[np.ndarray], progress: Progress, *, stage: str,
+        passes: tuple[int, int], dtype: Any = np.float16,
+    ) -> ShardStore:  # fmt: skip
+        """Numbers of every pool row, kept shard by shard; shards that are there are left alone.
+
+        Args:
+            folder: of the shards, in an artifact's folder, whose name says what they are made from.
+            encode: rows to tokens.
+            task: (rows, d) features of a shard's rows, NaN for a row without any.
+            progress: told of rows.
+            stage: whose tokens they are.
+            passes: how often a row's tokens go through the model, forward and backward.
+            dtype: fp16 or fp32.
+        """
+        store = self.feature_store(folder, stage=stage)
+
+        def passed(shard: Any) -> int:
+            forward, backward = (times * shard.tokens for times in passes)
+            if forward:
+                self.spend(stage, forward, backward)
+            return int(forward)
+
+        fill(
+            store, self.reader(encode), task, lambda shard, rows: features_table(shard.spread(rows).astype(dtype)),
+            self.engine, progress=progress, passed=passed,
+        )  # fmt: skip
+        return store
+
+    def feature_store(self, folder: Path, *, stage: str) -> ShardStore:
+        """The store of `store_features` in a folder of an artifact, whose name says what it is made from."""
+        return ShardStore(folder, digest([folder.parent.name, folder.name, self.settings.shard_rows, stage]))
+
+
+def model_record(opened: Opened, settings: Any) -> ModelRecord:
+    """What a run remembers of an opened model."""
+    loaded = opened.loaded
+    return ModelRecord(
+        name=settings.model, task=opened.spec.task, labels=list(loaded.labels), max_length=opened.encode.max_length,
+        fingerprint=loaded.fingerprint, dtype=loaded.dtype, device=str(loaded.device), settings=settings.of("fit", named=True),
+    )  # fmt: skip
+
+
+def note_model(run: Run, record: ModelRecord) -> None:
+    """Remembers the model of a run.
+
+    Raises:
+        ModelError: an earlier call of the run had other weights, another dtype or another kind of device: numbers made by both
+            must not stand in one table.
+    """
+    was = run.manifest.model
+    if was is None or was.fingerprint is None:
+        run.note(model=record)
+        return
+    pairs = {
+        "weights": (was.fingerprint, record.fingerprint),
+        "dtype": (was.dtype, record.dtype),
+        "device": ((was.device or "").partition(":")[0], (record.device or "").partition(":")[0]),
+    }
+    changed = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new)
+    if changed:
+        raise ModelError(
+            f"The model '{record.name}' is no longer the one that {run.folder} was begun with: {changed}.",
+            fix="Go on with the old weights on a machine like the first, or start over with --force, naming --dtype.",
+        )
+
+
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from a JSON file."""
+    return json.loads(json.dumps(value, default=str))
