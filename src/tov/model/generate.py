@@ -6,48 +6,61 @@ An answer ends where the chat template ends a turn, which the generation setting
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 
-from tov.data.conversations import Conversation
+from tov.data.rows import Row
 from tov.model.load import longest
-from tov.text.chat import apply
-from tov.text.encode import encode
+from tov.text.chat import Message, apply
+from tov.text.encode import Encoder
 
 BATCH_ROWS = 16
 NEW_TOKENS = 256
 """Most tokens of an answer."""
 
 
+class Asked(Row, Protocol):
+    """A row of a task whose answers can be generated (`Task.generates`)."""
+
+    @property
+    def prompt(self) -> Sequence[Message]:
+        """The turns before the answer; none where there is nothing to ask."""
+
+    @property
+    def answer(self) -> str:
+        """The reference."""
+
+
 @torch.inference_mode()
-def answers(adapted: Any, tokenizer: Any, rows: Sequence[Conversation], *, max_length: int) -> list[str]:
+def answers(adapted: Any, encode: Encoder, rows: Sequence[Asked]) -> list[str]:
     """What the model answers to each row's prompt.
 
     Args:
         adapted: a PeftModel of a causal model.
-        tokenizer: its tokenizer, with a chat template.
-        rows: everything before the last assistant turn is the prompt.
-        max_length: tokens of a prompt, less what the model cannot take beside an answer; of a longer one the end is kept.
+        encode: has its tokenizer, with a chat template, and the tokens that a prompt may have, less what the model cannot take
+            beside an answer; of a longer one the end is kept.
+        rows: what is asked.
     """
-    was_training = adapted.training
+    was_training, tokenizer = adapted.training, encode.tokenizer
     limit = longest(adapted.get_base_model().config, tokenizer)
-    max_length = min(max_length, limit - NEW_TOKENS) if limit else max_length
+    max_length = min(encode.max_length, limit - NEW_TOKENS) if limit else encode.max_length
     adapted.eval()
     try:
         prompts = [apply(tokenizer, row.prompt, generation_prompt=True) for row in rows]
-        starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, tokenizer, rows)
+        starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, encode, rows)
         batches = (prompts[at : at + BATCH_ROWS] for at in starts)
         return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, ends)]
     finally:
         adapted.train(was_training)
 
 
-def _ends(adapted: Any, tokenizer: Any, rows: Sequence[Conversation]) -> list[int]:
+def _ends(adapted: Any, encode: Encoder, rows: Sequence[Asked]) -> list[int]:
     """Tokens that end an answer: the model's and the tokenizer's own, and the special one that ends a row's last turn."""
-    known = adapted.generation_config.eos_token_id
+    tokenizer, known = encode.tokenizer, adapted.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])}
-    encoded = encode(tokenizer, rows[:1], max_length=10**9)
+    encoded = replace(encode, max_length=10**9)(rows[:1])
     scored = encoded.ids[encoded.scored]
     if len(scored) and int(scored[-1]) in tokenizer.all_special_ids:
         ends.add(int(scored[-1]))
@@ -55,13 +68,13 @@ def _ends(adapted: Any, tokenizer: Any, rows: Sequence[Conversation]) -> list[in
 
 
 def _batch(adapted: Any, tokenizer: Any, prompts: Sequence[str], max_length: int, ends: list[int]) -> list[str]:
-    kept = [tokenizer(prompt, add_special_tokens=False)["input_ids"][-max_length:] for prompt in prompts]
+    prompt_ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"][-max_length:] for prompt in prompts]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    width, device = max(map(len, kept)), next(adapted.parameters()).device
-    ids = torch.tensor([[padding] * (width - len(row)) + row for row in kept], device=device)
-    filled = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in kept], device=device)
-    made = adapted.generate(
+    width, device = max(map(len, prompt_ids)), next(adapted.parameters()).device
+    ids = torch.tensor([[padding] * (width - len(row)) + row for row in prompt_ids], device=device)
+    filled = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids], device=device)
+    generated = adapted.generate(
         input_ids=ids, attention_mask=filled, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=padding,
         eos_token_id=ends or None, temperature=None, top_p=None, top_k=None,
     )  # fmt: skip
-    return list(tokenizer.batch_decode(made[:, width:], skip_special_tokens=True))
+    return list(tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True))

@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from tov.errors import ModelError, NumericError
 from tov.model.adapters import parameters
-from tov.model.attention import wide
+from tov.model.kernels.attention import wide
+from tov.model.kernels.lowrank import factors_of, forwards, plain_layers, thin_factors, thin_linear
+from tov.model.kernels.norms import trained_norms
+from tov.model.kernels.products import bf16_products
 from tov.model.logloss import row_logprobs
-from tov.model.lowrank import factors_of, forwards, plain_layers, thin_factors, thin_linear
-from tov.model.norms import trained_norms
-from tov.model.products import bf16_products
 from tov.text.batches import Batch, collate, plan
 from tov.text.encode import IGNORED, Encoded
 
@@ -36,7 +36,7 @@ Run = Callable[[Batch, Take], Tensor]
 
 
 @contextlib.contextmanager
-def row_gradients(adapted: Any) -> Iterator[Run]:
+def per_example_gradients(adapted: Any) -> Iterator[Run]:
     """Within the block the model is in evaluation mode (no dropout); yields the function that passes a batch.
 
     The state is the one in the model (`tov.model.adapters.write_state` sets another, also within the block). Gradients are fp32
@@ -89,11 +89,11 @@ def batches_of(rows: Encoded, batch_tokens: int) -> list[Batch]:
 
 def places(adapted: Any) -> dict[str, slice]:
     """Where each parameter lies in the flat gradient of P numbers: the order of `tov.model.adapters.parameters`."""
-    found, start = {}, 0
+    slices, start = {}, 0
     for name, parameter in parameters(adapted).items():
-        found[name] = slice(start, start + parameter.numel())
+        slices[name] = slice(start, start + parameter.numel())
         start += parameter.numel()
-    return found
+    return slices
 
 
 def flat_gradients(adapted: Any, run: Run, batch: Batch) -> Tensor:
@@ -101,7 +101,7 @@ def flat_gradients(adapted: Any, run: Run, batch: Batch) -> Tensor:
 
     Args:
         adapted: a PeftModel.
-        run: from `row_gradients`.
+        run: from `per_example_gradients`.
         batch: B rows.
     """
     parts: dict[str, Tensor] = {}
@@ -120,7 +120,7 @@ class _Sink:
         self.left, self.parts, self.taken = Counter[str](), dict[str, Tensor](), set[str]()
 
     def called(self, *tensors: Tensor) -> None:
-        self.left.update(self.names[id(one)] for one in tensors if id(one) in self.names)
+        self.left.update(self.names[id(tensor)] for tensor in tensors if id(tensor) in self.names)
 
     def add(self, parameter: Tensor, gradient: Tensor) -> None:
         name = self.names[id(parameter)]
@@ -138,9 +138,9 @@ class _Sink:
         rows, tokens = self.shape
         if rows > 1 and x.shape[0] != rows and x.shape[:-1] != (rows * tokens,):
             raise ModelError(
-                f"a trained layer is given {tuple(x.shape)} for a batch of {rows} rows of {tokens} tokens: its gradient cannot "
-                "be told apart by row",
-                fix="batch_tokens=1 passes rows one at a time",
+                f"The gradient of a trained layer cannot be taken row by row: "
+                f"the layer is given {tuple(x.shape)} for a batch of {rows} rows of {tokens} tokens.",
+                fix="Pass rows one at a time, with batch_tokens=1.",
             )
         return x.reshape(rows, -1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
 
@@ -151,7 +151,7 @@ def _outer(left: Tensor, right: Tensor) -> Tensor:
 
 
 class _AdapterRows(torch.autograd.Function):
-    """The thin forward of `tov.model.lowrank`; its backward pass hands each row's gradients of A and B to the sink."""
+    """The thin forward of `tov.model.kernels.lowrank`; its backward pass hands each row's gradients of A and B to the sink."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: nn.Linear, scaling: float, sink: _Sink) -> Tensor:
@@ -203,15 +203,16 @@ def _pass(adapted: Any, batch: Batch, sink: _Sink, take: Take) -> Tensor:
         losses = _row_losses(row_logprobs(adapted.get_base_model(), batch), batch)
         if not torch.isfinite(losses).all():
             raise NumericError(
-                "a row's log-loss is not a finite number", fix="try --dtype fp32, or a lower --learning-rate"
+                "The log-loss of a row is not a finite number.", fix="Try --dtype fp32, or a lower --learning-rate."
             )
         losses.sum().backward()
     for name, parameter in live.items():
         if parameter.grad is not None:
             parameter.grad = None
             raise ModelError(
-                f"the gradient of {name} cannot be told apart by row: it is not part of a linear layer that is called",
+                f"The gradient of {name} cannot be taken row by row: it is not part of a linear layer that is called.",
                 allowed="adapters on linear layers, the language model's head excepted, and linear classifier heads",
+                fix="Name linear layers with lora_target_modules.",
             )
         if name not in sink.taken:  # nothing that the loss depends on came from it
             shape = (len(batch.rows), *parameter.shape)

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tov.errors import ConfigError, ModelError, did_you_mean
 from tov.files import digest, file_digest
 from tov.model.builtin import ALIASES, from_gguf, packaged_model
-from tov.model.memory import keep_freed_memory
-from tov.text.encode import prepare
+from tov.model.kernels.memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 LARGEST_DEFAULT = 1024
 """Tokens a row may have where --max-length is not given and the model takes so many."""
+
+
+class ForTask(Protocol):
+    """What loading asks of a task (`tov.tasks.base.Task`)."""
+
+    @property
+    def auto_model(self) -> str:
+        """The class of transformers that loads its model."""
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the model gets a head for the task's labels."""
+
+    def open_tokenizer(self, name: str, load: Callable[..., Any]) -> Any:
+        """The tokenizer as the task wants it, by a function that loads it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Loaded:
     Attributes:
         name: as the user gave it.
         model: a transformers model in evaluation mode: causal, token or sequence classification.
-        tokenizer: its tokenizer, ready for `tov.text.encode`.
+        tokenizer: its tokenizer, ready for the task.
         labels: of a classifier, by id.
         head: names of the modules that are new and must be trained in full; none for a causal model.
         device: where it is.
@@ -58,15 +73,18 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device {name!r}", allowed="auto, cpu, cuda, cuda:0, mps", fix="name one of these") from None
+        raise ConfigError(
+            f"There is no device {name!r}.", allowed="auto, cpu, cuda, cuda:0, mps", fix="Name one of these."
+        ) from None
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}.get(
         device.type, 0
     )
     if count <= (device.index or 0):
         raise ConfigError(
-            f"device {name!r} is not here", allowed="cpu" + f", {count} {device.type}" * bool(count),
-            fix="use --device auto, which takes what is here",
-        )  # fmt: skip
+            f"The device {name!r} is not on this machine.",
+            allowed="cpu" + f", {count} {device.type}" * bool(count),
+            fix="Use --device auto, which takes what is here.",
+        )
     return device
 
 
@@ -88,41 +106,32 @@ def resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.exists():
-            raise ModelError(f"no file {path}", fix="check the path")
+            raise ModelError(f"There is no file {path}.", fix="Check the path.")
         return str(from_gguf(path))
     if path.is_dir() and not (path / "config.json").exists():
         raise ModelError(
-            f"folder {path} holds no config.json", allowed="a folder made by save_pretrained",
-            fix="name the folder that holds config.json and the weights",
-        )  # fmt: skip
+            f"The folder {path} holds no config.json.",
+            allowed="a folder made by save_pretrained",
+            fix="Name the folder that holds config.json and the weights.",
+        )
     if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ModelError(f"no folder {path}", fix="check the name: a model is a folder, a .gguf file or a Hub id")
+        raise ModelError(
+            f"There is no folder {path}.", fix="Check the name: a model is a folder, a .gguf file or a Hub id."
+        )
     return str(path) if path.is_dir() else name
 
 
-def load_tokenizer(
-    name: str, *, task: str = "instruction", revision: str | None = None, trust_remote_code: bool = False
-) -> Any:
-    """The tokenizer of a model, ready for `tov.text.encode`.
+def load_tokenizer(name: str, *, task: ForTask, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, ready for the task.
 
     Raises:
-        ModelError: it has no fast tokenizer, which sentences need (it tells a word's tokens).
+        ModelError: there is none, or none that the task can use.
     """
     from transformers import AutoTokenizer
 
     source = resolve(name)
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    tokenizer = _from_pretrained(AutoTokenizer, name, source, options)
-    if task == "instruction":
-        return prepare(tokenizer)
-    if task == "ner" and not tokenizer.is_fast:
-        raise ModelError(
-            f"the tokenizer of '{name}' does not tell which word a token is from",
-            fix="use a model with a tokenizer.json",
-        )
-    if task == "ner" and not getattr(tokenizer, "add_prefix_space", True):  # byte-level BPE: words begin with a space
-        tokenizer = _from_pretrained(AutoTokenizer, name, source, {**options, "add_prefix_space": True})
-    return tokenizer
+    return task.open_tokenizer(name, lambda **more: _from_pretrained(AutoTokenizer, name, source, {**options, **more}))
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -150,7 +159,7 @@ OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "lo
 def load_model(
     name: str,
     *,
-    task: str = "instruction",
+    task: ForTask,
     labels: tuple[str, ...] = (),
     dtype: str = "auto",
     device: str = "auto",
@@ -162,7 +171,7 @@ def load_model(
 
     Args:
         name: alias, GGUF file, folder or Hub id.
-        task: of `tov.config.Task`; decides the head.
+        task: decides the head.
         labels: of a classifier, by id.
         dtype: fp32, bf16 or auto.
         device: auto or torch's name.
@@ -174,7 +183,7 @@ def load_model(
         ModelError: not found, no model for the task, or not to be had offline.
         ConfigError: the device is not here.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     place = pick_device(device)
     if place.type == "cpu":
@@ -186,10 +195,11 @@ def load_model(
     head: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if task == "instruction":
-            model = _from_pretrained(AutoModelForCausalLM, name, source, options)
+        auto = getattr(transformers, task.auto_model)
+        if task.new_head:
+            model, labels, head = _classifier(name, source, auto, labels, options)
         else:
-            model, labels, head = _classifier(name, source, task, labels, options)
+            model = _from_pretrained(auto, name, source, options)
     if model.config.pad_token_id is None:  # decoders with a sequence head look for a row's last token by it
         model.config.pad_token_id = tokenizer.pad_token_id
     model = model.to(place).eval()
@@ -198,21 +208,16 @@ def load_model(
 
 
 def _classifier(
-    name: str, source: str, task: str, labels: tuple[str, ...], options: dict[str, Any]
+    name: str, source: str, auto: Any, labels: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
     """A model with a head for the labels, the labels by id, and the names of the modules that must be trained in full.
 
     A checkpoint that was trained on these very labels keeps its head and their order; any other head is made anew.
     """
-    import transformers
+    from transformers import AutoConfig
 
-    auto = (
-        transformers.AutoModelForTokenClassification
-        if task == "ner"
-        else transformers.AutoModelForSequenceClassification
-    )
     here = {key: options[key] for key in ("revision", "trust_remote_code")}
-    trained_on = _from_pretrained(transformers.AutoConfig, name, source, here).id2label or {}
+    trained_on = _from_pretrained(AutoConfig, name, source, here).id2label or {}
     same = sorted(trained_on.values()) == sorted(labels)
     labels = tuple(trained_on[place] for place in range(len(labels))) if same else labels
     ids = {"id2label": dict(enumerate(labels)), "label2id": {label: place for place, label in enumerate(labels)}}
@@ -239,9 +244,9 @@ def _from_pretrained(auto: Any, name: str, source: str, options: dict[str, Any])
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
-            f"the model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
+            f"The model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
             allowed=f"a Hub id, a folder made by save_pretrained, a .gguf file, or {', '.join(ALIASES)}",
-            fix="check the name; offline, name a local folder or a model in the Hub cache",
+            fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
         ) from error
 
 

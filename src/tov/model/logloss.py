@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tov.errors import ModelError, NumericError
-from tov.model.products import bf16_products
+from tov.model.kernels.products import bf16_products
 from tov.text.batches import Batch
 from tov.text.encode import IGNORED
 
@@ -55,7 +55,7 @@ def row_logprobs(model: Any, batch: Batch, **options: Any) -> Tensor:
     Args:
         model: a transformers model under its adapter: causal, token or sequence classification.
         batch: B rows of up to T tokens, S labels in all.
-        **options: of the model's forward, for rows end to end (`tov.model.packed`).
+        **options: of the model's forward, for rows end to end (`tov.model.kernels.packed`).
     """
     if not is_causal(model):
         return label_logprobs(*classifier_logits(model, batch, **options))
@@ -292,16 +292,16 @@ def check_head(causal: Any, head: Head, ids: Tensor) -> None:
     ours = token_logprobs(head, *gather_hidden(causal, ids, scored))
     if not torch.isfinite(ours).all():
         raise NumericError(
-            "the model's log-loss is not a finite number",
-            fix="try --dtype fp32; if that does not help, the weights are broken: fetch the model again",
+            "The model's log-loss is not a finite number.",
+            fix="Try --dtype fp32. If that does not help, the weights are broken: fetch the model again.",
         )
     logits = causal(input_ids=ids, use_cache=False).logits[:, :-1].float()
     theirs = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).flatten()
     gap = float((ours.float() - theirs).abs().max())
     if not gap <= (1.0 if causal.dtype == torch.bfloat16 else 0.01):
         raise ModelError(
-            f"the head of {type(causal).__name__} does something to its logits that tov does not know "
-            f"(log-loss differs by {gap:.3g} nat)",
+            f"The head of {type(causal).__name__} does something to its logits that tov does not know "
+            f"(the log-loss differs by {gap:.3g} nat).",
             allowed="linear heads with bias, logit_scale, logits_scaling, final_logit_softcapping",
-            fix="report the model's name to the project",
+            fix="Report the model's name to the project.",
         )

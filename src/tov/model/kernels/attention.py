@@ -1,8 +1,8 @@
 """Attention on a CPU: what torch does slowly there, done another way with the same result. Elsewhere this module does nothing.
 
-In training: in fp32, where torch's backward pass is faster, and row by row where rows stand end to end (`tov.model.packed`), so
-that nothing is padded or masked. In a scan: with lengths padded to a multiple of 16, where torch's forward pass takes half the
-time or, below 16, a third. docs/speed.md has the figures.
+In training: in fp32, where torch's backward pass is faster, and row by row where rows stand end to end
+(`tov.model.kernels.packed`), so that nothing is padded or masked. In a scan: with lengths padded to a multiple of 16,
+where torch's forward pass takes half the time or, below 16, a third. docs/speed.md has the figures.
 """
 
 from __future__ import annotations

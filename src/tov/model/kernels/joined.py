@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tov.model.adapters import write_state
-from tov.model.attention import aligned
-from tov.model.lowrank import factors_of, forwards, plain_layers, split
+from tov.model.kernels.attention import aligned
+from tov.model.kernels.lowrank import factors_of, forwards, plain_layers, split
 
 Refresh = Callable[[Mapping[str, Tensor]], None]
 UNIT, THIN_UNIT = 16, 32
@@ -55,7 +55,7 @@ class Joined:
             if base.bias is not None:
                 columns[self.inputs + thin - 1] = base.bias
         self.given: Tensor | None = None
-        self.made: dict[int, Tensor] = {}
+        self.parts: dict[int, Tensor] = {}
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -75,14 +75,20 @@ class Joined:
 
     def forward(self, layer: Any, x: Tensor) -> Tensor:
         """(..., out) the output of one of the layers; the first that is asked for an input computes all."""
-        if x is not self.given or id(layer) not in self.made:
+        if x is not self.given or id(layer) not in self.parts:
             out = self._all(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
             self.given = x
-            self.made = {id(one): part for one, part in zip(self.layers, out.split(self.outputs, -1), strict=True)}
-        out = self.made.pop(id(layer))
-        if not self.made:
+            self.parts = {id(one): part for one, part in zip(self.layers, out.split(self.outputs, -1), strict=True)}
+        out = self.parts.pop(id(layer))
+        if not self.parts:
             self.given = None
         return out
+
+    def release(self) -> None:
+        """Gives each layer a weight of its own back: equal numbers that lie otherwise are multiplied with other rounding."""
+        for layer in self.layers:
+            layer.base_layer.weight.data = layer.base_layer.weight.data.contiguous()
+        self.weight = self.weight.new_empty(0)  # so that no weight is held twice
 
     def _all(self, x: Tensor) -> Tensor:
         """(rows, O) from (rows, H)."""
@@ -123,10 +129,10 @@ def join(adapted: Any) -> list[Joined]:
 def quick_norms(adapted: Any) -> list[Any]:
     """The model's RMS norms that `_quick_norm` reproduces, found out by trying: some add 1 to the weight or order the steps
     otherwise."""
-    found = [
+    norms = [
         module for module in adapted.modules() if hasattr(module, "variance_epsilon") and hasattr(module, "weight")
     ]
-    return [module for module in found if _reproduced(module)]
+    return [module for module in norms if _reproduced(module)]
 
 
 @torch.no_grad()
@@ -173,4 +179,6 @@ def scanning(adapted: Any) -> Iterator[Refresh]:
             refresh()
             yield set_state
     finally:
+        for group in joined:
+            group.release()
         adapted.train(was_training)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tov.model.joined import _quick_norm, quick_norms
-from tov.model.lowrank import forwards
+from tov.model.kernels.joined import _quick_norm, quick_norms
+from tov.model.kernels.lowrank import forwards
 
 
 class _TrainedNorm(torch.autograd.Function):

@@ -12,10 +12,10 @@ import torch
 
 from tov.errors import NumericError
 from tov.model.adapters import parameters
+from tov.model.kernels.lowrank import training
+from tov.model.kernels.norms import trained_norms
+from tov.model.kernels.packed import options_for, pack, packable
 from tov.model.logloss import row_logprobs
-from tov.model.lowrank import training
-from tov.model.norms import trained_norms
-from tov.model.packed import options_for, pack, packable
 from tov.progress import Progress, Silent
 from tov.text.batches import collate, plan
 from tov.text.encode import Encoded
@@ -31,7 +31,7 @@ def make_optimizer(adapted: Any, kind: str) -> torch.optim.Optimizer:
     wanted = list(parameters(adapted).values())
     if kind == "sgd":
         return torch.optim.SGD(wanted, lr=0.0)
-    fused = {one.device.type for one in wanted} <= {"cpu", "cuda"}
+    fused = {parameter.device.type for parameter in wanted} <= {"cpu", "cuda"}
     return torch.optim.AdamW(wanted, lr=0.0, weight_decay=0.0, fused=fused)
 
 
@@ -78,8 +78,8 @@ def train_epoch(
             loss = _accumulate(adapted, rows, batch, counts, batch_tokens, packed=packed)
             if not math.isfinite(loss):
                 raise NumericError(
-                    f"training diverged: the log-loss is {loss} at step {step + 1}",
-                    fix="lower --learning-rate or --lora-alpha",
+                    f"Training diverged: the log-loss is {loss} at step {step + 1}.",
+                    fix="Lower --learning-rate or --lora-alpha.",
                 )
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
@@ -99,8 +99,8 @@ def _accumulate(
     for part in plan(rows.lengths[batch], np.ones(len(batch), bool), batch_tokens):
         chosen = batch[part]
         if packed:
-            one = pack(rows, chosen)
-            logp = row_logprobs(model, one, **options_for(model, one.lengths))
+            joined = pack(rows, chosen)
+            logp = row_logprobs(model, joined, **options_for(model, joined.lengths))
         else:
             logp = row_logprobs(model, collate(rows, chosen, _width(rows, rows.lengths[chosen], model.device)))
         weights = (1.0 / (len(batch) * counts[chosen])).repeat_interleave(counts[chosen])

@@ -1,7 +1,7 @@
 """Training batches without padding on a CPU: rows end to end as one, which only the attention tells apart.
 
 A batch of 16 sentences in random order is half padding. Linear layers, norms and activations do not care where a row ends; the
-attention walks the rows (`tov.model.attention`). Whether a model can be fed so is found out by trying. Speaks tokens.
+attention walks the rows (`tov.model.kernels.attention`). Whether a model can be fed so is found out by trying. Speaks tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tov.model.attention import ROWS, walks_rows, wide
+from tov.model.kernels.attention import ROWS, walks_rows, wide
 from tov.model.load import OFFSET_POSITIONS
 from tov.text.batches import Batch
 from tov.text.encode import IGNORED, Encoded

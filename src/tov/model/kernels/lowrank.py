@@ -2,7 +2,7 @@
 
 peft computes an adapter on a bf16 base in fp32 beside it. Here each fp32 factor is a sum of two bf16 numbers and their products
 ride on the hardware's bf16 multiplier with fp32 sums: `x (A1 + A2)^T (B1 + B2)^T`, without the product of the two small parts.
-The scan has its own forward (`tov.model.joined`).
+The scan has its own forward (`tov.model.kernels.joined`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tov.model.attention import wide
+from tov.model.kernels.attention import wide
 
 
 def split(wide: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class _TrainedLinear(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         x, down, up, thin = ctx.saved_tensors
         weight, rank = ctx.base.weight, len(down)
-        upstream, rows, thin = (one.flatten(0, -2) for one in (upstream, x, thin))
+        upstream, rows, thin = (tensor.flatten(0, -2) for tensor in (upstream, x, thin))
         if thin.shape[1] > rank:  # the parts of A1 and A2 add up to x A
             thin = thin[:, :rank] + thin[:, rank : 2 * rank]
         back = upstream @ (up * ctx.scaling).to(weight.dtype)  # (rows, r)

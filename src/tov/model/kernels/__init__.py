@@ -1,0 +1,1 @@
+"""Faster ways to the same numbers: fused adapters, attention, norms, packed batches, memory."""
