@@ -14,8 +14,9 @@ help:   ## show these targets
 demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 	$(BIN)/tov demo
 
+# One thread a process: tiny matrices gain nothing by two, and lose much where a core is busy.
 test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
 
 lint: .venv/lint.stamp  ## check style, types and the direction of imports
 	$(BIN)/ruff check .
@@ -26,8 +27,9 @@ lint: .venv/lint.stamp  ## check style, types and the direction of imports
 bench: .venv/demo.stamp  ## measure the speed and memory of a scan
 	$(BIN)/python benchmarks/scan.py $(ARGS)
 
-docs: .venv/demo.stamp  ## make docs/methods.md from the table of methods
+docs: .venv/demo.stamp  ## make docs/methods.md and docs/errors.md from the code
 	$(BIN)/tov methods --markdown > docs/methods.md
+	$(BIN)/python docs/errors_page.py > docs/errors.md
 
 clean:  ## remove .venv, caches and builds; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

@@ -16,8 +16,9 @@ from transformers import (
 
 from oracle.gradients import row_gradient
 from tiny import tiny_llama
+from tov import tasks
 from tov.model.adapters import attach, parameters
-from tov.model.gradients import batches_of, flat_gradients, row_gradients
+from tov.model.gradients import batches_of, flat_gradients, per_example_gradients
 from tov.text.encode import IGNORED, Encoded
 
 WORDS, CLASSES = 60, 3
@@ -47,7 +48,14 @@ def adapted_model(
     model = bare(task).to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     trained = () if task == "instruction" else ("classifier",)
     adapted = attach(
-        model, rank=rank, alpha=6.0, dropout=dropout, targets=targets, seed=0, task=task, trained=trained
+        model,
+        rank=rank,
+        alpha=6.0,
+        dropout=dropout,
+        targets=targets,
+        seed=0,
+        task_type=tasks.TASKS[task].peft_type,
+        trained=trained,
     ).eval()
     shake(adapted)
     return adapted.double() if dtype == torch.float64 else adapted
@@ -86,9 +94,9 @@ def one_by_one(adapted: Any, rows: Encoded) -> np.ndarray:
 def in_batches(adapted: Any, rows: Encoded, batch_tokens: int = 10_000) -> np.ndarray:
     """(rows, P) by the batch."""
     found: Any = None
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         for batch in batches_of(rows, batch_tokens):
-            part = flat_gradients(adapted, run, batch).double().numpy()
+            part = flat_gradients(adapted, run, batch).double().cpu().numpy()
             found = np.full((len(rows), part.shape[1]), np.nan) if found is None else found
             found[batch.rows] = part
     return found

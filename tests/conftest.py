@@ -6,13 +6,15 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-# Read when the libraries are imported, so set before any of them is.
+# Read when the libraries are imported, so set before any of them is. The tests run on the CPU, also where there is a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from tiny import make_rows, tiny_llama, tiny_model_folder, tiny_tokenizer, write_jsonl
@@ -25,6 +27,15 @@ settings.register_profile(
     "tov", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("tov")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def any_processor():
+    """`--device auto` is the CPU and `--dtype auto` is fp32 on every machine; tests of bf16 or of a choice say so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        patch.setattr(torch.backends.mps, "is_available", lambda: False)
+        yield
 
 
 @pytest.fixture

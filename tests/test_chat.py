@@ -12,11 +12,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from tov.data.conversations import Conversation
 from tov.errors import DataError, ModelError
 from tov.model.load import load_tokenizer
-from tov.text.chat import render
-from tov.text.encode import IGNORED, Encoded, encode, prepare
+from tov.tasks import TASKS
+from tov.tasks.instruction import Conversation, encode
+from tov.text.chat import prepare, render
+from tov.text.encode import IGNORED, Encoded
 
 CHATML = (
     "{% for message in messages %}"
@@ -250,7 +251,7 @@ def test_scored_tokens_are_the_assistants(name: str, kind: str) -> None:
     wanted = expected(case, row)
     if case.spaces:  # their decoder drops the space before a text's first word
         runs, wanted = [run.strip() for run in runs], [text.strip() for text in wanted]
-    assert runs == wanted, f"the mask is wrong in:\n{render(tokenizer, row).text}"
+    assert runs == wanted, f"the mask is wrong in:\n{render(tokenizer, row.messages).text}"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -505,7 +506,7 @@ def test_slow_tokenizers_leave_out_the_newline_after_the_end_of_turn() -> None:
 
 @pytest.fixture(scope="module")
 def real(smollm2: str) -> Any:
-    return load_tokenizer(smollm2)
+    return load_tokenizer(smollm2, task=TASKS["instruction"])
 
 
 @pytest.mark.model

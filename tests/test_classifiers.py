@@ -28,15 +28,18 @@ import tov
 from oracle import scores as oracle
 from oracle.classifier import label_logprob, tag_logprobs
 from tiny import tiny_encoder_folder, write_jsonl
-from tov.data.labelled import Labelled, Tagged
 from tov.errors import DataError, ModelError
+from tov.methods.tov.scan import scan_rows
 from tov.model.adapters import attach, read_state
 from tov.model.builtin import packaged_model
-from tov.model.joined import scanning
+from tov.model.kernels.joined import scanning
 from tov.model.load import load_model, load_tokenizer
-from tov.scan.scan import scan_rows
+from tov.tasks import TASKS
+from tov.tasks.classification import Labelled
+from tov.tasks.ner import Tagged
 from tov.text.encode import IGNORED, Encoder
 
+NER, TEXTS = TASKS["ner"], TASKS["classification"]
 MOST = 1e-4
 """Nats a word."""
 TYPES = ("PER", "LOC")
@@ -80,7 +83,7 @@ def select(task: str, folder: Path, model: str, rows: int = 40, **settings: Any)
     target = write_jsonl(folder / "target.jsonl", make(task, 8, 2))
     given = {
         "n": 8, "out": folder / "run", "dtype": "fp32", "device": "cpu", "base_size": 12, "epochs": 1, "learning_rate": 1e-2,
-        "leak_guard": False, "quiet": True, **settings,
+        "decontaminate": False, "quiet": True, **settings,
     }  # fmt: skip
     return tov.select(model=model, pool=str(pool), target=str(target), **given)
 
@@ -141,7 +144,7 @@ def test_scores_of_a_real_encoder_equal_those_of_peft(task: str, minilm: str, tm
 
 @pytest.mark.parametrize("task", MAKE)
 def test_a_run_makes_the_same_files_as_any_other(task: str, encoder: Path, tmp_path: Path) -> None:
-    picked = select(task, tmp_path, str(encoder), variant="paired", epochs=2, rule="score-only")
+    picked = select(task, tmp_path, str(encoder), path_variant="paired", epochs=2, rule="score-only")
     assert len(picked.dataset) == 8
     assert len(set(picked.dataset["tov_row_id"])) == 8
     rows = make(task, 40, 1)
@@ -190,9 +193,9 @@ def sentences(count: int) -> list[Tagged]:
 
 
 def test_a_words_first_sub_token_carries_its_tag(encoder: Path) -> None:
-    tokenizer = load_tokenizer(str(encoder), task="ner")
+    tokenizer = load_tokenizer(str(encoder), task=NER)
     rows = [Tagged(("Ada", "saw", "New", "York"), ("B-PER", "O", "B-LOC", "I-LOC"))]
-    ids, labels = Encoder(tokenizer, 64, TAGS)(rows).row(0)
+    ids, labels = Encoder(NER.encode, tokenizer, 64, TAGS)(rows).row(0)
     pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
     carriers = [(piece, TAGS[tag]) for piece, tag in zip(pieces, labels, strict=True) if tag != IGNORED]
     assert carriers == [("a", "B-PER"), ("s", "O"), ("n", "B-LOC"), ("y", "I-LOC")], "letters: each word has several"
@@ -200,12 +203,14 @@ def test_a_words_first_sub_token_carries_its_tag(encoder: Path) -> None:
 
 
 def test_words_lost_to_truncation_are_counted(encoder: Path, tmp_path: Path) -> None:
-    encoded = Encoder(load_tokenizer(str(encoder), task="ner"), 8, TAGS)(
+    encoded = Encoder(NER.encode, load_tokenizer(str(encoder), task=NER), 8, TAGS)(
         [Tagged(("abc", "de", "fgh", "i"), ("O",) * 4)]
     )
     assert encoded.sizes.tolist() == [3], "[CLS] a b c d e f [SEP]"
     assert encoded.lost.tolist() == [1]
-    vanished = Encoder(load_tokenizer(str(encoder), task="ner"), 64, TAGS)([Tagged(("a", "\u0000", "b"), ("O",) * 3)])
+    vanished = Encoder(NER.encode, load_tokenizer(str(encoder), task=NER), 64, TAGS)(
+        [Tagged(("a", "\u0000", "b"), ("O",) * 3)]
+    )
     assert (vanished.sizes.tolist(), vanished.lost.tolist()) == ([2], [1]), "a word that the tokenizer makes nothing of"
     picked = select("ner", tmp_path, str(encoder), max_length=16)
     lost = int(np.sum(picked.scores["lost"].to_numpy()))
@@ -215,9 +220,16 @@ def test_words_lost_to_truncation_are_counted(encoder: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def subject(encoder: Path) -> Any:
-    loaded = load_model(str(encoder), task="ner", labels=TAGS, dtype="fp32", device="cpu")
+    loaded = load_model(str(encoder), task=NER, labels=TAGS, dtype="fp32", device="cpu")
     adapted = attach(
-        loaded.model, rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), seed=0, task="ner", trained=loaded.head
+        loaded.model,
+        rank=2,
+        alpha=4.0,
+        dropout=0.0,
+        targets=("all-linear",),
+        seed=0,
+        task_type=NER.peft_type,
+        trained=loaded.head,
     )
     base = read_state(adapted)
     torch.manual_seed(0)
@@ -231,9 +243,10 @@ def subject(encoder: Path) -> Any:
 
 def scan(subject: Any, rows: list[Tagged], batch_tokens: int, same: bool = False) -> Any:
     adapted, tokenizer, base, target = subject
+    encoded = Encoder(NER.encode, tokenizer, 64, TAGS)(rows)
     with scanning(adapted) as set_state:
         return scan_rows(
-            adapted.get_base_model(), set_state, Encoder(tokenizer, 64, TAGS)(rows), [(1, base, base if same else target)],
+            adapted.get_base_model(), set_state, encoded, [(1, base, base if same else target)],
             batch_tokens=batch_tokens,
         )  # fmt: skip
 
@@ -255,7 +268,7 @@ def test_identical_states_give_exactly_zero(subject: Any) -> None:
 
 def test_classification_bins_go_by_the_texts_length(encoder: Path) -> None:
     rows = [Labelled("ab c", "x"), Labelled("a", "y"), Labelled("abcdefgh", "x")]
-    encoded = Encoder(load_tokenizer(str(encoder), task="classification"), 7, ("x", "y"))(rows)
+    encoded = Encoder(TEXTS.encode, load_tokenizer(str(encoder), task=TEXTS), 7, ("x", "y"))(rows)
     assert encoded.sizes.tolist() == [3, 1, 5]
     assert encoded.scored_counts.tolist() == [1, 1, 1], "one label a text"
 
@@ -266,10 +279,10 @@ def test_a_checkpoint_of_the_same_labels_keeps_its_head(encoder: Path, tmp_path:
     model = AutoModelForTokenClassification.from_pretrained(encoder, num_labels=5, **ids)
     model.save_pretrained(tmp_path / "tuned")
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "tuned")
-    loaded = load_model(str(tmp_path / "tuned"), task="ner", labels=TAGS, dtype="fp32")
+    loaded = load_model(str(tmp_path / "tuned"), task=NER, labels=TAGS, dtype="fp32")
     assert loaded.labels == tuple(names), "the head's own order of labels"
     assert torch.equal(loaded.model.classifier.weight, model.classifier.weight)
-    other = load_model(str(tmp_path / "tuned"), task="ner", labels=("O", "B-X", "I-X", "B-Y", "I-Y"), dtype="fp32")
+    other = load_model(str(tmp_path / "tuned"), task=NER, labels=("O", "B-X", "I-X", "B-Y", "I-Y"), dtype="fp32")
     assert not torch.equal(other.model.classifier.weight, model.classifier.weight), (
         "a head of other labels is no head of ours"
     )
@@ -277,7 +290,7 @@ def test_a_checkpoint_of_the_same_labels_keeps_its_head(encoder: Path, tmp_path:
 
 def test_heads_of_several_modules_are_trained_whole(encoder: Path, tmp_path: Path) -> None:
     """BERT's sequence head stands on a pooler that a bare encoder lacks; DistilBERT's has two layers of its own."""
-    bare = load_model(str(encoder), task="classification", labels=("x", "y"), dtype="fp32")
+    bare = load_model(str(encoder), task=TEXTS, labels=("x", "y"), dtype="fp32")
     assert bare.head in (("classifier",), ("bert.pooler.dense", "classifier"))
     small = {
         "vocab_size": 192,
@@ -289,7 +302,7 @@ def test_heads_of_several_modules_are_trained_whole(encoder: Path, tmp_path: Pat
     }
     DistilBertForSequenceClassification(DistilBertConfig(**small)).save_pretrained(tmp_path / "distil")
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "distil")
-    distil = load_model(str(tmp_path / "distil"), task="classification", labels=("x", "y"))
+    distil = load_model(str(tmp_path / "distil"), task=TEXTS, labels=("x", "y"))
     assert distil.head == ("classifier", "pre_classifier")
     picked = select("classification", tmp_path, str(tmp_path / "distil"), amplify=4.0)
     assert_scores_again("classification", picked, str(tmp_path / "distil"), make("classification", 40, 1), 4.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tov.data import pool as pools
 from tov.data.cells import BadRow
-from tov.data.conversations import Conversation
-from tov.data.guard import DUPLICATE, IN_TARGET, UNREADABLE, USABLE, exclusions
-from tov.data.pool import Pool, index_rows, open_pool
+from tov.data.decontamination import DUPLICATE, IN_TARGET, UNREADABLE, USABLE, exclusions
+from tov.data.pool import Pool, index_rows
 from tov.data.rows import content_hash, prompt_hash
 from tov.errors import DataError
-from tov.output import check_columns, read_selected, write_selected
+from tov.tasks import all_layouts
+from tov.tasks.instruction import Conversation
+from tov.verbs.training_file import check_columns, read_selected, write_selected
+
+open_pool = partial(pools.open_pool, layouts=all_layouts())
 
 PAIRS = [
     {"prompt": "What is 2 + 2?", "completion": "Four."},
@@ -233,6 +239,26 @@ def test_a_changed_json_file_with_dates_is_read_again(tmp_path: Path) -> None:
     assert conversations(open_pool([str(path)]))[0].answer == "2024-01-30", "a stale copy from the cache was used"
 
 
+SAME_SIZE = {
+    "rows.jsonl": ('{"prompt": "p", "completion": "abc"}\n', '{"prompt": "p", "completion": "abd"}\n'),
+    "dates.jsonl": ('{"prompt": "p", "completion": "2024-01-31"}\n', '{"prompt": "p", "completion": "2024-01-30"}\n'),
+    "rows.csv": ("prompt,completion\np,a\n", "prompt,completion\np,b\n"),
+    "rows.conll": ("Ada B-PER\n", "Ada B-LOC\n"),
+}
+
+
+@pytest.mark.parametrize("name", SAME_SIZE)
+def test_other_content_under_the_same_size_and_time_is_read_again(tmp_path: Path, name: str) -> None:
+    path, (was, now) = tmp_path / name, SAME_SIZE[name]
+    path.write_text(was)
+    times = path.stat()
+    before = open_pool([str(path)]).original(0)
+    path.write_text(now)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    assert open_pool([str(path)]).original(0) != before, "a stale copy from the cache was used"
+
+
 def test_csv_with_an_index_column_and_empty_cells(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text(",prompt,completion,input\n0,p,yes,\n1,q,,x\n", encoding="utf-8-sig")
@@ -441,7 +467,7 @@ def test_the_hash_of_a_tool_call_does_not_depend_on_the_file_format(tmp_path: Pa
     assert one.content.tolist() == two.content.tolist()
 
 
-# Hashes and the leak guard
+# Hashes and decontamination
 
 
 def hash_of(prompt: str, answer: str = "a", system: str | None = None) -> int:
@@ -475,24 +501,24 @@ def test_leak_guard_excludes_target_prompts_and_exact_repeats() -> None:
     ]])  # fmt: skip
     target = index_rows(open_pool([[{"prompt": "Secret question", "completion": "other answer"}]]))
     index = index_rows(pool)
-    codes = exclusions(index, target.prompt, leak_guard=True)
+    codes = exclusions(index, target.prompt, decontaminate=True)
     assert codes.tolist() == [USABLE, USABLE, DUPLICATE, USABLE, IN_TARGET, USABLE], (
         "the first of equal rows stays; an equal prompt with another answer is no repeat; target prompts go"
     )
-    assert not exclusions(index, target.prompt, leak_guard=False).any(), "--no-leak-guard must keep every row"
+    assert not exclusions(index, target.prompt, decontaminate=False).any(), "--no-decontaminate must keep every row"
 
 
 def test_leak_guard_off_still_excludes_unreadable_rows() -> None:
     pool = open_pool([[{"prompt": "a", "completion": "1"}, {"prompt": "b", "completion": None}]])
-    index = index_rows(pool, bad_rows="skip")
-    assert exclusions(index, np.empty(0, np.uint64), leak_guard=False).tolist() == [USABLE, UNREADABLE]
+    index = index_rows(pool, on_bad_row="skip")
+    assert exclusions(index, np.empty(0, np.uint64), decontaminate=False).tolist() == [USABLE, UNREADABLE]
 
 
 def test_unreadable_rows_are_not_repeats_of_each_other() -> None:
     pool = open_pool(
         [[{"prompt": "a", "completion": None}, {"prompt": "b", "completion": None}, {"prompt": "c", "completion": "x"}]]
     )
-    codes = exclusions(index_rows(pool, bad_rows="skip"), np.zeros(1, np.uint64), leak_guard=True)
+    codes = exclusions(index_rows(pool, on_bad_row="skip"), np.zeros(1, np.uint64), decontaminate=True)
     assert codes.tolist() == [UNREADABLE, UNREADABLE, USABLE]
 
 
@@ -518,8 +544,8 @@ def test_a_bad_row_is_an_error_with_its_place_or_skipped_and_said(name: str, tmp
     with pytest.raises(DataError, match=r"pool\.jsonl, row 2") as caught:
         index_rows(pool)
     assert words in str(caught.value)
-    assert "--bad-rows skip" in str(caught.value), "the message must say how to go on"
-    index = index_rows(pool, bad_rows="skip")
+    assert "--on-bad-row skip" in str(caught.value), "the message must say how to go on"
+    index = index_rows(pool, on_bad_row="skip")
     assert list(index.bad) == [1]
     assert words in index.bad[1]
 

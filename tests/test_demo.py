@@ -11,7 +11,7 @@ import pytest
 
 import tov
 from tiny import tiny_encoder_folder, tiny_model_folder
-from tov import demo, demo_data
+from tov.cli import demo, demo_data
 from tov.errors import ModelError
 from tov.model.builtin import packaged_file
 
@@ -95,7 +95,7 @@ def test_the_last_page_tells_what_happened(task: str, written: tuple[str, list[s
     (target, pool), make = written, {"instruction": tiny_model_folder, "ner": tiny_encoder_folder}[task]
     picked = tov.select(
         model=str(make(tmp_path)), pool=pool, target=target, n=16, out=tmp_path / "run", epochs=1, base_size=16,
-        lora_rank=2, max_length=128, device="cpu", quiet=True,
+        lora_r=2, max_length=128, device="cpu", quiet=True,
     )  # fmt: skip
     page = demo.describe(picked, demo.DEMOS[task])
     rows = sum(row["pool"] for row in picked.summary["choice"]["composition"])
@@ -113,7 +113,7 @@ def test_the_last_page_tells_what_happened(task: str, written: tuple[str, list[s
 
 def assert_shown(part: str, picked: tov.Picked, *, largest: bool) -> None:
     table, in_base = picked.scores.to_pylist(), picked.scores["in_base"].to_pylist()
-    relative = picked.manifest["identity"]["settings"]["normalize"] == "initial-loss"
+    relative = picked.manifest.identity["settings"]["normalize"] == "initial-loss"
     scores = [row["score_positive"] / (row["loss_base"] if relative else 1.0) for row in table]
     free = sorted(
         (score for score, base in zip(scores, in_base, strict=True) if not base and score == score), reverse=largest

@@ -9,13 +9,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from test_lowrank import adapted_llama
 from tiny import VOCABULARY, tiny_llama
-from tov.model import packed as packing
 from tov.model.adapters import parameters, read_state
+from tov.model.kernels import packed as packing
+from tov.model.kernels.norms import _TrainedNorm
+from tov.model.kernels.packed import packable
 from tov.model.logloss import Head, _chunk_dense, _FrozenHead
-from tov.model.norms import _TrainedNorm
-from tov.model.packed import packable
-from tov.model.train import make_optimizer, train_epoch
 from tov.text.encode import IGNORED, Encoded
+from tov.training.loop import make_optimizer, train_epoch
 
 
 def some_rows(lengths=(5, 11, 23, 9)) -> Encoded:
@@ -100,8 +100,8 @@ def test_dropout_is_the_seeds():
 def test_padding_to_few_widths_changes_no_step(monkeypatch):
     rows, steps = some_rows(), []
     for width in (1, 8):
-        monkeypatch.setattr("tov.model.train.CPU_WIDTHS", width)
-        monkeypatch.setattr("tov.model.train.packable", lambda _: False)
+        monkeypatch.setattr("tov.training.loop.CPU_WIDTHS", width)
+        monkeypatch.setattr("tov.training.loop.packable", lambda _: False)
         steps.append(one_step(adapted_llama(), rows))
     for name, wanted in steps[0].items():
         torch.testing.assert_close(steps[1][name], wanted, rtol=1e-5, atol=1e-5)
@@ -113,7 +113,7 @@ def test_rows_end_to_end_are_the_step_of_padded_rows(lengths, monkeypatch):
     assert packable(tiny_llama()), "the comparison is empty: the model pads"
     for packed in (True, False):
         if not packed:
-            monkeypatch.setattr("tov.model.train.packable", lambda _: False)
+            monkeypatch.setattr("tov.training.loop.packable", lambda _: False)
         steps.append(one_step(adapted_llama(), rows, batch_tokens=max(32, sum(lengths[:-1]))))
     for name, wanted in steps[1].items():
         torch.testing.assert_close(steps[0][name], wanted, rtol=1e-5, atol=1e-5)

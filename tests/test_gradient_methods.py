@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,24 @@ import pytest
 import torch
 
 from adapted import TASKS, adapted_model, gap, make_encoded, one_by_one, shake
+from faults import killed
 from oracle import less as oracle
 from oracle import projection as matrices
-from tov.baselines.features import Checkpoint, adam_direction, moments_by_name, projected
-from tov.baselines.less import less_scores, less_targets, linear_rates, warm_up
-from tov.baselines.projection import Projection
-from tov.baselines.store import read_features, row_bytes, shard_file, store_features
-from tov.baselines.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
+from tov.engine.fill import fill
+from tov.engine.local import LocalEngine
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
+from tov.methods.less import less_targets, subtask_scores
+from tov.methods.shared.gradients import Checkpoint, adam_direction, moments_by_name, projected
+from tov.methods.shared.projection import Projection
+from tov.methods.shared.warm_up import linear_rates, warm_up
+from tov.methods.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
 from tov.model.adapters import parameters, read_state, write_state
-from tov.model.gradients import batches_of, places, row_gradients
-from tov.model.train import make_optimizer, moments_of, train_epoch
+from tov.model.gradients import batches_of, per_example_gradients, places
+from tov.progress import Silent
+from tov.scores.shard import Shard
+from tov.scores.store import ShardStore, features_of, features_table
 from tov.text.encode import IGNORED, Encoded
+from tov.training.loop import make_optimizer, moments_of, train_epoch
 
 # Adam's direction and moments
 
@@ -44,7 +49,7 @@ def test_adam_direction_by_hand():
 
 @pytest.mark.parametrize("numbers", [1, 15, 1 << 18])
 def test_adam_direction_of_rows_does_not_depend_on_how_many_go_at_once(monkeypatch, numbers):
-    monkeypatch.setattr("tov.baselines.features.CACHED_NUMBERS", numbers)
+    monkeypatch.setattr("tov.methods.shared.gradients.CACHED_NUMBERS", numbers)
     draw = torch.Generator().manual_seed(0)
     g, m, v = (torch.rand(shape, generator=draw, dtype=torch.float64) for shape in ((5, 2, 3), (2, 3), (2, 3)))
     wanted = (0.9 * m + 0.1 * g) / (0.999 * v + 0.001 * g**2 + 1e-8).sqrt()
@@ -121,7 +126,8 @@ def less_of(adapted, checkpoints, pool, target, *, projection=RADEMACHER, batch_
     targets = less_targets(
         adapted, checkpoints, target, subtasks=subtasks, projection=projection, batch_tokens=batch_tokens
     )
-    return less_scores(adapted, checkpoints, targets, pool, projection=projection, batch_tokens=batch_tokens)
+    scores = subtask_scores(adapted, checkpoints, targets, pool, projection=projection, batch_tokens=batch_tokens)
+    return scores.max(1)
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "sjlt", "none"])
@@ -137,7 +143,7 @@ def test_less_is_the_literal_one(task, kind, monkeypatch):
     rates = [checkpoint.rate for checkpoint in checkpoints]
     wanted = oracle.less(*whole, *moments, np.array(matrix(whole[0].shape[2], D, 5)), rates, SUBTASKS)
     projection = None if kind == "none" else Projection(D, 5, kind, 8)
-    monkeypatch.setattr("tov.baselines.less.HELD_NUMBERS", 2 * whole[0].shape[2])
+    monkeypatch.setattr("tov.methods.less.HELD_NUMBERS", 2 * whole[0].shape[2])
     found = less_of(adapted, checkpoints, pool, target, projection=projection)
     assert np.std(wanted) > 0.01, "all rows score alike here, so the comparison is empty"
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
@@ -171,7 +177,7 @@ def test_tracin_is_what_a_small_step_does():
         step = {name: torch.from_numpy(rate * gradient[place]) for name, place in places(adapted).items()}
         stepped = {name: value - step[name].reshape(value.shape) for name, value in state.items()}
         losses = []
-        with row_gradients(adapted) as run:
+        with per_example_gradients(adapted) as run:
             for each in (state, stepped):
                 write_state(adapted, each)
                 losses.append(float(run(batches_of(target, 999)[0], lambda *_: None).mean()))
@@ -212,7 +218,7 @@ def test_rows_without_a_scored_token_have_no_score_and_do_not_count():
     for subtasks in ([0, 1, 2, 0, 2, 2], [0, 3, 1, 0, 3, 1], [0]):
         with pytest.raises(DataError, match="sub-task"):
             less_of(adapted, checkpoints, pool, holed[1], subtasks=subtasks)
-    with pytest.raises(DataError, match="no row of the target"):
+    with pytest.raises(DataError, match="No row of the target"):
         tracin_targets(adapted, checkpoints, holed[1].take([1]), batch_tokens=99)
     assert np.isnan(less_of(adapted, checkpoints, holed[0].take([1]), target)).all()
 
@@ -228,7 +234,7 @@ def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ConfigError, match="2 checkpoints"):
         tracin_scores(adapted, checkpoints, [{}], pool, batch_tokens=99)
     moments = dict(list(checkpoints[0].moments.items())[1:])
-    with row_gradients(adapted) as run, pytest.raises(ModelError, match="do not fit"):
+    with per_example_gradients(adapted) as run, pytest.raises(ModelError, match="do not fit"):
         projected(adapted, run, batches_of(pool, 999)[0], Projection(8), moments)
 
 
@@ -265,7 +271,7 @@ def test_warm_up_goes_down_one_slope_with_new_order_and_dropout_each_epoch(monke
         calls.append(options)
         return train_epoch(*args, **options)
 
-    monkeypatch.setattr("tov.baselines.less.train_epoch", spy)
+    monkeypatch.setattr("tov.methods.shared.warm_up.train_epoch", spy)
     warm_up(adapted, rows, epochs=3, learning_rate=1e-3, batch_size=4, batch_tokens=99, seed=1)
     rates = [[call["rate"](step) for step in range(2)] for call in calls]
     assert np.array_equal(rates, linear_rates(1e-3, epochs=3, steps=2)), "the slope begins anew, or is another"
@@ -276,71 +282,94 @@ def test_warm_up_goes_down_one_slope_with_new_order_and_dropout_each_epoch(monke
 # The store
 
 
-def features_of(start: int, stop: int) -> torch.Tensor:
-    return torch.arange(start, stop)[:, None] / 7 + torch.arange(4) / 100
+def numbers(start: int, stop: int) -> np.ndarray:
+    return np.arange(start, stop)[:, None] / 7 + np.arange(4) / 100
+
+
+@dataclass
+class Numbers:
+    """As a reader of 10 rows and as the task on them; it remembers which shards were made.
+
+    Attributes:
+        shard_rows: rows a shard.
+        dtype: fp16 or fp32.
+        made: first rows of the shards.
+    """
+
+    shard_rows: int = 4
+    dtype: Any = np.float16
+    made: list[int] = field(default_factory=list)
+
+    def bounds(self) -> Iterator[tuple[int, int]]:
+        return ((start, min(start + self.shard_rows, 10)) for start in range(0, 10, self.shard_rows))
+
+    def read(self, start: int, stop: int) -> Shard:
+        return Shard(start, stop, [], np.arange(stop - start), make_encoded().take([]))
+
+    @contextmanager
+    def open(self, models: Any) -> Iterator[Any]:
+        def make(shard: Shard) -> np.ndarray:
+            self.made.append(shard.start)
+            return numbers(shard.start, shard.stop).astype(self.dtype)
+
+        yield make
+
+    def fill(self, folder: Path, fingerprint: str = "f") -> ShardStore:
+        """Makes what is missing of the features in a folder."""
+        store = ShardStore(folder, fingerprint)
+        fill(store, self, self, lambda _, rows: features_table(rows), LocalEngine(), progress=Silent())
+        return store
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
 
 
-KILLED = """
-import os, signal, sys, torch
-from pathlib import Path
-from tov.baselines.store import store_features
-def make(start, stop):
-    if start == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return torch.arange(start, stop)[:, None] / 7 + torch.arange(4) / 100
-store_features(Path(sys.argv[1]), 10, make, shard_rows=3, fingerprint="f")
-"""
-
-
 def test_a_killed_store_goes_on_from_its_last_shard(tmp_path):
-    options = {"shard_rows": 3, "fingerprint": "f"}
-    store_features(tmp_path / "whole", 10, features_of, **options)
-    command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
-    assert ended.returncode == -signal.SIGKILL
-    assert sorted(files_of(tmp_path / "killed")) == [shard_file(tmp_path, start).name for start in (0, 3)]
-    made = []
-
-    def make(start, stop):
-        made.append(start)
-        return features_of(start, stop)
-
-    store_features(tmp_path / "killed", 10, make, **options)
-    assert made == [6, 9], "finished shards were made again, or missing ones not"
+    Numbers(3).fill(tmp_path / "whole")
+    with killed(function="tov.scores.store.ShardStore.write", call=3):
+        Numbers(3).fill(tmp_path / "killed")
+    assert sorted(files_of(tmp_path / "killed")) == [f"rows-{start:012d}.parquet" for start in (0, 3)]
+    again = Numbers(3)
+    again.fill(tmp_path / "killed")
+    assert again.made == [6, 9], "finished shards were made again, or missing ones not"
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_what_is_stored_is_read_again(tmp_path, dtype):
-    store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f", dtype=dtype)
-    parts = dict(read_features(tmp_path, 10, fingerprint="f"))
-    assert list(parts) == [0, 4, 8]
-    assert torch.equal(torch.cat(list(parts.values())), features_of(0, 10).to(dtype))
-    size = sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert size - 10 * row_bytes(4, dtype) < 3 * 200, "a row takes more than is said"
+    store = Numbers(dtype=dtype).fill(tmp_path)
+    parts = [features_of(store.read(start)) for start in (0, 4, 8)]
+    assert [len(part) for part in parts] == [4, 4, 2]
+    np.testing.assert_array_equal(np.concatenate(parts), numbers(0, 10).astype(dtype), strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_stored_row_takes_two_or_four_bytes_a_number(tmp_path, dtype):
+    features = np.random.default_rng(0).normal(size=(200, 64)).astype(dtype)
+    features[7] = np.nan
+    store = ShardStore(tmp_path, "f")
+    store.write(0, features_table(features))
+    np.testing.assert_array_equal(features_of(store.read(0)), features, strict=True)
+    assert store.file(0).stat().st_size < features.nbytes * 1.1, "a row takes more than is said"
 
 
 def test_the_store_refuses_what_is_not_its_own(tmp_path):
-    store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f")
+    store = Numbers().fill(tmp_path)
     with pytest.raises(RunError, match="another run"):
-        store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="g")
+        Numbers().fill(tmp_path, "g")
     with pytest.raises(RunError, match="another run"):
-        list(read_features(tmp_path, 10, fingerprint="g"))
-    shard_file(tmp_path, 4).write_bytes(shard_file(tmp_path, 4).read_bytes()[:-3])
+        ShardStore(tmp_path, "g").read(4)
+    store.file(4).write_bytes(store.file(4).read_bytes()[:-3])
     with pytest.raises(RunError, match="is broken"):
-        store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f")
-    shard_file(tmp_path, 4).unlink()
-    with pytest.raises(RunError, match="lacks the features of row 4"):
-        list(read_features(tmp_path, 10, fingerprint="f"))
-    with pytest.raises(NumericError, match="fp32"):
-        store_features(tmp_path / "large", 3, lambda *_: torch.full((3, 4), 1e6), shard_rows=4, fingerprint="f")
-    assert not list((tmp_path / "large").glob("*")), "a shard of infinities was written"
-    with pytest.raises(ConfigError, match="float16"):
-        store_features(tmp_path, 3, features_of, shard_rows=4, fingerprint="f", dtype=torch.bfloat16)
+        Numbers().fill(tmp_path)
+    with pytest.raises(RunError, match="is broken"):
+        store.read(4)
+    store.file(4).unlink()
+    with pytest.raises(RunError, match="lacks the shard of row 4"):
+        store.read(4)
+    with pytest.raises(NumericError, match="fp32"), np.errstate(over="ignore"):
+        features_table(np.full((3, 4), 1e6).astype(np.float16))
 
 
 def test_a_shard_that_could_not_be_finished_is_not_there(tmp_path, monkeypatch):
@@ -349,7 +378,7 @@ def test_a_shard_that_could_not_be_finished_is_not_there(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("safetensors.torch.save_file", half)
+        patch.setattr("pyarrow.parquet.write_table", half)
         with pytest.raises(KeyboardInterrupt):
-            store_features(tmp_path, 10, features_of, shard_rows=4, fingerprint="f")
+            Numbers().fill(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Per-row gradients and their projections, each against a slow twin; and what must not matter."""
+"""Per-per-example gradients and their projections, each against a slow twin; and what must not matter."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transformers import (
 
 from adapted import BERT, TASKS, WORDS, adapted_model, gap, in_batches, make_encoded, one_by_one, shake
 from oracle import projection as matrices
-from tov.baselines.projection import Projection, add_projected, signs
 from tov.errors import ConfigError, ModelError, NumericError
+from tov.methods.shared.projection import Projection, add_projected, signs
 from tov.model.adapters import attach, parameters, read_state
-from tov.model.gradients import batches_of, flat_gradients, places, row_gradients
-from tov.model.train import make_optimizer, train_epoch
+from tov.model.gradients import batches_of, flat_gradients, per_example_gradients, places
 from tov.text.batches import collate
+from tov.training.loop import make_optimizer, train_epoch
 
 # Gradients
 
@@ -52,7 +52,7 @@ def test_gradients_of_a_padded_batch_equal_autograd_one_row_at_a_time(task, rank
 def test_losses_are_those_of_the_rows(task):
     adapted, rows = adapted_model(task), make_encoded(task)
     (batch,) = batches_of(rows, 10_000)
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         together = run(batch, lambda *_: None)
         alone = torch.cat([run(collate(rows, np.array([row])), lambda *_: None) for row in batch.rows])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=0)
@@ -70,7 +70,7 @@ def test_dropout_is_off(task):
 def test_fp32_gradients_are_fp32_and_near(task):
     rows = make_encoded(task)
     adapted = adapted_model(task, dtype=torch.float32)
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         assert flat_gradients(adapted, run, batches_of(rows, 10_000)[0]).dtype == torch.float32
     assert gap(in_batches(adapted, rows), one_by_one(adapted, rows)) < 1e-4
 
@@ -79,7 +79,7 @@ def test_fp32_gradients_are_fp32_and_near(task):
 def test_bf16_gradients_are_summed_in_fp32(task):
     """Under a bf16 model: fp32 numbers of which most are no bf16 number, near those of the same weights in fp32."""
     rows, adapted = make_encoded(task), adapted_model(task, dtype=torch.bfloat16)
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         for batch in batches_of(rows, 10_000):
             found = flat_gradients(adapted, run, batch)
     assert found.dtype == torch.float32
@@ -98,7 +98,7 @@ def test_neither_batch_nor_padding_nor_row_order_matters(task, batch_tokens):
     assert gap(in_batches(adapted, rows, batch_tokens), wanted) < 1e-12
     order = np.random.default_rng(1).permutation(len(rows))
     assert gap(in_batches(adapted, rows.take(order)), wanted[order]) < 1e-12
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         wide = flat_gradients(adapted, run, collate(rows, np.arange(len(rows)), 30)).numpy()
     assert gap(wide, wanted) < 1e-12, "padded tokens contribute"
 
@@ -113,7 +113,7 @@ def test_a_batch_adds_up_to_what_training_sees():
         batch_tokens=999, seed=0,
     )  # fmt: skip
     moved = torch.cat([(before[name] - value).flatten() for name, value in read_state(adapted).items()])
-    assert gap(moved.numpy(), wanted) < 1e-6, "a step of SGD is not the mean of the row gradients"
+    assert gap(moved.numpy(), wanted) < 1e-6, "a step of SGD is not the mean of the per-example gradients"
 
 
 def test_layers_that_only_peft_knows_and_layers_used_twice():
@@ -130,11 +130,18 @@ def test_layers_that_only_peft_knows_and_layers_used_twice():
         AlbertConfig(**{**BERT, "embedding_size": 8, "initializer_range": 0.3})
     ).eval()
     adapted = attach(
-        albert, rank=2, alpha=4, dropout=0, targets=("query", "ffn"), seed=0, task="ner", trained=("classifier",)
+        albert,
+        rank=2,
+        alpha=4,
+        dropout=0,
+        targets=("query", "ffn"),
+        seed=0,
+        task_type="TOKEN_CLS",
+        trained=("classifier",),
     )
     adapted, rows = shake(adapted).double().eval(), make_encoded("ner")
     calls = []
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         run(batches_of(rows, 999)[0], lambda name, _: calls.append(name))
     assert sorted(calls) == sorted(parameters(adapted)), "a parameter's gradient came in parts, or not at all"
     assert gap(in_batches(adapted, rows), one_by_one(adapted, rows)) < 1e-12, "a layer's second use is lost"
@@ -153,7 +160,7 @@ def test_a_parameter_without_influence_has_a_zero_gradient():
         attention.idle = nn.Linear(16, 16).double()
         if called:
             attention.register_forward_pre_hook(call_idle)
-        with row_gradients(adapted) as run:
+        with per_example_gradients(adapted) as run:
             run(batches_of(rows, 999)[0], lambda name, gradient, seen=seen: seen.update({name: gradient}))
         idle = [name for name in seen if "idle" in name]
         assert len(idle) == 2
@@ -162,16 +169,16 @@ def test_a_parameter_without_influence_has_a_zero_gradient():
 
 def test_what_cannot_be_told_apart_by_row_is_refused():
     adapted = adapted_model(targets=("q_proj", "lm_head"))
-    with row_gradients(adapted) as run, pytest.raises(ModelError, match="lm_head"):
+    with per_example_gradients(adapted) as run, pytest.raises(ModelError, match="lm_head"):
         run(batches_of(make_encoded(), 999)[0], lambda *_: None)
     adapted = adapted_model("ner")
     layer = adapted.get_base_model().bert.encoder.layer[0].attention.self.query
     inner = layer.forward
 
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         inner = layer.forward
         layer.forward = lambda x: inner(x.mean(0, keepdim=True)).expand(len(x), -1, -1)
-        with pytest.raises(ModelError, match="told apart"):
+        with pytest.raises(ModelError, match="row by row"):
             run(batches_of(make_encoded("ner"), 999)[0], lambda *_: None)
         run(batches_of(make_encoded("ner"), 1)[0], lambda *_: None)
         layer.forward = inner
@@ -185,10 +192,10 @@ def test_the_model_is_as_before_afterwards_even_after_an_error():
     def stop(*_):
         raise RuntimeError("stop here")
 
-    with row_gradients(adapted) as run:
+    with per_example_gradients(adapted) as run:
         run(batches_of(rows, 999)[0], lambda *_: None)
         assert all(one.grad is None for one in parameters(adapted).values()), "gradients were left behind"
-    with pytest.raises(RuntimeError, match="stop here"), row_gradients(adapted) as run:
+    with pytest.raises(RuntimeError, match="stop here"), per_example_gradients(adapted) as run:
         run(batches_of(rows, 999)[0], stop)
     assert adapted.training
     assert not any("forward" in layer.__dict__ for layer in adapted.modules()), "a layer kept its replaced forward"
@@ -199,7 +206,7 @@ def test_a_loss_that_is_no_number_is_said():
     adapted = adapted_model()
     with torch.no_grad():
         next(iter(parameters(adapted).values())).fill_(float("nan"))
-    with row_gradients(adapted) as run, pytest.raises(NumericError, match="not a finite number"):
+    with per_example_gradients(adapted) as run, pytest.raises(NumericError, match="not a finite number"):
         run(batches_of(make_encoded(), 999)[0], lambda *_: None)
 
 
@@ -253,7 +260,7 @@ def test_signs_are_the_same_wherever_a_block_begins_and_in_any_dtype():
 def test_the_error_of_a_projection_falls_as_one_over_the_root_of_d(kind, nonzeros):
     """Johnson-Lindenstrauss: inner products of unit vectors, 4 matrices a size."""
     torch.manual_seed(0)
-    vectors = nn.functional.normalize(torch.randn(40, 9000, dtype=torch.float64))
+    vectors = nn.functional.normalize(torch.randn(40, 3000, dtype=torch.float64))
     exact, sizes, errors = vectors @ vectors.T, [16, 64, 256, 1024], []
     for size in sizes:
         off = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import write_jsonl
+from tov.data import pool as pools
 from tov.data.cells import BadRow
-from tov.data.labelled import Labelled, Reading, Tagged, from_label, from_spans, from_tags
-from tov.data.labels import LabelMap, agreed_labels
-from tov.data.pool import index_rows, open_pool
+from tov.data.labels import LabelMap, Reading
+from tov.data.pool import index_rows
 from tov.errors import DataError
+from tov.tasks import TASKS, all_layouts
+from tov.tasks.classification import Labelled, from_label
+from tov.tasks.ner import Tagged, from_spans, from_tags
+
+open_pool = partial(pools.open_pool, layouts=all_layouts())
 
 WORDS, TAGS = (
     ["Ada", "Lovelace", "met", "Babbage", "in", "London", "."],
@@ -117,10 +123,10 @@ def test_repaired_tags_are_bio2_and_keep_every_word_and_type(tags: list[str]) ->
     ("row", "said"),
     [
         ({"tokens": [], "ner_tags": []}, "no words"),
-        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "2 tokens but 1 ner_tags"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "2 tokens, but 1 ner_tags"),
         ({"tokens": ["a", " "], "ner_tags": ["O", "O"]}, "word 2 is empty"),
         ({"tokens": ["a", None], "ner_tags": ["O", "O"]}, "word 2 is missing"),
-        ({"tokens": "a b", "ner_tags": ["O", "O"]}, "tokens is a str, should be a list"),
+        ({"tokens": "a b", "ner_tags": ["O", "O"]}, "tokens is a str, but must be a list"),
         ({"tokens": ["a"], "ner_tags": ["PER"]}, "word 1 'a' has the tag 'PER'"),
         ({"tokens": ["a"], "ner_tags": [3]}, "the tag '3'"),
         ({"tokens": ["a"], "ner_tags": [None]}, "ner_tags holds missing"),
@@ -135,11 +141,11 @@ def test_a_sentence_that_cannot_be_used_says_why(row: dict[str, Any], said: str)
 @pytest.mark.parametrize(
     ("entities", "said"),
     [
-        ([{"start": 0, "end": 40, "label": "X"}], "entity 1 is at 0:40 of a text of 9 characters"),
+        ([{"start": 0, "end": 40, "label": "X"}], "entity 1 is at 0:40, but the text has 9 characters"),
         ([{"start": 3, "end": 3, "label": "X"}], "entity 1 is at 3:3"),
         ([{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 4, "label": "Y"}], "0:3 and 2:4 overlap"),
         ([{"start": 4, "end": 5, "label": "X"}], "holds no word"),
-        ([{"start": 0, "label": "X"}], "should have start, end and label"),
+        ([{"start": 0, "label": "X"}], "must have start, end and label"),
         ([{"start": 0, "end": 2, "label": 7}], "an int for a label"),
         (None, "entities is missing"),
     ],
@@ -192,16 +198,19 @@ def test_a_label_map_names_ids(tmp_path: Path) -> None:
         ({"PER"}, {"PER", "MISC"}, {"MISC": "MISC"}, ""),
         ({"PER", "LOC"}, {"PER"}, {"LOC": "LOC"}, ""),
         ({"PER"}, {"PER"}, {}, ""),
-        (set(), set(), {}, "no row of target or pool has an entity"),
+        (set(), set(), {}, "No row of target or pool has an entity"),
     ],
 )
 def test_label_sets_must_agree(target: set[str], pool: set[str], label_map: dict[str, str], said: str) -> None:
     given = ([frozenset(target)], [frozenset(pool)], ["pool"], LabelMap.of_settings(label_map))
     if not said:
-        assert set(agreed_labels(*given, task="ner")) == target | pool
+        head = TASKS["ner"].head_labels(*given)
+        assert head[0] == "O"
+        assert TASKS["ner"].row_labels(head) == target | pool
+        assert len(head) == 1 + 2 * len(target | pool), "a B- and an I- for each type"
         return
     with pytest.raises(DataError, match=said) as caught:
-        agreed_labels(*given, task="ner")
+        TASKS["ner"].head_labels(*given)
     if target:
         assert f"target: {', '.join(sorted(target))}" in str(caught.value), "both sets must be listed"
         assert ", ".join(sorted(pool)) in str(caught.value)
@@ -218,7 +227,7 @@ def test_labelled_texts(tmp_path: Path) -> None:
                       ({"text": "a", "label": None}, "missing"), ({"text": "a", "label": ""}, "label is empty")):  # fmt: skip
         with pytest.raises(BadRow, match=said):
             from_label(row, Reading())
-    with pytest.raises(BadRow, match="the id -1, the dataset names 0 to 1"):
+    with pytest.raises(BadRow, match="the id -1, but the dataset has names for 0 to 1"):
         from_label({"text": "a", "label": -1}, Reading(names=("bad", "good")))
 
 
@@ -239,10 +248,10 @@ def test_one_pass_finds_labels_repairs_and_repeats(tmp_path: Path) -> None:
         {"tokens": ["A"], "ner_tags": ["B-LOC"]}, {"tokens": [], "ner_tags": []},
     ]  # fmt: skip
     path = str(write_jsonl(tmp_path / "a.jsonl", rows))
-    index = index_rows(open_pool([path], repair_bio=True), bad_rows="skip")
+    index = index_rows(open_pool([path], repair_bio=True), on_bad_row="skip")
     assert index.labels == (frozenset({"PER", "LOC"}),)
     assert index.repaired == 1
-    assert index.bad == {3: "no words"}
+    assert index.bad == {3: "the row has no words"}
     assert index.content[0] == index.content[1], "the same words and tags, as read"
     assert index.content[1] != index.content[2]
     assert index.prompt[1] == index.prompt[2], "the same words but for case, whatever their tags"
@@ -251,7 +260,7 @@ def test_one_pass_finds_labels_repairs_and_repeats(tmp_path: Path) -> None:
 
 
 def test_broken_conll_lines_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.conll:3: one column: 'Rome'"):
+    with pytest.raises(DataError, match=r"a.conll:3: the line has one column, 'Rome'"):
         open_pool([conll(["a O", "", "Rome"], tmp_path / "a.conll")])
     (tmp_path / "b.conll").write_bytes(b"a O\nR\xe9my B-PER\n")
     with pytest.raises(DataError, match=r"b.conll:2: byte 0xe9 at column 2 is not UTF-8"):

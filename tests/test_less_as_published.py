@@ -8,7 +8,7 @@ import torch
 
 from less_as_published import features, scores, store
 from test_gradient_methods import SUBTASKS, less_of, setting
-from tov.baselines.projection import Projection
+from tov.methods.shared.projection import Projection
 
 
 @pytest.mark.parametrize("task", ["instruction", "ner"])

@@ -22,6 +22,7 @@ from tiny import VOCABULARY, tiny_llama
 from tov.errors import ModelError
 from tov.model import logloss
 from tov.model.adapters import attach, parameters
+from tov.model.load import pick_dtype
 from tov.model.logloss import Head, check_head, gather_hidden, head_of, token_logprobs
 
 SMALL = {
@@ -260,3 +261,10 @@ def test_the_precision_of_other_products_is_left_alone():
     with torch.no_grad():
         token_logprobs(head, hidden, labels)
     assert products.fp32_precision == before, "fp32 products elsewhere in the process would now be rounded to bf16"
+
+
+@pytest.mark.parametrize(("multiplies_bf16", "auto"), [(True, "bf16"), (False, "fp32")])
+def test_a_cpu_computes_in_bf16_where_it_multiplies_bf16(multiplies_bf16, auto, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies_bf16)
+    found = {name: pick_dtype(name, torch.device("cpu")) for name in ("auto", "fp32", "bf16")}
+    assert found == {"auto": auto, "fp32": "fp32", "bf16": "bf16"}

@@ -1,41 +1,55 @@
-"""Every method of the table through select and compare: one score table, one resume, one set of rules for all."""
+"""Every method of the box through select and compare: one score table, one resume, one set of rules for all."""
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
-import signal
+import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
 import tov
+from faults import killed
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
-from tov.cli import main
-from tov.config import RuleSettings, SelectConfig
+from tov.cli.main import main
+from tov.config.records import RuleSettings, SelectConfig
+from tov.config.settings import build
+from tov.engine.models import Models, ModelSpec
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
 from tov.files import digest
-from tov.methods import METHODS, Method, find_method, page, parse_arm
-from tov.methods.table import imported, plug_ins
-from tov.scan.shards import read_scores
-from tov.settings import Settings, build
-from tov.tables import gradients
+from tov.inputs.named import list_inputs, read_inputs
+from tov.methods import Method, page
+from tov.methods.choice import choose_rows, columns_for
+from tov.methods.dsir import Dsir
+from tov.methods.registry import built_in, find_method, load_plug_in, plug_ins
+from tov.methods.score_pool import Prepared, fill_table, score_pool
+from tov.methods.shared import warm_up
+from tov.methods.spec import parse_variant, select_settings
+from tov.runs.folder import Run, work_on
+from tov.scores.shard import Shard, ShardReader
+from tov.scores.store import columns_in, read_table
+from tov.scores.table import FIXED, measures_of, of_target
 
 DOCS = Path(__file__).parents[1] / "docs"
-SMALL_LORA = "lora_rank=2/lora_alpha=8/batch_size=8/epochs=2"
-ARMS = {
-    "less": f"less/{SMALL_LORA}/dimension=64", "tracin": f"tracin/{SMALL_LORA}", "dsir": "dsir", "tsds": "tsds", "rds": "rds",
+SMALL_LORA = "lora_r=2/lora_alpha=8/batch_size=8/epochs=2"
+VARIANTS = {
+    "less": f"less/{SMALL_LORA}/dim=64", "tracin": f"tracin/{SMALL_LORA}", "dsir": "dsir", "tsds": "tsds", "rds": "rds",
     "target-path": "target-path/epochs=2",
 }  # fmt: skip
-RIVALS = list(ARMS)
+RIVALS = list(VARIANTS)
+ALL = {**VARIANTS, "tov": "tov/epochs=1/base_size=8"}
 PLAIN: dict[str, Any] = {"max_length": 64, "device": "cpu", "dtype": "fp32"}
 
 
@@ -65,32 +79,30 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def picked(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Any]:
     """One selection a method, tov among them."""
     folder = tmp_path_factory.mktemp("picked")
-    arms = {**ARMS, "tov": "tov/epochs=1/base_size=8"}
-    return {name: select(folder / name, tiny_folder, arm) for name, arm in arms.items()}
+    return {name: select(folder / name, tiny_folder, variant) for name, variant in ALL.items()}
 
 
-# The table
+# The registry
 
 
-def test_every_row_says_all_that_a_row_should() -> None:
-    for method in METHODS.values():
-        assert parse_arm(method.name).method is method
+def test_every_method_says_all_that_it_should() -> None:
+    for method in built_in().values():
+        assert type(parse_variant(method.name).method) is type(method)
         if method.takes == "best":
             assert method.needs, method.name
             assert method.passes, method.name
             assert method.unit, method.name
-            assert callable(imported(method.function, method.name))
-            if method.candidates:
-                assert callable(imported(method.candidates, method.name))
-            assert method.of_path or method.settings, f"{method.name} has no record of options"
+            assert type(method).prepare is not Method.prepare, f"{method.name} prepares nothing"
+            assert method.round_robin == (type(method).by_target is not Method.by_target), method.name
+            assert "path" in method.uses or method.options, f"{method.name} has no record of options"
     for name in RIVALS:
-        assert METHODS[name].source, f"{name} cites nothing"
-        assert METHODS[name].differs, f"{name} does not say where we leave its source"
+        assert find_method(name).source, f"{name} cites nothing"
+        assert find_method(name).differs, f"{name} does not say where we leave its source"
 
 
 def test_every_option_has_help() -> None:
-    for method in METHODS.values():
-        for name, field in (method.settings.model_fields if method.settings else {}).items():
+    for method in built_in().values():
+        for name, field in (method.options.model_fields if method.options else {}).items():
             assert field.description, f"{method.name}/{name}"
 
 
@@ -98,20 +110,22 @@ def test_the_page_of_methods_is_current() -> None:
     assert (DOCS / "methods.md").read_text(encoding="utf-8") == page.whole_page(), "make docs"
 
 
-def test_the_verb_lists_tells_and_speaks_json() -> None:
+def test_the_verb_lists_tells_and_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
     def told(*args: str) -> str:
-        command = [sys.executable, "-m", "tov", "methods", *args]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+        with pytest.raises(SystemExit) as ended:
+            main(["methods", *args])
+        assert not ended.value.code
+        return capsys.readouterr().out
 
     listed = told()
-    assert all(f"\n{name} " in f"\n{listed}" for name in METHODS)
+    assert all(f"\n{name} " in f"\n{listed}" for name in built_in())
     in_one_line = " ".join(listed.split())
-    for one in METHODS.values():
+    for one in built_in().values():
         assert all(fact in in_one_line for fact in (one.needs or "", one.passes, one.stored, one.source)), one.name
-    assert "lora_rank [128]" in told("less")
+    assert "lora_r [128]" in told("less")
     rows = json.loads(told("--json"))
-    assert [row["name"] for row in rows] == list(METHODS)
-    assert next(row for row in rows if row["name"] == "less")["options"]["lora_rank"]["default"] == 128
+    assert [row["name"] for row in rows] == list(built_in())
+    assert next(row for row in rows if row["name"] == "less")["options"]["lora_r"]["default"] == 128
 
 
 # Select
@@ -123,12 +137,12 @@ def test_all_methods_fill_one_kind_of_table(picked: dict[str, Any]) -> None:
     for name in RIVALS:
         scores = picked[name].scores
         assert scores.column_names[:7] == common
-        assert METHODS[name].ranking in scores.column_names
+        assert find_method(name).column in scores.column_names
         for column in ("row_id", "source", "hash", "tokens", "lost", "excluded"):
             assert scores[column].to_pylist() == wanted[column].to_pylist(), f"{name}: {column} is not tov's"
         assert not any(scores["in_base"].to_pylist()), f"{name} has no base set"
         excluded = np.array([bool(reason) for reason in scores["excluded"].to_pylist()])
-        values = scores[METHODS[name].ranking].to_numpy()
+        values = scores[find_method(name).column].to_numpy()
         assert np.isnan(values[excluded]).all(), f"{name}: an excluded row has a score"
         assert not np.isnan(values[~excluded]).any(), f"{name}: a usable row has no score"
     assert Counter(wanted["excluded"].to_pylist())["no scored tokens"] == 1
@@ -136,17 +150,17 @@ def test_all_methods_fill_one_kind_of_table(picked: dict[str, Any]) -> None:
 
 def test_each_is_chosen_by_its_authors_rule_and_told_alike(picked: dict[str, Any]) -> None:
     for name, one in picked.items():
-        settings = one.manifest["identity"]["settings"]
-        assert (settings["rule"], settings["bins"]) == (METHODS[name].rule, METHODS[name].bins)
+        settings = one.manifest.identity["settings"]
+        assert (settings["rule"], settings["bins"]) == (find_method(name).rule, find_method(name).bins)
         assert len(set(one.dataset["tov_row_id"])) == 8
-        cost = one.manifest["cost"]
+        cost = one.manifest.cost
         assert cost["seconds"] > 0
         assert cost["bytes"] > 0
         summary = (one.folder / "summary.md").read_text(encoding="utf-8")
         assert "nan" not in summary.lower().split()
         assert all(part in summary for part in ("## Scores", "## Left out", "## Time", "tokens forward"))
-        assert one.manifest["scan"]["fingerprint"]
-    by = {name: one.manifest["cost"] for name, one in picked.items()}
+        assert one.manifest.scoring.fingerprint
+    by = {name: one.manifest.cost for name, one in picked.items()}
     assert by["dsir"]["tokens_forward"] == 0, "DSIR needs no model"
     assert by["rds"]["tokens_backward"] == 0
     assert by["less"]["tokens_backward"] > 0
@@ -156,7 +170,7 @@ def test_each_is_chosen_by_its_authors_rule_and_told_alike(picked: dict[str, Any
 
 def test_the_rows_are_those_that_the_score_ranks_first(picked: dict[str, Any]) -> None:
     for name in ("less", "tracin", "target-path"):
-        values = picked[name].scores[METHODS[name].ranking].to_numpy().astype(np.float64)
+        values = picked[name].scores[find_method(name).column].to_numpy().astype(np.float64)
         best = np.lexsort((np.arange(len(values)), -np.nan_to_num(values, nan=-np.inf)))[:8]
         assert list(picked[name].dataset["tov_row_id"]) == best.tolist(), name
 
@@ -165,8 +179,8 @@ def test_the_rows_are_those_that_the_score_ranks_first(picked: dict[str, Any]) -
 def test_again_is_the_same_and_another_option_another_run(name: str, picked: dict[str, Any], tmp_path: Path) -> None:
     one = picked[name]
     files = {path: path.stat().st_mtime_ns for path in one.folder.rglob("*") if path.is_file()}
-    config = one.manifest["identity"]["settings"]["model"]
-    select(one.folder, Path(config), ARMS[name])
+    config = one.manifest.identity["settings"]["model"]
+    select(one.folder, Path(config), VARIANTS[name])
     assert files == {path: path.stat().st_mtime_ns for path in one.folder.rglob("*") if path.is_file()}
     other = {"less": "less", "tracin": "tracin", "dsir": "dsir/mean", "tsds": "tsds/alpha=0.1", "rds": "less"}
     with pytest.raises(RunError, match="holds another run"):
@@ -201,7 +215,7 @@ def test_a_run_is_chosen_from_again_by_another_rule(picked: dict[str, Any], tmp_
 
 def test_rds_takes_in_turn_what_a_loop_takes(picked: dict[str, Any]) -> None:
     """From the stored embeddings, one cosine at a time."""
-    part = picked["rds"].folder / picked["rds"].manifest["parts"]["embed"]
+    part = picked["rds"].folder / picked["rds"].manifest.artifacts["embed"]
     pool, target = (np.load(part / f"{name}.npy").astype(np.float64) for name in ("pool", "target"))
     pool, target = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (pool, target))
     taken: list[int] = []
@@ -217,7 +231,7 @@ def test_a_sentence_encoder_embeds_instead_of_the_model(tiny_folder: Path, encod
     """The mean of its last hidden states, one text at a time; RDS+ and TSDS share it; the model being tuned is not run."""
     pytest.importorskip("sentence_transformers", reason="pip install 'tov[encoder]'")
     picked = select(tmp_path / "rds", tiny_folder, f"rds/encoder={encoder}")
-    part = picked.folder / picked.manifest["parts"]["embed"]
+    part = picked.folder / picked.manifest.artifacts["embed"]
     model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
     for file, rows in (("target.npy", inputs()["target"]), ("pool.npy", inputs()["pool"])):
         found = np.load(part / file)
@@ -229,20 +243,20 @@ def test_a_sentence_encoder_embeds_instead_of_the_model(tiny_folder: Path, encod
                 mean = model(**text).last_hidden_state[0].mean(0).numpy()
             np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=2e-3)
     assert np.isfinite(np.load(part / "target.npy")).all()
-    scores, own = read_scores(picked.folder / "scores"), np.load(part / "pool.npy").astype(np.float64)
+    scores, own = read_table(picked.folder / "scores"), np.load(part / "pool.npy").astype(np.float64)
     best = (own @ np.load(part / "target.npy").astype(np.float64).T).max(1)
     given = scores.column("score_rds").to_numpy()
     assert np.isfinite(given).sum() == 37, "all but a repeat, a prompt of the target and a row without an answer"
     np.testing.assert_allclose(given[np.isfinite(given)], best[np.isfinite(given)], atol=2e-3)
-    assert (picked.manifest["cost"]["tokens_forward"], picked.manifest["method"]["dtype"]) == (0, None)
+    assert (picked.manifest.cost["tokens_forward"], picked.manifest.model.dtype) == (0, None)
     assert list(picked.dataset["tov_row_id"]) != list(
         select(tmp_path / "own", tiny_folder, "rds").dataset["tov_row_id"]
     )
 
 
 def test_an_encoder_may_have_a_name_with_slashes_and_is_looked_for(tiny_folder: Path, tmp_path: Path) -> None:
-    arm = parse_arm("tsds/alpha=0.1/encoder=folder/of/model")
-    assert (arm.own_options["encoder"], arm.own_options["alpha"]) == ("folder/of/model", 0.1)
+    variant = parse_variant("tsds/alpha=0.1/encoder=folder/of/model")
+    assert (variant.dumped["encoder"], variant.dumped["alpha"]) == ("folder/of/model", 0.1)
     pytest.importorskip("sentence_transformers", reason="pip install 'tov[encoder]'")
     with pytest.raises(ModelError, match=r"no folder .*nowhere"):
         select(tmp_path / "run", tiny_folder, f"rds/encoder={tmp_path}/nowhere")
@@ -251,9 +265,7 @@ def test_an_encoder_may_have_a_name_with_slashes_and_is_looked_for(tiny_folder: 
 def test_a_folder_may_lie_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Shells expand a ~ at the beginning of a word only, so not in less/store=~/x and --out=~/x."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    own = parse_arm("less/store=~/gradients").own
-    assert own is not None
-    assert own.model_dump()["store"] == str(tmp_path / "gradients")
+    assert parse_variant("less/store=~/gradients").dumped["store"] == str(tmp_path / "gradients")
     given = {"model": "smollm2", "pool": "p", "target": "t", "n": 1}
     assert build(SelectConfig, {**given, "out": "~/run"}).out == str(tmp_path / "run")
 
@@ -268,18 +280,19 @@ def test_without_sentence_transformers_the_error_names_the_package(
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_named_entities_too(name: str, encoder: Path, tmp_path: Path) -> None:
-    one = select(tmp_path / "run", encoder, ARMS[name], "ner", leak_guard=False)
+    one = select(tmp_path / "run", encoder, VARIANTS[name], "ner", decontaminate=False)
     assert len(set(one.dataset["tov_row_id"])) == 8
-    assert np.isfinite(one.scores[METHODS[name].ranking].to_numpy()).sum() >= 8
+    assert np.isfinite(one.scores[find_method(name).column].to_numpy()).sum() >= 8
 
 
 def test_sub_tasks_of_less(tiny_folder: Path, tmp_path: Path) -> None:
-    target = [{**row, "subject": "xyz"[at % 3]} for at, row in enumerate(make_rows(6, seed=2))]
+    names = ("x", "5 %", "z@home")
+    target = [{**row, "subject": names[at % 3]} for at, row in enumerate(make_rows(6, seed=2))]
     one = select(
-        tmp_path / "run", tiny_folder, f"{ARMS['less']}/subtask_column=subject/round-robin", target=target, n=9,
+        tmp_path / "run", tiny_folder, f"{VARIANTS['less']}/subtask_column=subject/round-robin", target=target, n=9,
         pool=make_rows(40, seed=1),
     )  # fmt: skip
-    columns = np.stack([one.scores[f"score_less:{name}"].to_numpy() for name in "xyz"], 1)
+    columns = np.stack([one.scores[f"score_less:{name}"].to_numpy() for name in ("x", "5 %25", "z%40home")], 1)
     np.testing.assert_array_equal(one.scores["score_less"].to_numpy(), columns.max(1))
     taken: list[int] = []
     for turn in range(9):
@@ -290,11 +303,11 @@ def test_sub_tasks_of_less(tiny_folder: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_rate_0_costs_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     """One batch an epoch, and a linear rise from 0: the first checkpoint is the initial state with weight 0."""
-    one = select(tmp_path / "run", tiny_folder, "less/lora_rank=2/batch_size=64/epochs=3")
-    assert "1 of 3 checkpoints have rate 0 and were left out: they add nothing" in one.manifest["notes"]
-    once = select(tmp_path / "rds", tiny_folder, "rds").manifest["spent"]["embed"][0]
-    target = one.manifest["spent"]["target"][0] // 2
-    assert one.manifest["spent"]["scan"] == [2 * (once - target)] * 2, "two passes over the pool, there and back"
+    one = select(tmp_path / "run", tiny_folder, "less/lora_r=2/batch_size=64/epochs=3")
+    assert "1 of 3 checkpoints have rate 0 and were left out: they add nothing" in one.manifest.notes
+    once = select(tmp_path / "rds", tiny_folder, "rds").manifest.spent["embed"][0]
+    target = one.manifest.spent["target"][0] // 2
+    assert one.manifest.spent["scan"] == (2 * (once - target),) * 2, "two passes over the pool, there and back"
 
 
 def test_rows_chosen_without_a_path_are_trained_on(picked: dict[str, Any], tmp_path: Path) -> None:
@@ -310,27 +323,25 @@ def test_sub_tasks_that_lose_their_rows_are_no_sub_tasks(tiny_folder: Path, tmp_
     """Two by their column, one by what has a scored token: round robin has nobody to take turns."""
     target = [{**row, "subject": "x"} for row in make_rows(4, seed=2)]
     target.append({"prompt": "word " * 80, "completion": "cut off", "subject": "y"})
-    with pytest.raises(ConfigError, match="round-robin with a target of one sub-task"):
-        select(tmp_path / "run", tiny_folder, f"{ARMS['less']}/subtask_column=subject/round-robin", target=target)
+    with pytest.raises(ConfigError, match="round-robin needs several sub-tasks"):
+        select(tmp_path / "run", tiny_folder, f"{VARIANTS['less']}/subtask_column=subject/round-robin", target=target)
     assert not list((tmp_path / "run").rglob("rows-*")), "it was found after the pool's gradients"
 
 
 def test_whole_gradients_of_too_many_sub_tasks_are_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tov.baselines.less.TARGET_NUMBERS", 100)
-    with pytest.raises(
-        ConfigError, match=r"whole gradients of 1 sub-tasks, [\d,]+ numbers each(.|\n)*less/dimension=8192"
-    ):
+    monkeypatch.setattr("tov.methods.less.TARGET_NUMBERS", 100)
+    with pytest.raises(ConfigError, match=r"Whole gradients of 1 sub-tasks, [\d,]+ numbers each(.|\n)*less/dim=8192"):
         select(tmp_path / "run", tiny_folder, f"less/{SMALL_LORA}")
-    select(tmp_path / "projected", tiny_folder, ARMS["less"])
+    select(tmp_path / "projected", tiny_folder, VARIANTS["less"])
 
 
 @pytest.mark.parametrize("name", ["less", "target-path"])
 def test_advice_on_a_diverged_training_names_the_methods_own_options(
     name: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(NumericError, match=rf"do: lower {name}/learning_rate or {name}/lora_alpha"):
+    with pytest.raises(NumericError, match=rf"do: Lower {name}/learning_rate or {name}/lora_alpha"):
         select(tmp_path / "run", tiny_folder, f"{name}/lora_alpha=1e30/learning_rate=1e20/epochs=4/batch_size=2")
 
 
@@ -340,20 +351,160 @@ def test_rows_that_cannot_be_chosen_have_no_embedding(tiny_folder: Path, encoder
     one = select(tmp_path / "run", tiny_folder, f"tsds/encoder={encoder}")
     lost = [row for row, why in enumerate(one.scores["excluded"].to_pylist()) if why == "no scored tokens"]
     assert len(lost) == 1
-    pool = np.load(one.folder / one.manifest["parts"]["embed"] / "pool.npy")
+    pool = np.load(one.folder / one.manifest.artifacts["embed"] / "pool.npy")
     assert np.isnan(pool[lost]).all()
     p = np.exp(one.scores["score_tsds"].to_numpy().astype(np.float64))
     assert np.nansum(p) == pytest.approx(1, abs=1e-6), "mass lies where no row can be taken"
 
 
+# Scorers and targets
+
+
+SCORED = {
+    **ALL, "less of a store": f"{VARIANTS['less']}/nonzeros=2/store=STORE", "dsir of tokens": "dsir/tokenizer=model",
+}  # fmt: skip
+TARGETS = {"maths": make_rows(6, seed=2), "law": make_rows(4, seed=9)}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A pool scored for some targets.
+
+    Attributes:
+        run: whose scores.
+        prepared: what scored it.
+        chosen: target's name -> rows chosen by the method's own rule.
+    """
+
+    run: Run
+    prepared: Prepared
+    chosen: dict[str, list[int]]
+
+    @property
+    def first_shard(self) -> Shard:
+        """The first 16 rows of the pool."""
+        rows, settings = self.prepared.rows, self.prepared.settings
+        encode = ModelSpec.of(settings, self.prepared.labels).encoder()
+        return ShardReader(rows.pool, rows.index, rows.excluded, encode, settings.shard_rows).read(0, 16)
+
+
+def score_targets(folder: Path, model: Path, method: str, names: list[str], models: Models) -> Scored:
+    """A pool of 40 rows, scored for targets of these names."""
+    kept, pool = list[Prepared](), list_inputs(make_rows(40, seed=1))
+    given = {
+        "model": str(model),
+        "pool": "memory",
+        "target": "memory",
+        "n": 8,
+        "shard_rows": 16,
+        "decontaminate": False,
+    }
+    config, variant = select_settings(build(SelectConfig, {**given, **PLAIN, "method": method, "out": str(folder)}))
+    targets = {}
+    for name in names:
+        config, targets[name], rows, labels = read_inputs(config, pool, list_inputs(TARGETS[name]))
+
+    def noted(prepared: Prepared, *args: Any, **options: Any) -> None:
+        kept.append(prepared)
+        fill_table(prepared, *args, **options)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        work_on(folder, command="score", identity={"targets": names}, settings={}) as run,
+    ):
+        patch.setattr("tov.methods.score_pool.fill_table", noted)
+        score_pool(run, rows, targets, config, variant, n=8, labels=labels, models=models, quiet=True)
+    chosen = {}
+    for name in names:
+        table = read_table(run.scores, 40, columns_for(variant.method, config, run.scores, target=name))
+        choice, _ = choose_rows(variant.method, config, table, run, n=8, seed=0, target=name)
+        chosen[name] = choice.row_ids.tolist()
+    return Scored(run, kept[0], chosen)
+
+
+@pytest.fixture(scope="module")
+def of_two_targets(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[str, Scored]:
+    """Each method's scores for two targets in one run."""
+    folder, models = tmp_path_factory.mktemp("two"), Models()
+    methods = {name: variant.replace("STORE", str(folder / "store")) for name, variant in SCORED.items()}
+    return {
+        name: score_targets(folder / name, tiny_folder, one, list(TARGETS), models) for name, one in methods.items()
+    }
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_two_targets_in_one_run_are_scored_as_each_in_its_own(
+    name: str, of_two_targets: dict[str, Scored], tiny_folder: Path, tmp_path: Path
+) -> None:
+    two, variant = of_two_targets[name], SCORED[name].replace("STORE", str(tmp_path / "store"))
+    both, columns = read_table(two.run.scores), columns_in(two.run.scores)
+    for target in TARGETS:
+        alone = score_targets(tmp_path / target, tiny_folder, variant, [target], Models())
+        wanted, measures = read_table(alone.run.scores), measures_of(columns, target)
+        assert set(wanted.column_names) == {*FIXED, *(f"{one}@{target}" for one in measures)}
+        assert alone.prepared.method.column in measures or name == "tov"
+        for column in wanted.column_names:
+            if column.endswith(f"@{target}"):
+                assert len(set(wanted[column].drop_null().to_pylist())) > 2, f"{column}: all rows score alike"
+                np.testing.assert_allclose(
+                    both[column].to_numpy(), wanted[column].to_numpy(), rtol=1e-4, atol=1e-6, err_msg=column
+                )
+        assert set(of_target(both, target).column_names) == {*FIXED, *measures}
+        assert two.chosen[target] == alone.chosen[target]
+        assert two.run.manifest.targets[target] == alone.run.manifest.targets[target]
+    assert two.chosen["maths"] != two.chosen["law"], "the targets are too much alike to tell"
+
+
+ELSEWHERE = """
+import pickle, sys
+from tov.engine.models import Models
+with open(sys.argv[1], "rb") as file:
+    sent = pickle.load(file)
+found = {}
+for name, (scorer, shard) in sent.items():
+    with scorer.open(Models()) as score:
+        found[name] = score(shard)
+with open(sys.argv[2], "wb") as file:
+    pickle.dump(found, file)
+"""
+
+
+def test_a_scorer_is_sent_to_another_process_and_scores_there_alike(
+    of_two_targets: dict[str, Scored], tmp_path: Path
+) -> None:
+    ways = {type(find_method(name)).prepare for name in ALL}
+    assert ways == {type(one).prepare for one in built_in().values() if one.takes == "best"}, "a method is missing here"
+    sent = {
+        f"{name} for {target}": (scorer, one.first_shard)
+        for name, one in of_two_targets.items()
+        for target, scorer in one.prepared.scorers.items()
+    }
+    (tmp_path / "sent").write_bytes(pickle.dumps(sent))
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "sent"), str(tmp_path / "found")]
+    subprocess.run(command, check=True, timeout=300)
+    found = pickle.loads((tmp_path / "found").read_bytes())
+    models = Models()
+    for name, (scorer, shard) in sent.items():
+        with scorer.open(models) as score:
+            wanted = score(shard)
+        assert found[name].keys() == wanted.keys()
+        assert any((~np.isnan(values)).sum() > 8 for values in wanted.values()), name
+        for column, values in wanted.items():
+            np.testing.assert_allclose(found[name][column], values, rtol=1e-4, atol=1e-6, err_msg=f"{name}: {column}")
+
+
 # A store of gradients
 
 
-STORED = ARMS["less"].replace("epochs=2", "epochs=3")  # two checkpoints with a rate
+STORED = VARIANTS["less"].replace("epochs=2", "epochs=3")  # two checkpoints with a rate
+
+
+SUFFIXES = (".safetensors", ".parquet")
+"""Of checkpoints and of stored gradients."""
 
 
 def store_files(folder: Path) -> dict[Path, bytes]:
-    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.safetensors")}
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*") if file.suffix in SUFFIXES}
 
 
 def test_a_store_of_gradients_serves_every_target(tiny_folder: Path, tmp_path: Path) -> None:
@@ -366,113 +517,73 @@ def test_a_store_of_gradients_serves_every_target(tiny_folder: Path, tmp_path: P
     given, wanted = (one.scores["score_less"].to_numpy() for one in (second, streamed))
     assert np.nanstd(wanted) > 0.01
     np.testing.assert_allclose(given, wanted, atol=1e-3)  # fp16; NaN where NaN
-    assert second.manifest["spent"]["scan"] == [0, 0]
-    assert second.manifest["spent"]["gradients"] == streamed.manifest["spent"]["scan"], (
-        "its cost is part of this table's"
-    )
+    assert second.manifest.spent["scan"] == (0, 0)
+    assert second.manifest.spent["gradients"] == streamed.manifest.spent["scan"], "its cost is part of this table's"
     features = sum(file.stat().st_size for file in store.glob("gradients-*/*/*"))
-    assert 0 < features - 2 * 40 * 64 * 2 < 6 * 300, "fp16: 2 bytes x 40 rows x 64 numbers x 2 checkpoints, and headers"
+    assert 0 < features - 2 * 40 * 64 * 2 < 6 * 800, "fp16: 2 bytes x 40 rows x 64 numbers x 2 checkpoints, and headers"
     note = "1 rows that the target excludes are in the store"
-    assert [any(note in one for one in run.manifest["notes"]) for run in (first, second)] == [True, False]
+    assert [any(note in one for one in run.manifest.notes) for run in (first, second)] == [True, False]
     assert np.isnan(first.scores["score_less"].to_numpy()[6])
     select(tmp_path / "seed", tiny_folder, f"{STORED}/store={store}", seed=1)
     assert len(list(store.iterdir())) == 4, "another seed has a warm-up and a projection of its own"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_a_store_that_was_killed_goes_on_from_its_last_shard(tiny_folder: Path, tmp_path: Path) -> None:
-    files = {kind: write_jsonl(tmp_path / f"{kind}.jsonl", rows) for kind, rows in inputs().items()}
     store = tmp_path / "store"
 
-    def command(out: str) -> list[str]:
-        return [
-            "select", "--model", str(tiny_folder), "--pool", str(files["pool"]), "--target", str(files["target"]), "--n", "8",
-            "--method", f"{STORED}/store={store}", "--out", str(tmp_path / out), "--max-length", "64",
-            "--shard-rows", "16", "--quiet", "--device", "cpu", "--dtype", "fp32",
-        ]  # fmt: skip
+    def run(out: str) -> Any:
+        return select(tmp_path / out, tiny_folder, f"{STORED}/store={store}")
 
-    def run(out: str) -> dict[str, bytes]:
-        with pytest.raises(SystemExit) as ended:
-            main(command(out))
-        assert not ended.value.code
-        return {file.name: file.read_bytes() for file in (tmp_path / out / "scores").iterdir()}
-
-    script = KILLED.format(module="baselines.store", function="write_shard", at=5)
-    killed = subprocess.run([sys.executable, "-c", script, *command("killed")], timeout=300)
-    assert killed.returncode == -signal.SIGKILL, "it was not killed: the test tests nothing"
+    with killed(function="tov.scores.store.ShardStore.write", call=5):
+        run("killed")
     left = {path: path.stat().st_mtime_ns for path in store.rglob("rows-*")}
     assert len(left) == 4, "three shards of one checkpoint, one of the next"
     part = next(store.glob("gradients-*"))
-    old, new = part / ".rows-9.safetensors.1.tmp", part / ".rows-9.safetensors.2.tmp"
+    old, new = part / ".rows-9.parquet.1.tmp", part / ".rows-9.parquet.2.tmp"
     for leftover in (old, new):
         leftover.write_bytes(b"half")
     os.utime(old, (0, 0))
-    scores, stored = run("killed"), store_files(store)
+    made = files_of(run("killed"))
+    stored = store_files(store)
     assert all(path.stat().st_mtime_ns == time for path, time in left.items()), "a finished shard was made again"
     assert [file.exists() for file in (old, new)] == [False, True], "the newer may be another run's"
     store.rename(tmp_path / "aside")
-    assert run("whole") == scores
+    assert files_of(run("whole")) == made
     assert store_files(store) == stored
 
 
 # Killed
 
-KILLED = """
-import os, signal, sys
-import tov.{module} as module
-made = module.{function}
-calls = 0
-def once_more(*args, **options):
-    global calls
-    calls += 1
-    if calls == {at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return made(*args, **options)
-module.{function} = once_more
-from tov.cli import main
-main(sys.argv[1:])
-"""
+
+def files_of(made: Any) -> dict[str, bytes]:
+    """The score table and the choice."""
+    paths = [*(made.folder / "scores").iterdir(), made.folder / "selected.jsonl"]
+    return {path.name: path.read_bytes() for path in paths}
 
 
-@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 @pytest.mark.parametrize(
-    ("name", "module", "function", "at"),
+    ("name", "function", "call", "left_shards"),
     [
-        ("less", "scan.stream", "write_shard", 2), ("less", "tables.gradients", "save_checkpoints", 1),
-        ("rds", "baselines.store", "write_shard", 2), ("tsds", "scan.stream", "write_shard", 1),
-        ("dsir", "scan.stream", "write_shard", 2), ("target-path", "scan.stream", "write_shard", 2),
+        ("less", "scores.store.ShardStore.write", 2, 1), ("less", "methods.shared.warm_up.save_checkpoints", 1, 0),
+        ("rds", "scores.store.ShardStore.write", 2, 1), ("tsds", "scores.store.ShardStore.write", 4, 0),
+        ("dsir", "scores.store.ShardStore.write", 2, 1), ("target-path", "scores.store.ShardStore.write", 2, 1),
     ],
 )  # fmt: skip
 def test_killed_it_goes_on_and_ends_with_the_same_files(
-    name: str, module: str, function: str, at: int, tiny_folder: Path, tmp_path: Path
+    name: str, function: str, call: int, left_shards: int, picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    files = {kind: write_jsonl(tmp_path / f"{kind}.jsonl", rows) for kind, rows in inputs().items()}
-
-    def command(out: str) -> list[str]:
-        return [
-            "select", "--model", str(tiny_folder), "--pool", str(files["pool"]), "--target", str(files["target"]), "--n", "8",
-            "--method", ARMS[name], "--out", str(tmp_path / out), "--max-length", "64", "--shard-rows", "16", "--quiet",
-            "--device", "cpu", "--dtype", "fp32",
-        ]  # fmt: skip
-
-    def run(out: str) -> int:
-        with pytest.raises(SystemExit) as ended:
-            main(command(out))
-        return int(ended.value.code or 0)
-
-    script = KILLED.format(module=module, function=function, at=at)
-    killed = subprocess.run([sys.executable, "-c", script, *command("killed")], timeout=300)
-    assert killed.returncode == -signal.SIGKILL, "it was not killed: the test tests nothing"
-    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("rows-*")}
-    assert bool(left) == (at == 2), f"shards before the kill: {left}"
-    assert run("killed") == 0
-    assert run("whole") == 0
-    kept = [path for path in left if path.exists() and path.suffix == ".parquet"]
+    """TSDS: its fourth shard is the first of the scores; the three of embeddings have become one file by then."""
+    with killed(function=f"tov.{function}", call=call):
+        select(tmp_path / "run", tiny_folder, VARIANTS[name])
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("rows-*")}
+    assert len(left) == left_shards, f"shards before the kill: {left}"
+    found, wanted = files_of(select(tmp_path / "run", tiny_folder, VARIANTS[name])), files_of(picked[name])
+    kept = [path for path in left if path.exists()]
     assert all(path.stat().st_mtime_ns == left[path] for path in kept), "a finished shard was made again"
-    for path in [*(tmp_path / "whole" / "scores").iterdir(), tmp_path / "whole" / "selected.jsonl"]:
-        twin = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
-        assert twin.read_bytes() == path.read_bytes(), f"{path.name} differs from the undisturbed run's"
-    assert not list((tmp_path / "killed").rglob("*.tmp"))
+    assert found.keys() == wanted.keys()
+    for file in wanted:
+        assert found[file] == wanted[file], f"{file} differs from the undisturbed run's"
+    assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
 # Compare
@@ -481,23 +592,23 @@ def test_killed_it_goes_on_and_ends_with_the_same_files(
 def test_every_method_is_compared_and_chooses_as_select_does(
     picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    arms = [*ARMS.values(), "rds/score-only", "dsir/mean", "uncertainty", "random"]
+    variants = [*VARIANTS.values(), "rds/score-only", "dsir/mean", "uncertainty", "random"]
     given = {
-        **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": arms, "sizes": [8], "seeds": 1,
+        **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": variants, "sizes": [8], "seeds": 1,
         "base_size": 8, "epochs": 1, "max_length": 64, "shard_rows": 16, "train_rows": 16, "device": "cpu", "dtype": "fp32",
         "quiet": True, "out": tmp_path / "run",
     }  # fmt: skip
     compared = tov.compare(**given)
-    trials = {one["arm"]: one for one in compared.trials if one["n"] == 8}
+    trials = {one["variant"]: one for one in compared.trials if one["n"] == 8}
     assert all(one["status"] == "done" for one in trials.values()), [one["error"] for one in trials.values()]
     for name in RIVALS:
         rows = [int(row) for row in picked[name].dataset["tov_row_id"]]
-        assert trials[ARMS[name]]["rows_fingerprint"] == digest(rows), f"{name} chooses otherwise than tov select"
-        assert trials[ARMS[name]]["scoring"]["seconds"] > 0
-        assert ARMS[name] in compared.report
+        assert trials[VARIANTS[name]]["rows_fingerprint"] == digest(rows), f"{name} chooses otherwise than tov select"
+        assert trials[VARIANTS[name]]["scoring"]["seconds"] > 0
+        assert VARIANTS[name] in compared.report
     tables = [path.parent for path in compared.folder.glob("scores/*/*/scores")]
     assert len(tables) == 8, "six methods, another option of DSIR, and the path: a table each; a rule is no table"
-    assert len(list(compared.folder.glob("scores/*/parts/embed-*"))) == 1, "RDS+ and TSDS embed the pool once"
+    assert len(list(compared.folder.glob("scores/*/artifacts/embed-*"))) == 1, "RDS+ and TSDS embed the pool once"
     before = (compared.folder / "trials.jsonl").read_bytes()
     assert (tov.compare(**given).folder / "trials.jsonl").read_bytes() == before, "a finished trial was run again"
     with pytest.raises(RunError, match=r"trials of other rules: dsir: sample"):
@@ -509,31 +620,31 @@ def test_a_size_of_a_comparison_chooses_as_select_does_whatever_the_other_sizes(
 ) -> None:
     """TSDS spreads its mass on as many rows as are to be chosen: a table a size. One that cannot be had fails alone."""
     given = {
-        **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": ["tsds/neighbours=3"], "seeds": 1,
+        **inputs(), "test": make_rows(5, seed=3), "model": str(tiny_folder), "methods": ["tsds/max_k=3"], "seeds": 1,
         "base_size": 8, "epochs": 1, "max_length": 64, "shard_rows": 16, "train_rows": 16, "device": "cpu", "dtype": "fp32",
         "quiet": True, "out": tmp_path / "run", "sizes": [4, 8, 30],
     }  # fmt: skip
     compared = tov.compare(**given)
     trials = {one["n"]: one for one in compared.trials if one["method"] == "tsds"}
     for n in (4, 8):
-        rows = select(tmp_path / str(n), tiny_folder, "tsds/neighbours=3", n=n).dataset["tov_row_id"]
+        rows = select(tmp_path / str(n), tiny_folder, "tsds/max_k=3", n=n).dataset["tov_row_id"]
         assert trials[n]["rows_fingerprint"] == digest([int(row) for row in rows]), f"n = {n}"
     assert [trials[n]["status"] for n in (4, 8, 30)] == ["done", "done", "failed"]
-    assert "raise tsds/neighbours" in trials[30]["error"]
-    assert len(list(compared.folder.glob("scores/*/parts/embed-*"))) == 1
+    assert "raise tsds/max_k" in trials[30]["error"]
+    assert len(list(compared.folder.glob("scores/*/artifacts/embed-*"))) == 1
 
 
 def test_the_test_of_a_comparison_is_in_no_warm_up_of_a_store(tiny_folder: Path, tmp_path: Path) -> None:
     pool, target, test = make_rows(40, seed=1), make_rows(6, seed=2), make_rows(5, seed=3)
     pool[11], pool[12], seen = test[0], target[0], []
-    drawn = gradients.draw_rows
+    drawn = warm_up.draw_rows
 
     def noted(rows: Any, *args: Any) -> Any:
         seen.append(np.flatnonzero(~rows.usable).tolist())
         return drawn(rows, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradients, "draw_rows", noted)
+        patch.setattr(warm_up, "draw_rows", noted)
         compared = tov.compare(
             model=str(tiny_folder), pool=pool, target=target, test=test, methods=[f"{STORED}/store={tmp_path / 'store'}"],
             sizes=[8], seeds=1, base_size=8, epochs=1, max_length=64, train_rows=16, device="cpu", dtype="fp32", quiet=True,
@@ -543,18 +654,23 @@ def test_the_test_of_a_comparison_is_in_no_warm_up_of_a_store(tiny_folder: Path,
     assert any("1 rows that the target excludes are in the store" in one for one in compared.trials[-1]["notes"])
 
 
-def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_cap_and_a_rule_are_options_of_any_variant(tiny_folder: Path, tmp_path: Path) -> None:
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(20, seed=at)) for at, name in enumerate(("a", "b"))]
     given = {"pool": [str(one) for one in pool], "target": make_rows(6, seed=2), "n": 10}
-    for arm in ("dsir/source_cap=0.5", f"{ARMS['less']}/score+random/bins=2", "rds/source_cap=0.5", "dsir/score-only"):
-        one = select(tmp_path / digest(arm), tiny_folder, arm, **given)
+    for variant in (
+        "dsir/source_cap=0.5",
+        f"{VARIANTS['less']}/score+random/bins=2",
+        "rds/source_cap=0.5",
+        "dsir/score-only",
+    ):
+        one = select(tmp_path / digest(variant), tiny_folder, variant, **given)
         assert len(set(one.dataset["tov_row_id"])) == 10
-        if "cap" in arm:
+        if "cap" in variant:
             assert Counter(one.dataset["tov_source"]) == {"a": 5, "b": 5}
     lone = select(tmp_path / "lone", tiny_folder, "dsir/score-only", source_cap={"a": 0.2}, **given)
     assert Counter(lone.dataset["tov_source"]) == {"a": 2, "b": 8}
     assert Counter(lone.dataset["tov_reason"]) == {"score": 10}
-    with pytest.raises(DataError, match=r"--source-cap allows 4: a 2 of 20, b 2 of 20"):
+    with pytest.raises(DataError, match=r"--source-cap allows 4 rows \(a 2 of 20, b 2 of 20\)"):
         select(tmp_path / "few", tiny_folder, "dsir/source_cap=0.2", **given)
     with pytest.raises(ConfigError, match=r"no source 'c'.*\n.*a, b"):
         select(tmp_path / "c", tiny_folder, "dsir", source_cap={"c": 0.2}, **given)
@@ -566,28 +682,29 @@ def test_a_cap_and_a_rule_are_options_of_any_arm(tiny_folder: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"method": "les"}, r"--method got 'les': no method 'les' \(did you mean 'less'\?\)"),
+        ({"method": "les"}, r"--method got 'les': there is no method 'les' \(did you mean 'less'\?\)"),
         ({"method": "less/dimensions=4"}, "'dimensions=4' is no option of less"),
         ({"method": "less/store="}, "'store=' has no usable value"),
         ({"method": "tracin/store=x"}, "'store=x' is no option of tracin"),
-        ({"method": "less/dimension=0"}, "dimension got 0, should be greater than or equal to 1"),
-        ({"method": "less/dimension=100/nonzeros=8"}, "nonzeros=8 is no divisor of dimension=100"),
+        ({"method": "less/dim=0"}, "dim got 0, but must be greater than or equal to 1"),
+        ({"method": "less/dim=100/nonzeros=8"}, "nonzeros=8 is no divisor of dim=100"),
         ({"method": "less/abs"}, "'abs' is no option of less"),
         ({"method": "less/"}, "'' is no option of less"),
-        ({"method": "less/projection=rademacher/nonzeros=2"}, "nonzeros=2 is of projection=sjlt"),
-        ({"method": "tsds/sigma=0/density_neighbours=3"}, "density_neighbours=3 without a density"),
-        ({"method": "dsir/over=median"}, "over got 'median', should be 'sum' or 'mean'"),
+        ({"method": "less/projection=rademacher/nonzeros=2"}, "nonzeros=2 is for projection=sjlt"),
+        ({"method": "tsds/sigma=0/kde_k=3"}, "kde_k=3 has no effect without a density"),
+        ({"method": "dsir/over=median"}, "over got 'median', but must be 'sum' or 'mean'"),
         ({"method": "random"}, "--method random scores nothing"),
-        ({"method": "less", "eps": 0.5}, "--eps has no effect with --method less"),
+        ({"method": "less", "target_learning_rate_ratio": 0.5},
+         "--target-learning-rate-ratio has no effect with --method less"),
         ({"method": "less", "epochs": 2}, r"(?s)--epochs has no effect with --method less.*--method less/epochs="),
         ({"method": "dsir", "transform": "abs"}, "--transform has no effect with --method dsir"),
         ({"method": "uncertainty", "transform": "abs"}, "--transform has no effect with --method uncertainty"),
-        ({"method": "tov/eps=1", "eps": 0.5}, "say it once"),
-        ({"method": "tov/round-robin"}, r"(?s)has but one score a row.*less, rds, tsds"),
+        ({"method": "tov/target_learning_rate_ratio=1", "target_learning_rate_ratio": 0.5}, "Say it once"),
+        ({"method": "tov/round-robin"}, r"(?s)has only one score a row.*less, rds or tsds"),
         ({"method": "rds", "bins": 4}, "4 bins have no effect with rule round-robin"),
-        ({"method": f"{ARMS['less']}/round-robin"}, "target of one sub-task"),
-        ({"method": f"{ARMS['less']}/subtask_column=subject"}, "the target has no such column"),
-        ({"method": "less/lora_targets=w_pack"}, "--lora-targets w_pack"),
+        ({"method": f"{VARIANTS['less']}/round-robin"}, "target has only one"),
+        ({"method": f"{VARIANTS['less']}/subtask_column=subject"}, "the target has no such column"),
+        ({"method": "less/lora_target_modules=w_pack"}, "--lora-target-modules w_pack"),
         ({"method": "dsir", "source_cap": 2}, "source-cap"),
     ],
 )  # fmt: skip
@@ -607,12 +724,12 @@ def test_a_run_that_made_nothing_gives_way_to_the_corrected_command(tiny_folder:
 
 
 def test_rows_without_a_score_and_options_are_told(tiny_folder: Path, tmp_path: Path) -> None:
-    made = select(tmp_path / "run", tiny_folder, "dsir/min_tokens=6/score+random/bins=2")
+    made = select(tmp_path / "run", tiny_folder, "dsir/min_example_length=6/score+random/bins=2")
     unscored = made.summary["choice"]["without_score"]
     assert 0 < unscored < made.summary["scores"]["usable"]
     text = (made.folder / "summary.md").read_text(encoding="utf-8")
     assert f"- {unscored:,} rows that could be chosen have no score by the method" in text
-    assert "- options: `over=sum, tokens=wordpunct" in text
+    assert "- options: `over=sum, tokenizer=wordpunct" in text
     assert "- bins: `2`" in text
 
 
@@ -630,26 +747,47 @@ def test_stages_name_the_shard_that_is_another_s(picked: dict[str, Any], tiny_fo
     shard = next(iter((picked["less"].folder / "scores").iterdir()))
     shutil.copy(shard, folder / "scores" / shard.name)
     with pytest.raises(RunError, match="belongs to another run"):
-        select(folder, tiny_folder, ARMS["target-path"])
+        select(folder, tiny_folder, VARIANTS["target-path"])
 
 
 # Methods of other packages
 
 PLUG_IN = """
-from tov.settings import Settings
-from tov.methods import Method
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tov.config.settings import Settings
+from tov.methods import Method, Scorer
 
 class Options(Settings):
     sign: int = 1
 
-def fill(work):
-    stream = work.stream(work.encoder(), key="1")
-    work.fill(stream, lambda shard: {"score_longest": work.options.sign * shard.encoded.sizes.astype(float)})
+@dataclass(frozen=True, kw_only=True)
+class Lengths(Scorer):
+    sign: int
 
-LONGEST = Method("longest", "the longest rows", needs="text", function=fill, ranking="score_longest", settings=Options)
+    @contextmanager
+    def open(self, models):
+        yield lambda shard: {"score_longest": self.sign * shard.encoded.sizes.astype(float)}
+
+class Longest(Method):
+    name, summary, needs, options = "longest", "the longest rows", "text", Options
+
+    def prepare(self, work):
+        return Lengths(sign=work.options.sign)
+
 NOT_ONE = 3
-LESS = Method("less", "another", function=fill, ranking="score_longest")
-EMPTY = Method("empty", "no function", ranking="score_longest")
+
+class Less(Longest):
+    name = "less"
+
+class Empty(Method):
+    name, summary = "empty", "no function"
+
+class Misnamed(Longest):
+    name = "another"
+
+class Silent(Longest):
+    name, summary = "silent", ""
 """
 
 
@@ -657,22 +795,22 @@ EMPTY = Method("empty", "no function", ranking="score_longest")
 def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Installs a package with these entry points: what pip leaves of one."""
 
-    def install(**methods: str) -> None:
+    def install(module: str = "tov_longest", source: str = PLUG_IN, **methods: str) -> None:
         place = tmp_path / "site"
-        info = place / "tov_longest-1.0.dist-info"
+        info = place / f"{module}-1.0.dist-info"
         info.mkdir(parents=True)
-        (place / "tov_longest.py").write_text(PLUG_IN)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tov-longest\nVersion: 1.0\n")
+        (place / f"{module}.py").write_text(source)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\n")
         lines = [f"{name.replace('_', '-')} = {value}" for name, value in methods.items()]
         (info / "entry_points.txt").write_text("\n".join(["[tov.methods]", *lines, ""]))
         monkeypatch.syspath_prepend(str(place))
-        monkeypatch.delitem(sys.modules, "tov_longest", raising=False)
+        monkeypatch.delitem(sys.modules, module, raising=False)
 
     return install
 
 
 def test_another_package_s_method_is_a_method_like_any_other(plugged: Any, tiny_folder: Path, tmp_path: Path) -> None:
-    plugged(longest="tov_longest:LONGEST")
+    plugged(longest="tov_longest:Longest")
     one = select(tmp_path / "run", tiny_folder, "longest")
     tokens = one.scores["tokens"].to_numpy()
     usable = np.array([not reason for reason in one.scores["excluded"].to_pylist()])
@@ -683,35 +821,90 @@ def test_another_package_s_method_is_a_method_like_any_other(plugged: Any, tiny_
         **inputs(), model=str(tiny_folder), test=make_rows(5, seed=3), methods=["longest", "random"], sizes=[8], seeds=1,
         max_length=64, train_rows=16, quiet=True, out=tmp_path / "compared",
     )  # fmt: skip
-    assert {trial["arm"]: trial["status"] for trial in compared.trials}["longest"] == "done"
+    assert {trial["variant"]: trial["status"] for trial in compared.trials}["longest"] == "done"
     assert "longest  " in page.overview()
     assert "### longest" not in page.whole_page(), "the documents are of what is in the box"
 
 
+def test_the_method_of_the_page_is_one_file_that_works(
+    plugged: Any, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (DOCS / "own-method.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(source.splitlines()) <= 40
+    [(name, module, kind)] = re.findall(r'\[project\.entry-points\."tov\.methods"\]\n(\w+) = "(\w+):(\w+)"\n```', text)
+    assert f"`{module}.py`" in text
+    plugged(module, source, **{name: f"{module}:{kind}"})
+
+    given = {**inputs(), "test": make_rows(5, seed=3)}
+    files = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", rows)) for role, rows in given.items()}
+    common = ["--model", str(tiny_folder), "--pool", files["pool"], "--target", files["target"], "--max-length", "64"]
+    common += ["--device", "cpu", "--dtype", "fp32"]
+
+    def told(*words: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, err = capsys.readouterr()
+        assert not ended.value.code, err
+        return out
+
+    def selected(out: str) -> None:
+        asked = ["--n", "8", "--method", f"{name}/quantile=0.9", "--shard-rows", "16", "--out", str(tmp_path / out)]
+        told("select", *common, *asked, "--quiet")
+
+    assert "quantile [0.5]" in told("methods", name)
+    assert f"| {name} | 0 | 0 | 0.0 |" in " ".join(told("plan", *common, "--methods", name).split())
+    selected("whole")
+    table = read_table(tmp_path / "whole" / "scores")
+    usable = np.array([not reason for reason in table["excluded"].to_pylist()])
+    wanted = np.quantile([len(row["completion"]) + 1 for row in given["target"]], 0.9)
+    found = table[f"score_{name}"].to_numpy()
+    np.testing.assert_allclose(found[usable], -np.abs(table["tokens"].to_numpy()[usable] - wanted), rtol=1e-6)
+    with killed(function="tov.scores.store.ShardStore.write", call=2):
+        selected("killed")
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("rows-*")}
+    assert len(left) == 1
+    selected("killed")
+    assert all(path.stat().st_mtime_ns == time for path, time in left.items()), "a finished shard was made again"
+    for path in [*(tmp_path / "whole" / "scores").iterdir(), tmp_path / "whole" / "selected.jsonl"]:
+        assert (tmp_path / "killed" / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
+    asked = ["--test", files["test"], "--methods", name, "random", "--sizes", "8", "--seeds", "1", "--train-rows", "16"]
+    told("compare", *common, *asked, "--quiet", "--out", str(tmp_path / "compared"))
+    assert f"| {name} " in (tmp_path / "compared" / "report.md").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match="quantile got 2"):
+        parse_variant(f"{name}/quantile=2")
+
+
 def test_a_broken_plug_in_is_named_when_it_is_asked_for_and_harms_no_other(plugged: Any) -> None:
-    plugged(gone="tov_gone:M", number="tov_longest:NOT_ONE", less="tov_longest:LESS", empty="tov_longest:EMPTY")
+    plugged(
+        gone="tov_gone:M", number="tov_longest:NOT_ONE", less="tov_longest:Less", empty="tov_longest:Empty",
+        misnamed="tov_longest:Misnamed", silent="tov_longest:Silent",
+    )  # fmt: skip
     for name, says in (
-        ("gone", "the method 'gone' of the package tov-longest cannot be imported: ModuleNotFoundError"),
-        ("number", "is int, should be a tov.methods.Method"),
+        ("gone", "The method 'gone' of the package tov-longest cannot be imported: ModuleNotFoundError"),
+        ("number", "is a int.(.|\\n)*a subclass of tov.methods.Method"),
         ("less", "has the name of a method that tov has"),
-        ("empty", "has no function"),
+        ("empty", "does not implement prepare"),
+        ("misnamed", "is called 'another'"),
+        ("silent", "has no summary"),
     ):
         with pytest.raises(ConfigError, match=says):
-            find_method(name)
+            load_plug_in(plug_ins()[name])
         assert f"{name}  " in page.overview()
-    assert page.overview().count("broken:") == 4
-    assert find_method("dsir") is METHODS["dsir"]
-    assert len(plug_ins()) == 4
+        if name != "less":
+            with pytest.raises(ConfigError, match=says):
+                find_method(name)
+    assert page.overview().count("broken:") == 6
+    assert type(find_method("dsir")) is Dsir
+    assert len(plug_ins()) == 6
 
 
 def test_a_column_that_is_not_there_is_told() -> None:
-    import pyarrow as pa
+    class Odd(Method):
+        name, summary = "odd", "none"
 
-    method = Method("odd", "none", function="x:y", ranking="score_odd", settings=Settings)
     with pytest.raises(RunError, match="no column score_odd"):
-        method.rank(pa.table({"row_id": [0]}), RuleSettings())
-    with pytest.raises(ConfigError, match=r"names the function 'x\.y:z', which cannot be imported"):
-        imported("x.y:z", "it")
+        Odd().rank(pa.table({"row_id": [0]}), RuleSettings())
 
 
 # Planted pools
@@ -720,51 +913,53 @@ def test_a_column_that_is_not_there_is_told() -> None:
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arm",
+    "variant",
     [
-        "less/lora_rank=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2/dimension=256",
-        "tracin/lora_rank=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2", "dsir/score-only",
+        "less/lora_r=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2/dim=256",
+        "tracin/lora_r=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2", "dsir/score-only",
         "tsds", "rds", "target-path/epochs=10/learning_rate=0.005/lora_alpha=16",
     ],
 )  # fmt: skip
-def test_rows_of_the_target_s_style_are_found(arm: str, minilm: str, tmp_path: Path) -> None:
+def test_rows_of_the_target_s_style_are_found(variant: str, minilm: str, tmp_path: Path) -> None:
     """Sentences of six styles, 24 of one as the target: each method finds more of that style than chance does."""
     pytest.importorskip("faker")
-    from tov.demo_data import TARGET_STYLE, read_styles
+    from tov.cli.demo_data import TARGET_STYLE, read_styles
 
     parts = read_styles(56)
     target, parts[TARGET_STYLE] = parts[TARGET_STYLE][:24], parts[TARGET_STYLE][24:]
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", rows[:32]) for name, rows in parts.items()]
     one = tov.select(
-        model=minilm, pool=[str(file) for file in pool], target=target, n=24, method=arm, out=tmp_path / "run", quiet=True,
+        model=minilm, pool=[str(file) for file in pool], target=target, n=24, method=variant, out=tmp_path / "run", quiet=True,
         dtype="fp32",
     )  # fmt: skip
     share = Counter(one.dataset["tov_source"])[TARGET_STYLE] / 24
     assert share > 2 / len(parts), (
-        f"{arm}: {share:.0%} of the rows are of the target's style, chance has {1 / len(parts):.0%}"
+        f"{variant}: {share:.0%} of the rows are of the target's style, chance has {1 / len(parts):.0%}"
     )
 
 
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_language_model_embeds_and_trains_a_target_path(smollm2: str, corpus: None, tmp_path: Path) -> None:
-    from tov.demo_data import TARGET_TOPIC, read_topics
+    from tov.cli.demo_data import TARGET_TOPIC, read_topics
 
     parts = read_topics()
     target = parts[TARGET_TOPIC][:16]
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", rows[16:26]) for name, rows in parts.items()]
     chance = 10 / sum(len(file.read_text().splitlines()) for file in pool)
-    for arm in ("rds", "target-path/epochs=2"):
+    for variant in ("rds", "target-path/epochs=2"):
         one = tov.select(
-            model=smollm2, pool=[str(file) for file in pool], target=target, n=12, method=arm, out=tmp_path / arm[:3],
+            model=smollm2, pool=[str(file) for file in pool], target=target, n=12, method=variant, out=tmp_path / variant[:3],
             max_length=96, quiet=True,
         )  # fmt: skip
         share = Counter(one.dataset["tov_source"])[TARGET_TOPIC] / 12
         assert (
-            np.isfinite(read_scores(one.folder / "scores")[METHODS[arm.partition("/")[0]].ranking].to_numpy()).sum()
+            np.isfinite(
+                read_table(one.folder / "scores")[find_method(variant.partition("/")[0]).column].to_numpy()
+            ).sum()
             >= 12
         )
-        assert arm != "rds" or share > chance, (
+        assert variant != "rds" or share > chance, (
             f"{share:.0%} of the rows are of the target's topic, chance has {chance:.0%}"
         )
 
@@ -772,12 +967,13 @@ def test_a_language_model_embeds_and_trains_a_target_path(smollm2: str, corpus: 
 def test_gradients_are_whole_unless_a_projection_is_asked_for() -> None:
     """A projection that is named has a dimension; a dimension alone is a sparse projection; nothing named is none."""
     wanted = {
-        "less": (None, "sjlt"), "tracin/dimension=64": (64, "sjlt"), "less/projection=rademacher": (8192, "rademacher"),
+        "less": (None, "sjlt"), "tracin/dim=64": (64, "sjlt"), "less/projection=rademacher": (8192, "rademacher"),
         "less/nonzeros=4": (8192, "sjlt"),
     }  # fmt: skip
-    for arm, (dimension, kind) in wanted.items():
-        own = parse_arm(arm).own
-        assert (own.dimension, own.projection) == (dimension, kind), arm
+    for variant, (dim, kind) in wanted.items():
+        own = parse_variant(variant).options
+        assert own is not None
+        assert (own.dim, own.projection) == (dim, kind), variant
         assert type(own).model_validate(own.model_dump()) == own, (
             "a stored record means something else when it is read again"
         )

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from tiny import VOCABULARY, tiny_llama
+from tov.losses import log_loss
+from tov.methods.tov.scan import scan_rows
+from tov.methods.tov.scoring import row_scores
+from tov.methods.tov.variants import START, VARIANTS
 from tov.model.adapters import attach, parameters, read_state, write_state
-from tov.model.joined import scanning
-from tov.model.train import make_optimizer, train_epoch
-from tov.path.variants import START, VARIANTS
-from tov.scan.scan import scan_rows
-from tov.scoring import log_loss, row_scores
+from tov.model.kernels.joined import scanning
 from tov.text.encode import IGNORED, Encoded
+from tov.training.loop import make_optimizer, train_epoch
 
 RATES = np.array([0.08, 0.04, 0.02, 0.01])
 

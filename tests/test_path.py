@@ -11,15 +11,15 @@ from transformers import AutoModelForCausalLM
 
 import tov
 from tiny import make_rows, tiny_llama, tiny_model_folder, tiny_tokenizer, write_jsonl
-from tov.config import PathSettings
-from tov.data.conversations import Conversation
+from tov.config.records import PathSettings
+from tov.config.settings import build
 from tov.errors import NumericError
+from tov.methods.tov.fit import base_size_for, fit, schedule_for
+from tov.methods.tov.path import open_path
+from tov.methods.tov.variants import START, VARIANTS, Step
 from tov.model.adapters import attach, load, parameters
-from tov.path.fit import base_size_for, fit, schedule_for
-from tov.path.store import open_path
-from tov.path.variants import START, VARIANTS, Step
-from tov.settings import build
-from tov.text.encode import IGNORED, encode
+from tov.tasks.instruction import Conversation, encode
+from tov.text.encode import IGNORED
 
 TABLES = {
     "interleaved": [
@@ -92,11 +92,11 @@ def test_every_step_starts_from_a_state_that_is_there(variant, epochs):
 @pytest.mark.parametrize("variant", list(VARIANTS))
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_epoch_keeps_a_base_and_a_target_state(variant, optimizer):
-    kept, log = walk(settings_of(variant=variant, val_optimizer=optimizer))
+    kept, log = walk(settings_of(path_variant=variant, target_optimizer=optimizer))
     assert set(kept) == {"base-1", "target-1", "base-2", "target-2"}, f"kept {sorted(kept)}"
     assert not same(kept["base-2"], kept["target-2"]), "the target epoch moved nothing"
     assert [entry["to"] for entry in log] == [step.result for step in VARIANTS[variant](2)], "the log misses a step"
-    again, _ = walk(settings_of(variant=variant, val_optimizer=optimizer))
+    again, _ = walk(settings_of(path_variant=variant, target_optimizer=optimizer))
     assert all(same(kept[name], again[name]) for name in kept), "the same seed gave another path"
 
 
@@ -104,11 +104,11 @@ def test_every_epoch_keeps_a_base_and_a_target_state(variant, optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_base_trajectory_never_sees_the_target(variant, optimizer, monkeypatch):
     """Neither its weights nor its optimizer moments: it equals one without target epochs, bit for bit."""
-    kept, _ = walk(settings_of(variant=variant, val_optimizer=optimizer))
+    kept, _ = walk(settings_of(path_variant=variant, target_optimizer=optimizer))
     monkeypatch.setitem(
         VARIANTS, variant, lambda _: (Step(1, "base", START, "base-1"), Step(2, "base", "base-1", "base-2"))
     )
-    alone, _ = walk(settings_of(variant=variant, val_optimizer=optimizer))
+    alone, _ = walk(settings_of(path_variant=variant, target_optimizer=optimizer))
     assert same(kept["base-1"], alone["base-1"]), "the first base epoch depends on the target"
     assert same(kept["base-2"], alone["base-2"]), "the target epoch leaks into the base trajectory's weights or moments"
 
@@ -152,7 +152,9 @@ def moved(states, k: int) -> float:
 @pytest.mark.parametrize("schedule", ["linear", "constant"])
 def test_the_target_rate_is_eps_times_the_epochs_mean_base_rate(schedule):
     """The first step of AdamW from zero moments moves a parameter by the rate itself."""
-    settings = settings_of(schedule=schedule, learning_rate=1e-2, eps=0.25, batch_size=8)
+    settings = settings_of(
+        lr_scheduler_type=schedule, learning_rate=1e-2, target_learning_rate_ratio=0.25, batch_size=8
+    )
     kept, _ = walk(settings)
     rates = {"linear": [8.75e-3, 3.75e-3], "constant": [1e-2, 1e-2]}[schedule]  # 2 steps an epoch: 1, .75, .5, .25
     assert schedule_for(settings, 10).rates == pytest.approx(rates), "mean base rates of the epochs"
@@ -162,10 +164,10 @@ def test_the_target_rate_is_eps_times_the_epochs_mean_base_rate(schedule):
 
 def test_sgd_moves_the_target_state_by_its_own_rate():
     small, large = (
-        moved(walk(settings_of(val_optimizer="sgd", sgd_learning_rate=rate, batch_size=8))[0], 1)
+        moved(walk(settings_of(target_optimizer="sgd", target_sgd_learning_rate=rate, batch_size=8))[0], 1)
         for rate in (0.01, 0.02)
     )
-    assert large == pytest.approx(2 * small, rel=1e-3), "one SGD step must be proportional to sgd_learning_rate"
+    assert large == pytest.approx(2 * small, rel=1e-3), "one SGD step must be proportional to target_sgd_learning_rate"
 
 
 def test_the_base_rate_moves_the_base_state():
@@ -201,13 +203,13 @@ def test_base_size_follows_the_rule(given, usable, size):
 
 def test_divergence_is_an_error_that_says_what_to_lower():
     with pytest.raises(NumericError, match="--learning-rate"):
-        walk(settings_of(learning_rate=1e30, schedule="constant"))
+        walk(settings_of(learning_rate=1e30, lr_scheduler_type="constant"))
 
 
 def test_the_size_of_a_micro_batch_changes_only_rounding():
     """Rows of one step are split to save memory; their gradients must add up to the same step."""
     # SGD for the target, since AdamW would turn a gradient's rounding near zero into a whole step.
-    settings = settings_of(val_optimizer="sgd", batch_size=16, epochs=1)
+    settings = settings_of(target_optimizer="sgd", batch_size=16, epochs=1)
     whole, whole_log = walk(settings, batch_tokens=100_000, dtype=torch.float64)
     parts, parts_log = walk(settings, batch_tokens=1, dtype=torch.float64)
     for one, two in zip(whole_log, parts_log, strict=True):
@@ -239,8 +241,8 @@ def fit_run(folder: Path, tmp: Path, model: Path, **settings) -> Path:
         write_jsonl(tmp / "t.jsonl", make_rows(5, seed=2)),
     )
     tov.fit(
-        str(model), str(target), base=str(pool), out=folder, quiet=True,
-        **{"dtype": "fp32", "base_size": 8, "epochs": 2, "lora_rank": 2, **settings},
+        str(model), str(target), pool=str(pool), out=folder, quiet=True,
+        **{"dtype": "fp32", "base_size": 8, "epochs": 2, "lora_r": 2, **settings},
     )  # fmt: skip
     return folder / "path"
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 import tov
-from test_methods import ARMS, PLAIN, inputs, select
+from test_methods import PLAIN, VARIANTS, inputs, select
 from tiny import make_rows, tiny_encoder_folder
-from tov import planning
-from tov.cli import main
+from tov.cli.main import main
 from tov.errors import ConfigError, DataError, ModelError, RunError
-from tov.methods import METHODS, Method
+from tov.methods import Method, registry
+from tov.verbs import plan as planning
 
 PATHS = {
     "tov": "tov/epochs=2/base_size=8", "paired": "tov/paired/epochs=2/base_size=8", "uncertainty": "uncertainty/epochs=1",
-    "rank": "tov/lora_rank=3/epochs=1/base_size=8", "sgd": "less/lora_rank=2/sgd/batch_size=40/epochs=3",
-    "store": f"{ARMS['less']}/store=store",
+    "rank": "tov/lora_r=3/epochs=1/base_size=8", "sgd": "less/lora_r=2/sgd/batch_size=40/epochs=3",
+    "store": f"{VARIANTS['less']}/store=store",
 }  # fmt: skip
 NEAR = ("fit", "warm-up", "gradients")
 """Stages of rows drawn from the pool, foretold from the mean row; and of rows that this target alone excludes, stored too."""
@@ -34,36 +34,36 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_encoder_folder(tmp_path_factory.mktemp("encoder"))
 
 
-@pytest.mark.parametrize("name", [*ARMS, *PATHS])
+@pytest.mark.parametrize("name", [*VARIANTS, *PATHS])
 def test_a_plan_is_what_the_run_spends(
     name: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arm = {**ARMS, **PATHS}[name]
-    [planned] = plan(tiny_folder, [arm], n=8).facts["methods"]
-    run = select(tmp_path / "run", tiny_folder, arm)
-    assert set(planned["stages"]) == set(run.manifest["spent"])
-    for stage, (forward, backward) in run.manifest["spent"].items():
+    variant = {**VARIANTS, **PATHS}[name]
+    [planned] = plan(tiny_folder, [variant], n=8).facts["methods"]
+    run = select(tmp_path / "run", tiny_folder, variant)
+    assert set(planned["stages"]) == set(run.manifest.spent)
+    for stage, (forward, backward) in run.manifest.spent.items():
         foretold = planned["stages"][stage]["forward"], planned["stages"][stage]["backward"]
         near = pytest.approx((forward, backward), rel=0.15) if stage in NEAR else (forward, backward)
         assert foretold == near, stage
     # Parquet's own head, which no row pays for, is most of so small a table.
     tables = sum(file.stat().st_size for file in (run.folder / "scores").iterdir())
-    small = run.manifest["cost"]["bytes"] - tables
+    small = run.manifest.cost["bytes"] - tables
     assert planned["bytes"] == pytest.approx(small, rel=0.25, abs=20_000), "adapters, checkpoints and embeddings"
 
 
 def test_a_plan_of_sentences_is_what_the_run_spends(tmp_path: Path, encoder: Path) -> None:
-    arms = {"tov": "tov/epochs=2/base_size=8", "tracin": ARMS["tracin"], "rds": "rds"}
-    found = {one["method"]: one for one in plan(encoder, list(arms.values()), "ner").facts["methods"]}
-    for name, arm in arms.items():
-        spent = select(tmp_path / name, encoder, arm, "ner").manifest["cost"]
-        assert found[arm]["forward"] == pytest.approx(spent["tokens_forward"], rel=0.02), name
-        assert found[arm]["backward"] == pytest.approx(spent["tokens_backward"], rel=0.1), name
+    variants = {"tov": "tov/epochs=2/base_size=8", "tracin": VARIANTS["tracin"], "rds": "rds"}
+    found = {one["method"]: one for one in plan(encoder, list(variants.values()), "ner").facts["methods"]}
+    for name, variant in variants.items():
+        spent = select(tmp_path / name, encoder, variant, "ner").manifest.cost
+        assert found[variant]["forward"] == pytest.approx(spent["tokens_forward"], rel=0.02), name
+        assert found[variant]["backward"] == pytest.approx(spent["tokens_backward"], rel=0.1), name
 
 
-def test_each_arm_has_adapters_of_its_own_rank(tiny_folder: Path) -> None:
-    small, large = plan(tiny_folder, ["tov/lora_rank=1/epochs=1", "tov/lora_rank=8/epochs=1"]).facts["methods"]
+def test_each_variant_has_adapters_of_its_own_rank(tiny_folder: Path) -> None:
+    small, large = plan(tiny_folder, ["tov/lora_r=1/epochs=1", "tov/lora_r=8/epochs=1"]).facts["methods"]
     assert large["bytes"] > 3 * small["bytes"]
 
 
@@ -108,7 +108,11 @@ def test_a_large_pool_is_sampled(tiny_folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_method_that_does_not_tell_is_said_to(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "mine", Method("mine", "mine", function=lambda work: None, ranking="score_mine"))
+    class Mine(Method):
+        name, summary = "mine", "mine"
+
+    boxed = registry.built_in()
+    monkeypatch.setattr(registry, "built_in", lambda: {**boxed, "mine": Mine()})
     planned = plan(tiny_folder, ["mine", "dsir"])
     assert planned.facts["methods"][0]["forward"] is None
     [line] = [line for line in str(planned).splitlines() if line.startswith("| mine")]
@@ -116,7 +120,7 @@ def test_a_method_that_does_not_tell_is_said_to(tiny_folder: Path, monkeypatch: 
 
 
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    with pytest.raises(DataError, match="39 rows wanted"):
+    with pytest.raises(DataError, match="--n asks for 39"):
         plan(tiny_folder, ["tov"], n=39)
     with pytest.raises(DataError, match="0 usable rows"):
         plan(tiny_folder, ["tov"], pool=inputs()["target"])
@@ -125,8 +129,8 @@ def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -
     assert plan(tiny_folder, ["tov"], source_cap={"memory": 0.1}).facts["methods"]
     with pytest.raises(ConfigError, match="scores nothing"):
         plan(tiny_folder, ["random"])
-    with pytest.raises(ConfigError, match="lora-targets"):
-        plan(tiny_folder, ["less/lora_targets=nothing"])
+    with pytest.raises(ConfigError, match="lora-target-modules"):
+        plan(tiny_folder, ["less/lora_target_modules=nothing"])
     with pytest.raises(ModelError, match="no folder"):
         plan(tmp_path / "none", ["tov"])
     run = select(tmp_path / "run", tiny_folder, "dsir")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import tov
-from test_methods import ARMS, PLAIN, inputs
+from test_methods import PLAIN, VARIANTS, inputs
 from tov import progress
 
-ALL = {"tov": "tov/epochs=2/base_size=8", **ARMS}
+ALL = {"tov": "tov/epochs=2/base_size=8", **VARIANTS}
 
 
 def rows_told(said: str, stage: str) -> list[int]:
@@ -44,10 +44,12 @@ def test_a_shard_under_way_is_told(
         assert len(rows_told(said, "target")) > 1
 
 
-def test_rows_that_an_earlier_call_left_do_not_make_the_rest_look_fast() -> None:
+def test_rows_that_an_earlier_call_left_do_not_make_the_rest_look_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     report = progress._Report("scan", 100, lambda rows, text: shown.append(text))
-    report.start -= 10.0
+    now += 10.0
     report.advance(80, found=True)
     assert shown[-1] == "scan: 80 / 100 rows"
     with progress.part(report, 10):

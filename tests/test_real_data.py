@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tov.data.conversations import Conversation
 from tov.data.pool import index_rows, open_pool
-from tov.text.encode import IGNORED, encode
+from tov.tasks import TASKS, all_layouts
+from tov.tasks.instruction import Conversation, encode
+from tov.text.encode import IGNORED
 
 ROWS = 40
 
@@ -19,8 +20,10 @@ ROWS = 40
 def test_every_source_scores_its_answers_and_nothing_else(shared_data: Path, smollm2: str) -> None:
     from tov.model.load import load_tokenizer
 
-    tokenizer = load_tokenizer(smollm2)
-    pool = open_pool([str(path) for path in sorted((shared_data / "instruct").glob("*.parquet"))])
+    tokenizer = load_tokenizer(smollm2, task=TASKS["instruction"])
+    pool = open_pool(
+        [str(path) for path in sorted((shared_data / "instruct").glob("*.parquet"))], layouts=all_layouts()
+    )
     for start, source in zip(pool.starts, pool.sources, strict=False):
         rows = [row for row in pool.rows(int(start), int(start) + ROWS) if isinstance(row, Conversation)]
         assert len(rows) == ROWS, f"{source.name}: rows were not read as conversations"
@@ -37,7 +40,9 @@ def test_every_source_scores_its_answers_and_nothing_else(shared_data: Path, smo
 def test_matched_prompts_are_found_across_files(shared_data: Path) -> None:
     """alpaca_gpt4 and alpaca_gpt35 share 979 prompts (data README), whatever their answers."""
     prints = [
-        np.unique(index_rows(open_pool([str(shared_data / "instruct" / f"{name}.parquet")])).prompt)
+        np.unique(
+            index_rows(open_pool([str(shared_data / "instruct" / f"{name}.parquet")], layouts=all_layouts())).prompt
+        )
         for name in ("alpaca_gpt4", "alpaca_gpt35")
     ]
     shared = len(np.intersect1d(*prints))

@@ -12,22 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import tov
+import tov.data.pool
+import tov.inputs.read
 from test_compare import QUICK, compare
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
-from tov.comparison.arms import check_settings
 from tov.comparison.grid import read_grid
-from tov.comparison.run import compare_config, run_grid
-from tov.config import CompareConfig, SelectConfig, TrainConfig
+from tov.comparison.variants import check_settings
+from tov.config.records import CompareConfig, SelectConfig, TrainConfig
+from tov.config.settings import build
 from tov.errors import ConfigError, DataError, ModelError, RunError
-from tov.planning import run_plan
 from tov.progress import file_size
-from tov.run import at_work, start_run
-from tov.settings import build
-from tov.summary import choice_facts
+from tov.report.numbers import choice_facts
+from tov.runs.folder import work_on
+from tov.scores.store import ShardStore
+from tov.verbs.compare import compare_config, run_grid
+from tov.verbs.plan import run_plan
 
-LESS = "less/lora_rank=2/lora_alpha=8/batch_size=8/epochs=2"
+LESS = "less/lora_r=2/lora_alpha=8/batch_size=8/epochs=2"
 
 
 def select(folder: Path, model: Path, **changed: Any) -> Any:
@@ -49,35 +53,37 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.skipif(os.name != "posix", reason="locks and SIGKILL are POSIX")
 def test_two_processes_do_not_work_in_one_folder_and_a_kill_frees_it(tmp_path: Path) -> None:
     made = {"command": "select", "identity": {}, "settings": {}}
-    run = start_run(tmp_path / "run", **made)
-    half = tmp_path / "run" / ".half.1.tmp"
+    folder = tmp_path / "run"
+    half = folder / ".half.1.tmp"
+    with work_on(folder, **made):
+        pass
     script = (
-        "import sys, time; from pathlib import Path; from tov.run import at_work, start_run\n"
-        "with at_work(start_run(Path(sys.argv[1]), command='select', identity={}, settings={})):\n"
+        "import sys, time; from pathlib import Path; from tov.runs.folder import work_on\n"
+        "with work_on(Path(sys.argv[1]), command='select', identity={}, settings={}):\n"
         "    print('in', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script, run.folder], stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen([sys.executable, "-c", script, folder], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         assert other.stdout.readline() == "in\n"
         half.write_text("of the other process")
-        with pytest.raises(RunError, match="another process is at work"), at_work(start_run(run.folder, **made)):
+        with pytest.raises(RunError, match="Another process is at work"), work_on(folder, **made):
             pass
-        with pytest.raises(RunError, match="another process is at work"):
-            start_run(run.folder, **made, force=True)
+        with pytest.raises(RunError, match="Another process is at work"), work_on(folder, **made, force=True):
+            pass
         assert half.exists(), "what another process is writing was swept away"
         other.send_signal(signal.SIGKILL)
-    with at_work(start_run(run.folder, **made)):
+    with work_on(folder, **made):
         assert not half.exists()
 
 
 def test_a_run_that_failed_before_it_made_anything_gives_way(tmp_path: Path, tiny_folder: Path) -> None:
-    rows = {"target": make_rows(6, seed=2), "base": make_rows(40, seed=1), "base_size": 8, "epochs": 1, "quiet": True}
+    rows = {"target": make_rows(6, seed=2), "pool": make_rows(40, seed=1), "base_size": 8, "epochs": 1, "quiet": True}
     with pytest.raises(ModelError):
         tov.fit(str(tiny_folder.parent / "nowhere"), out=tmp_path / "fit", **rows)
-    assert tov.fit(str(tiny_folder), out=tmp_path / "fit", **rows).manifest["status"] == "finished"
+    assert tov.fit(str(tiny_folder), out=tmp_path / "fit", **rows).manifest.status == "finished"
     with pytest.raises(ConfigError, match="no source 'web'"):
         compare(tmp_path / "compare", tiny_folder, source_cap={"web": 0.5}, seeds=1)
-    assert compare(tmp_path / "compare", tiny_folder, seeds=1).manifest["status"] == "finished"
+    assert compare(tmp_path / "compare", tiny_folder, seeds=1).manifest.status == "finished"
 
 
 def test_force_spares_the_run_that_is_compared(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
@@ -96,6 +102,113 @@ def test_force_spares_the_run_that_is_compared(tmp_path: Path, tiny_folder: Path
     assert (picked.folder / "selected.parquet").exists()
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".manifest.json.4321.tmp", ".lock"]])
+def test_what_a_kill_before_the_first_manifest_leaves_is_gone_on_with(
+    tmp_path: Path, tiny_folder: Path, left: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in left:
+        (folder / name).write_text('{"format": 2, "comm' if "manifest" in name else "")
+    assert len(select(folder, tiny_folder).dataset) == 8
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.txt", ".manifest.json.bak", ".manifest.json.7.tmp/mine", ".locks/mine", ".lockfile", "scores/mine"]
+)
+def test_a_folder_of_other_things_is_refused_untouched(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    for file in (folder / name, folder / ".lock"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    before = contents(folder)
+    for force in (False, True):
+        with pytest.raises(RunError, match="is not empty and holds no run"):
+            select(folder, tiny_folder, force=force)
+        assert contents(folder) == before
+
+
+# The same command again
+
+
+def test_a_finished_run_is_returned_without_reading_a_row(
+    tmp_path: Path, tiny_folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"pool": files["pool"], "target": files["target"]}
+    first = select(tmp_path / "run", tiny_folder, **given)
+    before = contents(first.folder)
+
+    def unread(*_: Any, **__: Any) -> None:
+        raise AssertionError("rows are read")
+
+    for module in (tov.data.pool, tov.inputs.read):
+        monkeypatch.setattr(module, "index_rows", unread)
+    again = select(tmp_path / "run", tiny_folder, **given)
+    assert again.manifest == first.manifest
+    assert again.dataset.to_list() == first.dataset.to_list()
+    assert contents(first.folder) == before, "a finished run was touched"
+    with pytest.raises(AssertionError, match="rows are read"):
+        select(tmp_path / "run", tiny_folder, **given, seed=1)
+
+
+@pytest.mark.parametrize("name", ["pool", "target"])
+def test_other_content_under_the_same_size_and_time_is_noticed(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+    rows = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2)}
+    given = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", made)) for role, made in rows.items()}
+    first = select(tmp_path / "run", tiny_folder, **given)
+    before, file = contents(first.folder), Path(given[name])
+    was, first_row = file.stat(), rows[name][0]
+    swapped = {**first_row, "completion": first_row["completion"][:-1] + "!"}
+    write_jsonl(file, [swapped, *rows[name][1:]])
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (was.st_size, was.st_mtime_ns)
+    with pytest.raises(RunError, match=rf"holds another run(.|\n)*{name}[a-z.]*\.fingerprint: "):
+        select(tmp_path / "run", tiny_folder, **given)
+    assert contents(first.folder) == before
+
+
+def test_a_run_is_not_gone_on_with_in_another_dtype(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where `auto` means bf16 a run is killed after its first shard; where it means fp32 it is refused, and nothing is lost."""
+    write, written = ShardStore.write, list[int]()
+
+    def once(self: ShardStore, start: int, table: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(start)
+        write(self, start, table)
+
+    def auto_means(dtype: str) -> None:
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: dtype == "bf16")
+
+    auto_means("bf16")
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardStore, "write", once)
+        with pytest.raises(KeyboardInterrupt):
+            select(tmp_path / "run", tiny_folder, shard_rows=10)
+    before = contents(tmp_path / "run")
+    [shard] = [name for name in before if name.startswith("scores")]
+    auto_means("fp32")
+    with pytest.raises(ModelError) as refused:
+        select(tmp_path / "run", tiny_folder, shard_rows=10)
+    assert refused.value.problem.endswith("begun with: dtype bf16 -> fp32.")
+    assert "\n" not in refused.value.problem
+    kept = contents(tmp_path / "run")
+    assert {name for name in before if kept.get(name) != before[name]} <= {"manifest.json", "events.jsonl"}
+    auto_means("bf16")
+    made = select(tmp_path / "run", tiny_folder, shard_rows=10)
+    assert made.manifest.model.dtype == "bf16"
+    assert contents(tmp_path / "run")[shard] == before[shard], "the finished shard was made again"
+    whole = select(tmp_path / "whole", tiny_folder, shard_rows=10)
+    assert made.scores.equals(whole.scores)
+
+
 # What is taken over
 
 
@@ -106,7 +219,7 @@ def test_more_rows_are_chosen_as_the_first_ones_were(tmp_path: Path, tiny_folder
     )
     more = tov.reselect(first, n=12, out=tmp_path / "more", pool=pool)
     settings = ("transform", "rule", "bins", "normalize")
-    assert [more.manifest["identity"]["settings"][name] for name in settings] == [
+    assert [more.manifest.identity["settings"][name] for name in settings] == [
         "abs",
         "score-only",
         2,
@@ -118,12 +231,12 @@ def test_more_rows_are_chosen_as_the_first_ones_were(tmp_path: Path, tiny_folder
                     normalize="initial-loss", n=12)  # fmt: skip
     assert list(more.dataset["tov_row_id"]) == list(direct.dataset["tov_row_id"])
     other = tov.reselect(first, n=12, transform="identity", out=tmp_path / "other", pool=pool)
-    assert other.manifest["identity"]["settings"]["rule"] == "score-only", "what is given is given, the rest stays"
+    assert other.manifest.identity["settings"]["rule"] == "score-only", "what is given is given, the rest stays"
     ranked = tov.reselect(first, n=12, method="uncertainty", out=tmp_path / "ranked", pool=pool)
-    assert ranked.manifest["identity"]["settings"]["rule"] == "score+random", "another ranking has its own rule"
+    assert ranked.manifest.identity["settings"]["rule"] == "score+random", "another ranking has its own rule"
 
 
-def test_the_rule_of_a_run_is_that_of_its_own_arm(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
+def test_the_rule_of_a_run_is_that_of_its_own_method(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
     picked = select(
         tmp_path / "run", tiny_folder, method=f"{LESS}/sample/bins=3", pool=files["pool"], target=files["target"]
     )
@@ -145,11 +258,13 @@ def test_the_path_of_a_scored_pool_is_that_it_was_scored_with(tmp_path: Path, ti
 # What a report tells
 
 
-def test_a_comparison_tells_what_its_choices_note_and_of_which_arms(tmp_path: Path, tiny_folder: Path) -> None:
-    arms = [LESS, LESS.replace("batch_size=8", "batch_size=4"), "tov", "tov/abs"]
-    notes = compare(tmp_path / "run", tiny_folder, methods=arms, seeds=2).results["notes"]
-    assert f"{arms[0]}: warm-up: 2 epochs in batches of 8 at a peak rate of 2e-05" in notes
-    assert f"{arms[1]}: warm-up: 2 epochs in batches of 4 at a peak rate of 2e-05" in notes, "numbers are what differs"
+def test_a_comparison_tells_what_its_choices_note_and_of_which_variants(tmp_path: Path, tiny_folder: Path) -> None:
+    variants = [LESS, LESS.replace("batch_size=8", "batch_size=4"), "tov", "tov/abs"]
+    notes = compare(tmp_path / "run", tiny_folder, methods=variants, seeds=2).results["notes"]
+    assert f"{variants[0]}: warm-up: 2 epochs in batches of 8 at a peak rate of 2e-05" in notes
+    assert f"{variants[1]}: warm-up: 2 epochs in batches of 4 at a peak rate of 2e-05" in notes, (
+        "numbers are what differs"
+    )
     [few] = [note for note in notes if "fewer than 10 length bins" in note]
     assert few == "tov, tov/abs: 4 rows by score are fewer than 10 length bins; 4 bins are used"
 
@@ -161,14 +276,14 @@ def test_trials_of_several_versions_are_told_and_a_finished_one_is_not_undone(
     file = compared.folder / "trials.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[0]["version"], lines[0]["commit"] = "0.0.9", "abc"
-    failed = {**next(one for one in lines if one["arm"] == "tov"), "status": "failed", "error": "no", "loss": None}
+    failed = {**next(one for one in lines if one["variant"] == "tov"), "status": "failed", "error": "no", "loss": None}
     file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, failed]))
     shown = compare(tmp_path / "run", tiny_folder, seeds=1, report_only=True)
     [told] = [note for note in shown.results["notes"] if "versions of tov" in note]
     assert "2 versions" in told
     assert "1 by 0.0.9 abc" in told
-    [tov_arm] = [one for one in shown.results["sizes"][0]["arms"] if one["arm"] == "tov"]
-    assert tov_arm["gain"]["mean"] is not None, "a later failure hides a finished trial"
+    [scored] = [one for one in shown.results["sizes"][0]["variants"] if one["variant"] == "tov"]
+    assert scored["gain"]["mean"] is not None, "a later failure hides a finished trial"
 
 
 def test_lengths_that_are_all_one_are_a_row_of_the_table() -> None:
@@ -207,7 +322,9 @@ def test_a_base_set_that_leaves_too_few_rows_is_said_before_the_fit(tmp_path: Pa
                          max_length=64, **too_many),
         lambda: compare(tmp_path / "compare", tiny_folder, methods=["tov/score-only"], sizes=[36]),
     ):  # fmt: skip
-        with pytest.raises(DataError, match="36 rows wanted by score, but 8 of the 40 usable rows are the base set"):
+        with pytest.raises(
+            DataError, match="--n asks for 36 rows by score, but 8 of the 40 usable rows are the base set"
+        ):
             ask()
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "compare" / "trials.jsonl").exists()
@@ -220,7 +337,7 @@ def test_options_of_what_is_not_there_are_said_before_anything_is_scored(
         monkeypatch.setitem(sys.modules, package, None)
     cases = {
         f"{LESS}/subtask_column=nope": "the target has no such column",
-        f"{LESS}/round-robin": "a target of one sub-task",
+        f"{LESS}/round-robin": "the target has only one",
         "rds/encoder=minilm": "sentence-transformers",
         "tsds/faiss": "faiss-cpu",
     }
@@ -240,38 +357,42 @@ def test_a_plan_says_that_the_folder_is_not_free(tmp_path: Path, tiny_folder: Pa
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty and holds no run"):
         tov.plan(model=str(tiny_folder), pool=files["pool"], target=files["target"], out=str(tmp_path / "full"))
-    from tov.config import PlanConfig
+    from tov.config.records import PlanConfig
 
     given = {"model": str(tiny_folder), "pool": files["pool"], "target": files["target"], "methods": ("rds",)}
-    with pytest.raises(ConfigError, match="--method less beside --methods rds"):
+    with pytest.raises(ConfigError, match="--method less stands beside --methods rds"):
         run_plan(build(PlanConfig, {**given, "method": "less"}))
 
 
 def test_a_grid_that_leaves_the_task_to_the_data_is_not_judged_by_another(tmp_path: Path) -> None:
-    """eps 0.1 is the default of instruction tuning, and another arm with named entities."""
+    """A ratio of 0.1 is the default of instruction tuning, and another variant with named entities."""
     encoder = tiny_encoder_folder(tmp_path / "encoder")
     rows = [{"tokens": ["a", "b", f"n{at}"], "ner_tags": ["B-LOC", "O", "O"]} for at in range(60)]
     given = {"pool": rows[:40], "target": rows[40:50], "test": rows[50:]}
     made = {name: str(write_jsonl(tmp_path / f"{name}.jsonl", part)) for name, part in given.items()}
     common = {"model": str(encoder), **{name: [file] for name, file in made.items()}, "sizes": [8], "seeds": 1, **QUICK}
     file = tmp_path / "grid.yaml"
-    file.write_text(json.dumps({**common, "methods": ["tov", "tov/eps=0.1"], "experiments": {"one": {}}}))
+    file.write_text(
+        json.dumps({**common, "methods": ["tov", "tov/target_learning_rate_ratio=0.1"], "experiments": {"one": {}}})
+    )
     _, found = run_grid(read_grid(file), {"out": str(tmp_path / "out")})
-    assert {"tov", "tov/eps=0.1"} <= {arm["arm"] for arm in found["one"]["sizes"][0]["arms"]}
+    assert {"tov", "tov/target_learning_rate_ratio=0.1"} <= {
+        one["variant"] for one in found["one"]["sizes"][0]["variants"]
+    }
     file.write_text(json.dumps({**common, "out": "elsewhere", "experiments": {"one": {}}}))
-    with pytest.raises(ConfigError, match="out in a grid"):
+    with pytest.raises(ConfigError, match="sets out, but in a grid"):
         read_grid(file)
 
 
 def test_settings_that_cannot_take_effect_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
     given = {"model": "m", "pool": "p", "target": "t", "test": "e", "sizes": 8, "out": "o", "task": "instruction"}
-    with pytest.raises(ConfigError, match="--train-epochs and --train-rows: say one"):
-        build(TrainConfig, {"from_run": "r", "out": "o", "train_epochs": 2, "train_rows": 64})
+    with pytest.raises(ConfigError, match="--num-train-epochs and --train-rows both say"):
+        build(TrainConfig, {"from_run": "r", "out": "o", "num_train_epochs": 2, "train_rows": 64})
     with pytest.raises(ConfigError, match="--answer-pattern has no effect without --exact-match"):
         check_settings(build(CompareConfig, {**given, "answer_pattern": "[0-9]+"}).for_task("instruction"))
     keyed = [{**row, "key": str(at)} for at, row in enumerate(make_rows(6, seed=2))]
     with pytest.raises(ConfigError, match="--group-by key: the test has no such column"):
         compare(tmp_path / "keyed", tiny_folder, target=keyed, group_by="key")
-    with pytest.raises(DataError, match="2 of these test rows are bare text"):
+    with pytest.raises(DataError, match="2 of them are bare text"):
         compare(tmp_path / "text", tiny_folder, test=[{"text": "one"}, {"text": "two"}], exact_match=4)
     assert build(SelectConfig, {**{k: given[k] for k in ("model", "pool", "target", "out")}, "n": 1}).n == 1

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracle import scores as oracle
-from tov.scoring import TRANSFORM_FUNCTIONS, log_loss, normalized, row_means, row_scores, uncertainty
+from tov.losses import log_loss, row_means
+from tov.methods.tov.scoring import TRANSFORM_FUNCTIONS, normalized, row_scores, uncertainty
 
 LOG_P = st.floats(-30.0, -1e-6)
 ROWS = st.lists(st.lists(st.tuples(LOG_P, LOG_P), max_size=5), min_size=1, max_size=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from oracle import selection as oracle
-from tov.baselines.round_robin import top_candidates
-from tov.baselines.sampling import gumbel_top_k
 from tov.errors import ConfigError, DataError
-from tov.selection import Room, choose, length_bins, room_for, top_by_bin
+from tov.seeds import generator
+from tov.selection.choose import Quotas, choose, length_bins, quotas_for, top_by_bin
+from tov.selection.round_robin import top_candidates
 
 RULES = ("score+random", "score-only")
 
@@ -83,7 +84,7 @@ def test_bins_and_their_shares_differ_by_at_most_one(lengths, bins, data):
     assert sum(sizes) == len(lengths), "a row is in no bin or in two"
     assert max(sizes) - min(sizes) <= 1, f"bins of {sizes} rows"
     assert all(tokens[one].max() <= tokens[two].min() for one, two in itertools.pairwise(parts)), "bins overlap"
-    taken = top_by_bin(np.zeros(len(lengths)), tokens, row_ids, n, bins)
+    taken = top_by_bin(parts, np.zeros(len(lengths)), row_ids, n)
     shares = [int(np.isin(part, taken).sum()) for part in parts]
     assert sum(shares) == n, f"{sum(shares)} rows for n = {n}"
     assert max(shares) - min(shares) <= 1, f"bins gave {shares} rows"
@@ -98,7 +99,8 @@ def test_the_order_of_rows_changes_nothing(table, random):
     random.shuffle(shuffled)
     n = (len(places) + 1) // 2
     one, two = (
-        order[top_by_bin(table["scores"][order], table["tokens"][order], order, n, 4)] for order in (places, shuffled)
+        order[top_by_bin(length_bins(table["tokens"][order], order, min(4, n)), table["scores"][order], order, n)]
+        for order in (places, shuffled)
     )
     assert one.tolist() == two.tolist(), "ties are broken by place and not by row_id"
 
@@ -204,12 +206,20 @@ def test_an_unknown_rule_is_an_error_that_names_the_rules():
 # Rules beside the paper's, and caps
 
 
-def by_rule(table, n: int, rule: str, *, bins: int = 1, seed: int = 0, room: Room | None = None, columns=None):
+def quotas_of(sources, caps, n: int) -> Quotas | None:
+    """Quotas for rows of these sources, their names in the order in which rows have them first."""
+    names = list(dict.fromkeys(map(str, sources)))
+    return quotas_for(np.array([names.index(source) for source in sources]), names, caps, n)
+
+
+def by_rule(table, n: int, rule: str, *, bins: int = 1, seed: int = 0, quotas: Quotas | None = None, columns=None):
     def best(k: int, usable: np.ndarray):
         rows = top_candidates(columns, k, usable=usable)
         return rows, [columns[part, place] for place, part in enumerate(rows)]
 
-    return choose(**table, n=n, rule=rule, bins=bins, seed=seed, room=room, best=best if columns is not None else None)
+    return choose(
+        **table, n=n, rule=rule, bins=bins, seed=seed, quotas=quotas, best=best if columns is not None else None
+    )
 
 
 def with_columns(table, targets: int, seed: int = 0):
@@ -223,8 +233,9 @@ def test_sample_is_the_gumbel_draw_by_weight():
     table = a_table(200, base=0)
     table["scores"][::7] = -np.inf
     chosen = by_rule(table, 20, "sample", seed=3).row_ids
-    drawn = gumbel_top_k(table["scores"], 20, 3)
-    assert chosen.tolist() == drawn.tolist(), "bins=1: the draw itself, in its order"
+    keys = table["scores"] + generator(3, "gumbel top-k").gumbel(size=200)
+    drawn = [row for row in np.argsort(-keys).tolist() if eligible(table)[row] and np.isfinite(keys[row])][:20]
+    assert chosen.tolist() == drawn, "bins=1: the draw itself, in its order"
     assert np.isfinite(table["scores"][chosen]).all(), "a row of weight 0 was drawn"
     assert chosen.tolist() != by_rule(table, 20, "sample", seed=4).row_ids.tolist()
 
@@ -246,18 +257,18 @@ def test_no_rule_takes_more_of_a_source_than_its_cap(table, data, rule, bins):
     )
     caps = {name: cap for name, cap in caps.items() if name == "*" or name in sources}
     assume(caps)
-    room = room_for(sources.tolist(), caps, n)
-    assert room
+    quotas = quotas_of(sources, caps, n)
+    assert quotas
     may = table["usable"] if rule == "score+random" else eligible(table)
-    able = n <= room.of(np.flatnonzero(may))
+    able = n <= quotas.of(np.flatnonzero(may))
     try:
-        choice = by_rule(table, n, rule, bins=1 if rule == "round-robin" else bins, room=room, columns=columns)
+        choice = by_rule(table, n, rule, bins=1 if rule == "round-robin" else bins, quotas=quotas, columns=columns)
     except DataError:
         assert not able, "rows enough within the caps, but refused"
         return
     assert able, "more rows than the caps allow"
     assert len(set(choice.row_ids.tolist())) == len(choice.row_ids) == n
-    for name, left in zip(room.names, room.left, strict=True):
+    for name, left in zip(quotas.names, quotas.left, strict=True):
         assert (sources[choice.row_ids] == name).sum() <= left, f"{name} is over its cap"
 
 
@@ -265,45 +276,65 @@ def test_no_rule_takes_more_of_a_source_than_its_cap(table, data, rule, bins):
 def test_a_cap_that_does_not_bind_changes_no_row_by_score(table, bins, rule):
     n = int(eligible(table).sum())
     assume(n)
-    room = room_for(["a"] * len(table["scores"]), {"*": 1.0}, n)
+    quotas = quotas_of(["a"] * len(table["scores"]), {"*": 1.0}, n)
     wanted = by_rule(table, n, rule, bins=bins)
-    found = by_rule(table, n, rule, bins=bins, room=room)
+    found = by_rule(table, n, rule, bins=bins, quotas=quotas)
     by_score = [one.row_ids[one.reasons == "score"].tolist() for one in (wanted, found)]
     assert by_score[0] == by_score[1]
+
+
+@given(tables(), st.data(), st.integers(1, 6), st.integers(1, 20))
+def test_capped_rows_by_score_are_those_met_in_turn(table, data, bins, block):
+    """Against a loop over sorted lists; blocks of few rows, so that sources and bins become full within and between them."""
+    sources = ["abc"[row % 3] for row in range(len(table["scores"]))]
+    caps = data.draw(st.dictionaries(st.sampled_from("abc*"), st.sampled_from([0.1, 0.34, 0.5]), min_size=1))
+    assume(all(name == "*" or name in sources for name in caps))
+    rows = [
+        (row, int(table["tokens"][row]), float(table["scores"][row]), sources[row])
+        for row in np.flatnonzero(eligible(table)).tolist()
+    ]
+    assume(rows)
+    n = data.draw(st.integers(1, len(rows)))
+    quotas = quotas_of(sources, caps, n)
+    assume(quotas.of(np.flatnonzero(eligible(table))) >= n)
+    left = dict(zip(quotas.names, quotas.left.tolist(), strict=True))
+    with mock.patch("tov.selection.choose.BLOCK_ROWS", block):
+        taken = by_rule(table, n, "score-only", bins=bins, quotas=quotas).row_ids.tolist()
+    assert taken == oracle.top_with_caps(rows, n, bins, left)
 
 
 @pytest.mark.parametrize("caps", [{}, {"a": 0.25}, {"*": 0.4}])
 def test_round_robin_is_what_a_loop_takes(caps):
     table, columns = with_columns(a_table(60, base=10), 4, seed=2)
     sources = ["abc"[row % 3] for row in range(60)]
-    room = room_for(sources, caps, 20)
-    left = dict(zip(room.names, room.left.tolist(), strict=True)) if room else dict.fromkeys("abc", 99)
+    quotas = quotas_of(sources, caps, 20)
+    left = dict(zip(quotas.names, quotas.left.tolist(), strict=True)) if quotas else dict.fromkeys("abc", 99)
     taken: list[int] = []
     for turn in range(20):
         order = np.argsort(-columns[:, turn % 4], kind="stable").tolist()
         row = next(row for row in order if eligible(table)[row] and row not in taken and left[sources[row]])
         left[sources[row]] -= 1
         taken.append(row)
-    assert by_rule(table, 20, "round-robin", room=room, columns=columns).row_ids.tolist() == taken
+    assert by_rule(table, 20, "round-robin", quotas=quotas, columns=columns).row_ids.tolist() == taken
 
 
 def test_what_a_full_source_would_have_given_goes_to_the_next_best():
     table = a_table(90, base=0)
     sources = np.array(["ab"[row >= 30] for row in range(90)])
     table["scores"][:30] += 10
-    room = room_for(sources.tolist(), {"a": 0.2}, 20)
-    chosen = by_rule(table, 20, "score-only", room=room).row_ids
+    quotas = quotas_of(sources, {"a": 0.2}, 20)
+    chosen = by_rule(table, 20, "score-only", quotas=quotas).row_ids
     best = [rows[np.argsort(-table["scores"][rows])] for rows in (np.arange(30), np.arange(30, 90))]
     assert set(chosen.tolist()) == {*best[0][:4].tolist(), *best[1][:16].tolist()}
-    binned = by_rule(table, 20, "score-only", bins=10, room=room)
+    binned = by_rule(table, 20, "score-only", bins=10, quotas=quotas)
     assert (sources[binned.row_ids] == "a").sum() <= 4
     assert len(binned.row_ids) == 20
 
 
 def test_caps_that_leave_too_few_rows_are_told_by_source():
     table = a_table(30, base=0)
-    room = room_for(["a"] * 20 + ["b"] * 10, {"a": 0.5}, 25)
-    with pytest.raises(DataError, match=r"--source-cap allows 22: a 12 of 20, b 10 of 10"):
-        by_rule(table, 25, "score-only", room=room)
+    quotas = quotas_of(["a"] * 20 + ["b"] * 10, {"a": 0.5}, 25)
+    with pytest.raises(DataError, match=r"--source-cap allows 22 rows \(a 12 of 20, b 10 of 10\), but --n asks for 25"):
+        by_rule(table, 25, "score-only", quotas=quotas)
     with pytest.raises(ConfigError, match=r"no source 'c'"):
-        room_for(["a", "b"], {"c": 0.5}, 2)
+        quotas_of(["a", "b"], {"c": 0.5}, 2)

@@ -16,18 +16,22 @@ from transformers import AutoTokenizer
 import tov
 from oracle.classifier import label_logprob, tag_logprobs
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
-from tov import final, training
-from tov.cli import main
-from tov.config import TrainingSettings
+from tov.cli.main import main
+from tov.config.records import TrainingSettings
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
-from tov.inputs import path_folder
 from tov.metrics import entity_f1
-from tov.run import open_run
-from tov.text.encode import IGNORED, Encoder, prepare
+from tov.runs.folder import open_run
+from tov.tasks.instruction import encode, from_prompt_completion
+from tov.text.chat import prepare
+from tov.text.encode import IGNORED
+from tov.training import final as loop
+from tov.training import trl as by_trl
+from tov.verbs import train as final
+from tov.verbs.result import fitted
 
 NAMES = {"PER": ["ada", "bo", "cy"], "LOC": ["rome", "ulm", "york"]}
 FILLERS = ["saw", "and", "went", "to", "the", "house"]
-QUICK = {"train_epochs": 3, "train_batch_size": 4, "train_learning_rate": 1e-2, "device": "cpu", "quiet": True}
+QUICK = {"num_train_epochs": 3, "train_batch_size": 4, "train_learning_rate": 1e-2, "device": "cpu", "quiet": True}
 
 
 def tagged(count: int, seed: int) -> list[dict[str, Any]]:
@@ -52,7 +56,7 @@ def select(task: str, model: Path, folder: Path, **settings: Any) -> tov.Picked:
     target = write_jsonl(folder / "target.jsonl", MAKE[task](6, 2))
     given = {
         "pool": str(pool), "target": str(target), "n": 16, "out": folder / "run", "epochs": 1, "base_size": 8, "max_length": 96,
-        "lora_rank": 4, "device": "cpu", "dtype": "fp32", "leak_guard": task == "instruction", "quiet": True, **settings,
+        "lora_r": 4, "device": "cpu", "dtype": "fp32", "decontaminate": task == "instruction", "quiet": True, **settings,
     }  # fmt: skip
     return tov.select(model=str(model), **given)
 
@@ -153,7 +157,7 @@ def test_a_classifier_learns_and_its_head_is_stored(tmp_path: Path, task: str, m
     encoder = tiny_encoder_folder(tmp_path)
     run = select(task, encoder, tmp_path, n=32)
     rows = MAKE[task](40, 1)[:12]  # of the pool: a random encoder learns 32 rows by heart and nothing else
-    settings = {**QUICK, "train_epochs": 12, "train_learning_rate": 2e-3}
+    settings = {**QUICK, "num_train_epochs": 12, "train_learning_rate": 2e-3}
     made = final.train(run.folder, out=tmp_path / "m", test=rows, **settings)
     facts = made.summary["test"]
     assert facts["loss_after"] < facts["loss_before"]
@@ -182,11 +186,11 @@ def test_a_seed_decides_every_byte(tmp_path: Path, picked: tov.Picked, trained: 
 
 
 def test_epochs_by_the_rule(tmp_path: Path, picked: tov.Picked) -> None:
-    assert training.epochs_for(TrainingSettings(), 1024) == 16
-    assert training.epochs_for(TrainingSettings(), 10_000) == 2
-    assert training.epochs_for(TrainingSettings(), 100_000) == 1
-    assert training.epochs_for(TrainingSettings(train_epochs=5), 1024) == 5
-    made = final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "train_epochs": None}, train_rows=40)
+    assert loop.epochs_for(TrainingSettings(), 1024) == 16
+    assert loop.epochs_for(TrainingSettings(), 10_000) == 2
+    assert loop.epochs_for(TrainingSettings(), 100_000) == 1
+    assert loop.epochs_for(TrainingSettings(num_train_epochs=5), 1024) == 5
+    made = final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "num_train_epochs": None}, train_rows=40)
     assert (made.summary["epochs"], made.summary["steps"]) == (2, 8), "40 rows passed over 16 are 2.5 epochs, rounded 2"
 
 
@@ -201,7 +205,7 @@ def test_the_rate_falls_linearly_to_nothing(
         return step(self, *given, **more)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", seen)
-    final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "train_epochs": 2})
+    final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "num_train_epochs": 2})
     assert rates == pytest.approx([1e-2 * (1 - at / 8) for at in range(8)])
 
 
@@ -214,16 +218,15 @@ def trained_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def seen(adapted: Any, rows: Any, *given: Any, **more: Any) -> Any:
         texts.extend(" ".join(map(str, rows.row(index)[0])) for index in range(len(rows)))
-        return training.train(adapted, rows, *given, **more)
+        return loop.train(adapted, rows, *given, **more)
 
     monkeypatch.setattr(final, "train_by_tov", seen)
     return texts
 
 
 def texts_of(rows: list[dict[str, str]], model: Path) -> list[str]:
-    from tov.data.conversations import from_prompt_completion
-
-    encoded = Encoder(prepare(AutoTokenizer.from_pretrained(model)), 96)([from_prompt_completion(row) for row in rows])
+    tokenizer = prepare(AutoTokenizer.from_pretrained(model))
+    encoded = encode(tokenizer, [from_prompt_completion(row) for row in rows], max_length=96)
     return [" ".join(map(str, encoded.row(index)[0])) for index in range(len(rows))]
 
 
@@ -231,7 +234,7 @@ def test_the_chosen_rows_are_trained_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, picked: tov.Picked, tiny_folder: Path
 ) -> None:
     texts = trained_texts(monkeypatch)
-    final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "train_epochs": 1})
+    final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "num_train_epochs": 1})
     rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in picked.dataset]
     assert texts == texts_of(rows, tiny_folder)
 
@@ -247,16 +250,16 @@ def test_rows_with_a_prompt_of_the_test_are_left_out(
     assert (made.summary["rows"], made.summary["chosen"]) == (14, 16)
     assert made.summary["notes"] == ["2 chosen rows have a prompt of the test and were left out"]
     assert "note: 2 chosen rows have a prompt of the test" in final.describe(made)
-    with pytest.raises(DataError, match="all 16 chosen rows have a prompt of the test"):
+    with pytest.raises(DataError, match="All 16 chosen rows have a prompt that is in the test"):
         final.train(picked.folder, out=tmp_path / "none", test=chosen, **QUICK)
 
 
 def test_without_the_leak_guard_they_are_trained_on_and_told(tmp_path: Path, tiny_folder: Path) -> None:
-    run = select("instruction", tiny_folder, tmp_path, leak_guard=False)
+    run = select("instruction", tiny_folder, tmp_path, decontaminate=False)
     rows = [{"prompt": row["prompt"], "completion": "another"} for row in run.dataset][:3]
     made = final.train(run.folder, out=tmp_path / "m", test=rows, **QUICK)
     assert made.summary["rows"] == 16
-    assert "leak guard is off" in made.summary["notes"][0]
+    assert "decontamination is off" in made.summary["notes"][0]
 
 
 def test_a_test_row_without_a_scored_token_is_counted(tmp_path: Path, picked: tov.Picked) -> None:
@@ -270,14 +273,14 @@ def test_a_choice_from_an_earlier_run_s_scores(tmp_path: Path, picked: tov.Picke
     again = tov.reselect(picked, n=8, out=tmp_path / "eight", seed=3, quiet=True)
     made = final.train(again.folder, out=tmp_path / "m", **QUICK)
     assert made.summary["rows"] == 8
-    assert made.manifest["seed"] == 3, "the seed should be the choice's"
-    assert path_folder(open_run(again.folder)) == picked.folder / "path"
+    assert made.manifest.seed == 3, "the seed should be the choice's"
+    assert fitted(open_run(again.folder)) == picked.folder / "path"
 
 
 def test_a_pool_in_memory_is_passed_again(tmp_path: Path, tiny_folder: Path) -> None:
     rows = make_rows(40, seed=1)
     run = select("instruction", tiny_folder, tmp_path, pool=rows)
-    with pytest.raises(ConfigError, match=r"in memory\n.*tov\.train\(\.\.\., pool=\.\.\.\)"):
+    with pytest.raises(ConfigError, match=r"in memory(.|\n)*do: .*tov\.train\(\.\.\., pool=\.\.\.\)"):
         final.train(run.folder, out=tmp_path / "m", **QUICK)
     assert final.train(run.folder, out=tmp_path / "m", pool=rows, **QUICK).summary["rows"] == 16
     chosen = run.dataset["tov_row_id"][0]
@@ -300,7 +303,7 @@ def test_the_base_weights_must_be_those_of_the_path(tmp_path: Path) -> None:
 def test_a_finished_training_is_returned_at_once(
     monkeypatch: pytest.MonkeyPatch, picked: tov.Picked, trained: final.Trained, held_out: str
 ) -> None:
-    monkeypatch.setattr(final, "open_model", None)
+    monkeypatch.setattr(final, "ModelSpec", None)
     again = final.train(picked.folder, out=trained.folder, test=held_out, **QUICK)
     assert again.manifest == trained.manifest
 
@@ -316,7 +319,7 @@ def test_an_interrupted_training_starts_over(
         final.train(picked.folder, out=tmp_path / "m", **QUICK)
     monkeypatch.undo()
     made = final.train(picked.folder, out=tmp_path / "m", **QUICK)
-    assert made.manifest["status"] == "finished"
+    assert made.manifest.status == "finished"
     file = "adapter_model.safetensors"
     assert (made.adapter / file).read_bytes() == (trained.adapter / file).read_bytes()
 
@@ -324,8 +327,8 @@ def test_an_interrupted_training_starts_over(
 def test_another_training_in_the_folder_is_refused(
     tmp_path: Path, picked: tov.Picked, trained: final.Trained, held_out: str
 ) -> None:
-    with pytest.raises(RunError, match=r"differs in\n +settings\.train_epochs: 3 -> 4"):
-        final.train(picked.folder, out=trained.folder, test=held_out, **{**QUICK, "train_epochs": 4})
+    with pytest.raises(RunError, match=r"differs in:\n +settings\.num_train_epochs: 3 -> 4"):
+        final.train(picked.folder, out=trained.folder, test=held_out, **{**QUICK, "num_train_epochs": 4})
     with pytest.raises(RunError, match=r"test\.rows: 6 -> 0"):
         final.train(picked.folder, out=trained.folder, **QUICK)
     other = tov.reselect(picked.folder, n=8, out=tmp_path / "eight", quiet=True)
@@ -334,7 +337,7 @@ def test_another_training_in_the_folder_is_refused(
 
 
 def test_force_trains_anew_but_never_over_what_it_reads(tmp_path: Path, picked: tov.Picked) -> None:
-    final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "train_epochs": 1})
+    final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "num_train_epochs": 1})
     made = final.train(picked.folder, out=tmp_path / "m", force=True, **QUICK)
     assert made.summary["epochs"] == 3
     with pytest.raises(RunError, match="--force would delete"):
@@ -345,7 +348,7 @@ def test_force_trains_anew_but_never_over_what_it_reads(tmp_path: Path, picked: 
 
 
 def test_the_command(tmp_path: Path, picked: tov.Picked, held_out: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--train-epochs", "2", "--train-batch-size", "4", "--device", "cpu", "--test", held_out]
+    flags = ["--num-train-epochs", "2", "--train-batch-size", "4", "--device", "cpu", "--test", held_out]
     for more in ([], ["--json"]):
         with pytest.raises(SystemExit) as stop:
             main(["train", str(picked.folder), "--out", str(tmp_path / "m"), *flags, *more])
@@ -365,7 +368,7 @@ def test_a_run_without_a_choice_is_refused(tmp_path: Path, picked: tov.Picked, w
         source = picked.folder / "manifest.json"
         manifest = json.loads(source.read_text())
         manifest["status"] = "running" if what == "unfinished" else "finished"
-        manifest.pop("scan")
+        manifest.pop("scoring")
         (folder / "manifest.json").write_text(json.dumps(manifest))
         if what == "unfinished":
             (folder / "selected.parquet").write_bytes((picked.folder / "selected.parquet").read_bytes())
@@ -380,13 +383,13 @@ def test_a_run_without_a_choice_is_refused(tmp_path: Path, picked: tov.Picked, w
 
 def test_labels_of_the_test_must_be_known(tmp_path: Path, sentences: tov.Picked) -> None:
     rows = [*tagged(3, 5), {"tokens": ["acme", "went"], "ner_tags": ["B-ORG", "O"]}]
-    with pytest.raises(DataError, match=r"test .*ORG(.|\n)*LOC, PER(.|\n)*rename them in the test"):
+    with pytest.raises(DataError, match=r"test .*ORG(.|\n)*LOC, PER(.|\n)*Rename them in the test"):
         final.train(sentences.folder, out=tmp_path / "m", test=rows, **QUICK)
     assert not (tmp_path / "m").exists()
 
 
 def test_a_diverged_training_names_its_own_flag(tmp_path: Path, picked: tov.Picked) -> None:
-    with pytest.raises(NumericError, match="lower --train-learning-rate"):
+    with pytest.raises(NumericError, match="Lower --train-learning-rate"):
         final.train(picked.folder, out=tmp_path / "m", **{**QUICK, "train_learning_rate": 1e20})
 
 
@@ -394,7 +397,9 @@ def test_a_diverged_training_names_its_own_flag(tmp_path: Path, picked: tov.Pick
 
 
 def test_trl_is_for_instruction_tuning(tmp_path: Path, sentences: tov.Picked) -> None:
-    with pytest.raises(ConfigError, match="--trainer trl is for instruction tuning, this run's task is ner"):
+    with pytest.raises(
+        ConfigError, match="--trainer trl is for instruction tuning, but this run's task is named entities"
+    ):
         final.train(sentences.folder, out=tmp_path / "m", trainer="trl", **QUICK)
 
 
@@ -425,7 +430,7 @@ def test_trl_sees_our_tokens_and_labels_and_steps_at_our_rates(
     ours: list[tuple[list[int], list[int]]] = []
     theirs: list[tuple[list[int], list[int]]] = []
     rates: list[float] = []
-    make, compute, step = training.trl_trainer, trl.SFTTrainer.compute_loss, torch.optim.AdamW.step
+    make, compute, step = by_trl.trl_trainer, trl.SFTTrainer.compute_loss, torch.optim.AdamW.step
 
     def made(adapted: Any, tokenizer: Any, rows: Any, *given: Any, **more: Any) -> Any:
         pairs = [rows.row(index) for index in range(len(rows))]
@@ -445,19 +450,21 @@ def test_trl_sees_our_tokens_and_labels_and_steps_at_our_rates(
         rates.append(self.param_groups[0]["lr"])
         return step(self, *given, **more)
 
-    monkeypatch.setattr(training, "trl_trainer", made)
+    monkeypatch.setattr(by_trl, "trl_trainer", made)
     monkeypatch.setattr(trl.SFTTrainer, "compute_loss", seen)
     monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
-    final.train(picked.folder, out=tmp_path / "m", trainer="trl", **{**QUICK, "train_epochs": 2, "train_batch_size": 5})
+    final.train(
+        picked.folder, out=tmp_path / "m", trainer="trl", **{**QUICK, "num_train_epochs": 2, "train_batch_size": 5}
+    )
     assert sorted(theirs) == sorted(ours * 2), "TRL must see each row once an epoch, with our tokens and labels"
     assert rates == pytest.approx([1e-2 * (1 - at / 8) for at in range(8)]), "linear decay over 2 x 4 steps, no warm-up"
 
 
 def test_trl_with_other_labels_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, picked: tov.Picked) -> None:
     pytest.importorskip("trl", reason="trl is not installed (pip install 'tov[trl]')")
-    make = training.trl_dataset
-    monkeypatch.setattr(training, "trl_dataset", lambda rows: make(rows).remove_columns(["labels", "completion_mask"]))
-    with pytest.raises(ModelError, match="the installed TRL makes other labels of row 1"):
+    make = by_trl.trl_dataset
+    monkeypatch.setattr(by_trl, "trl_dataset", lambda rows: make(rows).remove_columns(["labels", "completion_mask"]))
+    with pytest.raises(ModelError, match="The installed TRL makes other labels of row 1"):
         final.train(picked.folder, out=tmp_path / "m", trainer="trl", **QUICK)
 
 
@@ -468,5 +475,5 @@ def test_what_trl_refuses_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise ValueError("an adapter on lm_head is not supported")
 
     monkeypatch.setattr(trl.SFTTrainer, "__init__", refuse)
-    with pytest.raises(ConfigError, match=r"TRL refuses: an adapter on lm_head(.|\n)*--trainer tov"):
+    with pytest.raises(ConfigError, match=r"TRL refuses these settings: an adapter on lm_head(.|\n)*--trainer tov"):
         final.train(picked.folder, out=tmp_path / "m", trainer="trl", **QUICK)

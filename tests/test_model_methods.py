@@ -10,12 +10,12 @@ import torch
 
 from adapted import TASKS, adapted_model, make_encoded, shake
 from oracle import embed as oracle
-from tov.baselines.embed import embed_rows
-from tov.baselines.target_path import depth_for, endpoint_drop, fit_target_path
 from tov.errors import ConfigError, DataError, NumericError
+from tov.methods.shared.embeddings import embed_rows
+from tov.methods.target_path import depth_for, endpoint_drop, fit_target_path
 from tov.model.adapters import parameters, read_state, write_state
-from tov.model.train import train_epoch
 from tov.text.encode import IGNORED, Encoded
+from tov.training.loop import train_epoch
 
 
 def holed(rows: Encoded, row: int) -> Encoded:
@@ -116,7 +116,7 @@ def test_the_path_is_epochs_on_the_target_with_one_optimizer(monkeypatch):
         calls.append({**options, "state": read_state(adapted)})
         return done
 
-    monkeypatch.setattr("tov.baselines.target_path.train_epoch", spy)
+    monkeypatch.setattr("tov.methods.target_path.train_epoch", spy)
     start = read_state(adapted)
     states = fit_target_path(adapted, target, epochs=3, **SETTINGS)
     assert len(calls) == 3
@@ -172,7 +172,7 @@ def test_rows_without_a_scored_token_are_no_part_of_the_path():
         adapted = adapted_model()
         paths.append(fit_target_path(adapted, rows, epochs=2, **{**SETTINGS, "batch_size": 9})[1])
     assert all(torch.allclose(value, paths[1][name], atol=1e-9) for name, value in paths[0].items())
-    with pytest.raises(DataError, match="no row of the target"):
+    with pytest.raises(DataError, match="No row of the target"):
         fit_target_path(adapted_model(), holed(target, 1).take([1]), epochs=2, **SETTINGS)
 
 

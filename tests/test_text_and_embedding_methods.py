@@ -20,17 +20,16 @@ from scipy.stats import chi2
 from oracle import dsir as dsir_oracle
 from oracle import round_robin as round_robin_oracle
 from oracle import tsds as tsds_oracle
-from tov.baselines import tsds as tsds_room
-from tov.baselines.dsir import Ngrams, dsir, log_ratio, ngram_counts, row_weights, wordpunct
-from tov.baselines.embeddings import best_cosine, distance_of, nearest, normalised
-from tov.baselines.rds import rds_round_robin, rds_scores
-from tov.baselines.round_robin import round_robin, round_robin_of, top_candidates
-from tov.baselines.sampling import gumbel_top_k
-from tov.baselines.tsds import calibrated_sigma, density, level_of_support, transport, tsds
 from tov.errors import ConfigError, DataError
+from tov.methods.dsir import BLOCK_ROWS, Ngrams, Weights, log_ratio, ngram_counts, row_weights, wordpunct
+from tov.methods.rds import rds_scores
+from tov.methods.shared.neighbours import best_cosine, distance_of, nearest, normalised
+from tov.methods.tsds import calibrated_sigma, density, level_of_support, transport, tsds
 from tov.seeds import generator
+from tov.selection.choose import choose
+from tov.selection.round_robin import round_robin_of, top_candidates
 
-AUTHORS = Ngrams(hashing="sha256")
+WORDS_AND_MARKS, AUTHORS = Ngrams(), Ngrams(hashing="sha256")
 WORDS = [
     "the",
     "The",
@@ -65,6 +64,12 @@ def some_rows(rows: int, seed: int, width: int = 5) -> np.ndarray:
 
 
 # DSIR
+
+
+def dsir(pool, target, *, ngrams=WORDS_AND_MARKS, block_rows=BLOCK_ROWS, **options) -> Weights:
+    """What `tov.tables.text` does: counts of target and pool, their log ratio, the weights of the pool's rows."""
+    ratio = log_ratio(*(ngram_counts(texts, ngrams=ngrams, block_rows=block_rows) for texts in (target, pool)))
+    return row_weights(pool, ratio, ngrams=ngrams, block_rows=block_rows, **options)
 
 
 @given(texts, texts, st.sampled_from([1, 7, 10_000]))
@@ -152,7 +157,7 @@ def test_short_rows_keep_their_place_and_are_never_drawn():
     assert np.isnan(dsir(pool, ["one two"]).log_weights).tolist() == [True, False, True, False, False], (
         "the default is 1"
     )
-    assert sorted(gumbel_top_k(weights.log_weights, 2, 0).tolist()) == [3, 4], "a row without a weight was drawn"
+    assert sorted(drawn_rows(weights.log_weights, 2, 0)) == [3, 4], "a row without a weight was drawn"
 
 
 def test_the_mean_is_the_sum_over_the_number_of_ngrams():
@@ -204,7 +209,6 @@ def test_memory_does_not_grow_with_the_pool():
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: dsir(iter(["a"]), ["a"]), ConfigError, "twice"),
         (lambda: dsir(["a"], []), DataError, "target holds no token"),
         (lambda: dsir([" "], ["a"]), DataError, "pool holds no token"),
         (lambda: dsir(["a"], ["a"], over="max"), ConfigError, "sum, mean"),
@@ -222,23 +226,36 @@ def test_dsir_says_what_is_wrong(call, error, says):
 # Draws
 
 
+def drawn_rows(weights: np.ndarray, n: int, seed: int, *, usable: np.ndarray | None = None) -> list[int]:
+    """The rule `sample`, not binned: n rows by log-weight, in the order of drawing."""
+    rows = len(weights)
+    usable = np.ones(rows, bool) if usable is None else usable
+    choice = choose(
+        scores=weights, tokens=np.ones(rows, np.int64), in_base=np.zeros(rows, bool), usable=usable, n=n, rule="sample",
+        bins=1, seed=seed,
+    )  # fmt: skip
+    return choice.row_ids.tolist()
+
+
 @given(st.lists(st.sampled_from([0.0, 1.0, -3.0, 2.5, np.nan, -np.inf]), min_size=1, max_size=30), st.data())
 def test_a_draw_is_the_largest_of_log_weight_and_noise(weights, data):
     weights, seed = np.array(weights), data.draw(st.integers(0, 1000))
     most = int((weights > -np.inf).sum())
     n = data.draw(st.integers(0, most))
-    drawn = gumbel_top_k(weights, n, seed)
+    drawn = drawn_rows(weights, n, seed)
     noise = generator(seed, "gumbel top-k").gumbel(size=len(weights))
     keys = {row: weights[row] + noise[row] for row in range(len(weights)) if weights[row] > -np.inf}
-    assert drawn.tolist() == sorted(keys, key=lambda row: -keys[row])[:n]
-    assert len(set(drawn.tolist())) == n, "a row was drawn twice, or too few were"
-    assert drawn.tolist() == gumbel_top_k(weights, n, seed).tolist(), "equal seeds must draw equal rows"
-    assert drawn.tolist() == gumbel_top_k(weights, most, seed)[:n].tolist(), "a larger draw must begin with the smaller"
-    order = np.random.default_rng(seed).permutation(len(weights))
-    shuffled = order[gumbel_top_k(weights[order], n, seed, row_ids=order)]
-    assert drawn.tolist() == shuffled.tolist(), "the order of the pool changes the draw"
-    with pytest.raises(DataError, match=f"{most} of {len(weights)} have a weight"):
-        gumbel_top_k(weights, most + 1, seed)
+    assert drawn == sorted(keys, key=lambda row: -keys[row])[:n]
+    assert len(set(drawn)) == n, "a row was drawn twice, or too few were"
+    assert drawn == drawn_rows(weights, n, seed), "equal seeds must draw equal rows"
+    assert drawn == drawn_rows(weights, most, seed)[:n], "a larger draw must begin with the smaller"
+    left_out = np.array(data.draw(st.lists(st.booleans(), min_size=len(weights), max_size=len(weights))))
+    others = int((~left_out & (weights > -np.inf)).sum())
+    assert drawn_rows(weights, others, seed, usable=~left_out) == [
+        row for row in drawn_rows(weights, most, seed) if not left_out[row]
+    ], "a row's noise depends on which others may be drawn"
+    with pytest.raises(DataError, match=f"--n asks for {most + 1}"):
+        drawn_rows(weights, most + 1, seed)
 
 
 def test_draws_have_the_probabilities_of_drawing_without_replacement():
@@ -246,7 +263,7 @@ def test_draws_have_the_probabilities_of_drawing_without_replacement():
     w = np.array([0.1, 0.2, 0.3, 0.4])
     counts = np.zeros((4, 4))
     for seed in range(5000):
-        counts[tuple(gumbel_top_k(np.log(w) + 700.0, 2, seed))] += 1
+        counts[tuple(drawn_rows(np.log(w) + 700.0, 2, seed))] += 1
     expected = 5000 * w[:, None] * w / (1 - w[:, None])
     off = ~np.eye(4, dtype=bool)
     statistic = (np.square(counts - expected)[off] / expected[off]).sum()
@@ -290,7 +307,7 @@ def test_nearest_rows_are_those_of_a_sorted_list(grid, data):
         exact = sorted((-cosine(query, pool[row]), int(row)) for row in rows)[:k]
         assert row_ids.tolist() == [row for _, row in exact], "not the nearest, or ties not by row_id"
         assert values.tolist() == [-value for value, _ in exact]
-    with pytest.raises(DataError, match="nearest rows wanted"):
+    with pytest.raises(DataError, match="nearest rows are wanted"):
         nearest(queries, pool, len(rows) + 1, usable=usable)
 
 
@@ -347,7 +364,7 @@ def test_faiss_finds_the_same_rows():
     ours, theirs = (nearest(queries, pool, 9, usable=usable, backend=name) for name in ("numpy", "faiss"))
     assert ours.row_ids.tolist() == theirs.row_ids.tolist()
     np.testing.assert_allclose(ours.values, theirs.values, atol=1e-5)
-    with pytest.raises(DataError, match="nearest rows wanted"):
+    with pytest.raises(DataError, match="nearest rows are wanted"):
         nearest(queries, pool, 400, usable=usable, backend="faiss")
 
 
@@ -362,8 +379,8 @@ def test_without_faiss_the_error_names_the_package(monkeypatch):
     [
         ({"backend": "scann"}, ConfigError, "numpy, faiss"),
         ({"k": 0}, DataError, "0 nearest"),
-        ({"k": 4}, DataError, "fewer of the 3"),
-        ({"pool": some_rows(3, 1, 4)}, DataError, "have 5 numbers, those of the pool 4"),
+        ({"k": 4}, DataError, "4 nearest rows are wanted, but the pool has 3"),
+        ({"pool": some_rows(3, 1, 4)}, DataError, "have 5 numbers, but those of the pool have 4"),
     ],
 )
 def test_a_search_says_what_is_wrong(options, error, says):
@@ -384,6 +401,16 @@ def columns(draw):
     return scores, usable, random.permutation(shape[0])
 
 
+def round_robin(scores: np.ndarray, n: int, **which) -> np.ndarray:
+    """Round robin on each column's n best rows, as the rule takes them."""
+    return round_robin_of(top_candidates(scores, n, **which), n)
+
+
+def rds_round_robin(pool: np.ndarray, target: np.ndarray, n: int, usable: np.ndarray) -> np.ndarray:
+    """RDS+: round robin on each target row's n nearest rows."""
+    return round_robin_of(nearest(target, pool, n, usable=usable).row_ids, n)
+
+
 @given(columns(), st.data())
 def test_round_robin_takes_what_a_loop_takes(table, data):
     scores, usable, row_ids = table
@@ -395,7 +422,7 @@ def test_round_robin_takes_what_a_loop_takes(table, data):
     order = np.argsort(row_ids)
     again = round_robin(scores[order], n, usable=usable[order])
     assert row_ids[taken].tolist() == again.tolist(), "the order of the pool changes the selection"
-    with pytest.raises(DataError, match=f"n = {most + 1} rows wanted"):
+    with pytest.raises(DataError, match=f"--n asks for {most + 1}"):
         round_robin(scores, most + 1, usable=usable)
 
 
@@ -412,7 +439,7 @@ def test_candidates_are_no_more_than_can_be_taken():
     )
     lists = [np.arange(1000), *([row] for row in range(1, 700))]
     assert round_robin_of(lists, 705).tolist() == list(range(705)), "the first list goes on behind 699 taken rows"
-    with pytest.raises(DataError, match="candidates are 3 rows"):
+    with pytest.raises(DataError, match="candidates are 3 rows, but --n asks for 4"):
         round_robin_of(np.array([[4, 2, 9], [4, 2, 9]]), 4)
 
 
@@ -420,11 +447,12 @@ def test_candidates_are_no_more_than_can_be_taken():
 def test_rds_is_round_robin_on_all_cosines(rows, targets, seed, data):
     pool, target, usable = some_rows(rows, seed), some_rows(targets, seed + 1), np.arange(rows) % 4 > 0
     cosines = np.where(usable[:, None], normalised(pool) @ normalised(target).T, np.nan)
-    n = data.draw(st.integers(0, int(usable.sum())))
-    taken = rds_round_robin(pool, target, n, usable=usable)
+    assume(usable.any())
+    n = data.draw(st.integers(1, int(usable.sum())))
+    taken = rds_round_robin(pool, target, n, usable)
     assert taken.tolist() == round_robin(cosines, n).tolist()
     order = np.random.default_rng(seed).permutation(rows)
-    again = order[rds_round_robin(pool[order], target, n, usable=usable[order])]
+    again = order[rds_round_robin(pool[order], target, n, usable[order])]
     assert taken.tolist() == again.tolist(), "the order of the pool changes the selection"
     np.testing.assert_allclose(rds_scores(pool, target)[usable], cosines[usable].max(1), atol=1e-12)
 
@@ -495,17 +523,18 @@ def test_looking_at_few_neighbours_first_changes_nothing(monkeypatch, alpha, lea
     pool, target = some_rows(80, 1), some_rows(5, 2)
     results = []
     for width in (1, 3, 1000):
-        monkeypatch.setattr(tsds_room, "_FIRST_NEIGHBOURS", width)
+        monkeypatch.setattr("tov.methods.tsds._FIRST_NEIGHBOURS", width)
         results.append(tsds(pool, target, alpha=alpha, c=1.0, k=40, kde_k=9, least_rows=least_rows))
     for result in results[:2]:
         np.testing.assert_allclose(result.p, results[2].p, atol=1e-12)
-        assert (result.level, result.exhausted) == (results[2].level, results[2].exhausted)
+        assert result.level == pytest.approx(results[2].level, rel=1e-9)
+        assert result.exhausted == results[2].exhausted
 
 
 def test_densities_in_parts_are_those_at_once(monkeypatch):
     pool, rows = some_rows(40, 1), np.array([3, 17, 4, 39, 0])
     whole = density(rows, pool, kde_k=12)
-    monkeypatch.setattr(tsds_room, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("tov.methods.tsds._ROWS_AT_ONCE", 2)
     np.testing.assert_allclose(density(rows, pool, kde_k=12), whole, atol=1e-9)
     assert len(set(whole.round(6))) > 1, "the test needs different densities"
 
@@ -543,7 +572,7 @@ def test_more_rows_than_the_neighbours_are_widen_the_lists_unless_they_were_aske
         assert wide.neighbours == n
         assert (wide.p > 0).sum() >= n
         assert wide.p.sum() == pytest.approx(1)
-    with pytest.raises(DataError, match=r"30 rows wanted, .* are 6 rows\n.*tsds/neighbours"):
+    with pytest.raises(DataError, match=r"30 rows are wanted, .* are 6 rows\.\n.*tsds/max_k"):
         tsds(pool, np.repeat(target[:1], 4, axis=0), k=6, least_rows=30)
 
 
@@ -592,7 +621,7 @@ def test_the_calibrated_width_is_the_usual_distance_to_the_nearest_other_row():
 
 @pytest.mark.parametrize(("option", "value"), [("alpha", 1.5), ("c", 0.0), ("sigma", -1.0)])
 def test_tsds_says_which_setting_is_wrong(option, value):
-    with pytest.raises(ConfigError, match=re.escape(f"= {value} in TSDS")):
+    with pytest.raises(ConfigError, match=re.escape(f"TSDS got {'C' if option == 'c' else option} = {value}")):
         tsds(some_rows(20, 1), some_rows(2, 2), **{option: value})
     with pytest.raises(DataError, match="0 nearest"):
         tsds(some_rows(20, 1), some_rows(2, 2), k=0)
