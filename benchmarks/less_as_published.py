@@ -3,7 +3,7 @@
 One row at a time through transformers and peft as they come, the gradient of the model's own token-mean loss by autograd,
 Adam's direction of the whole gradient, 16 gradients at a time times an explicit Rademacher matrix that is made anew block by
 block (whole it would be 480 GB at rank 128 on SmolLM2-135M), L2-normalised, stored in fp16 for each checkpoint (2 bytes x 8192
-x 4 checkpoints a row), and only then compared. `tov.baselines.less` gives the same scores.
+x 4 checkpoints a row), and only then compared. `tov.methods.less` gives the same scores.
 
 Kinder than published in one thing: the signs are tov's, made faster than by torch's generator on a CPU; what is left of their
 making is timed apart.
@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tov.baselines.features import Checkpoint
-from tov.baselines.projection import Projection, signs
+from tov.methods.shared.gradients import Checkpoint
+from tov.methods.shared.projection import Projection, signs
 from tov.model.adapters import parameters, write_state
 from tov.text.encode import Encoded
 
@@ -107,8 +107,7 @@ def scores(
     pool: Sequence[Tensor], target: Sequence[Tensor], rates: Sequence[float], subtasks: Sequence[int]
 ) -> np.ndarray:
     """(N,) max over sub-tasks of the mean over its rows of sum_k w_k cos, from (N, d) and (M, d) features a checkpoint."""
-    each = sum(
-        rate / sum(rates) * x.double() @ z.double().T for rate, x, z in zip(rates, pool, target, strict=True)
-    ).numpy()  # (N, M)
+    cosines = [rate / sum(rates) * x.double() @ z.double().T for rate, x, z in zip(rates, pool, target, strict=True)]
+    each = torch.stack(cosines).sum(0).numpy()  # (N, M)
     of_row = np.asarray(subtasks)
     return np.stack([each[:, of_row == task].mean(1) for task in np.unique(of_row)], 1).max(1)

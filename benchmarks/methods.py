@@ -34,19 +34,21 @@ import pyarrow.parquet as pq
 import torch
 
 import less_as_published as published
-from tov.baselines.features import Checkpoint, adam_direction, cosines, projected
-from tov.baselines.less import warm_up
-from tov.baselines.projection import Projection
-from tov.baselines.target_path import depth_for
-from tov.config import PathSettings
+from tov.config.records import PathSettings
+from tov.data.cells import BadRow
 from tov.data.pool import open_pool
-from tov.files import read_json
+from tov.engine.models import CPU_BATCH_TOKENS
+from tov.methods.shared.gradients import Checkpoint, adam_direction, cosines, projected
+from tov.methods.shared.projection import Projection
+from tov.methods.shared.warm_up import warm_up
+from tov.methods.target_path import depth_for
+from tov.methods.tov.fit import base_size_for, schedule_for
 from tov.model.adapters import attach, parameters
-from tov.model.gradients import Run, batches_of, row_gradients
+from tov.model.gradients import Run, batches_of, per_example_gradients
 from tov.model.load import load_model
-from tov.path.fit import base_size_for, schedule_for
-from tov.run import hardware
-from tov.stages import CPU_BATCH_TOKENS
+from tov.runs.environment import hardware
+from tov.runs.manifest import read_manifest
+from tov.tasks import TASKS, all_layouts
 from tov.text.batches import Batch
 from tov.text.encode import Encoded, Encoder
 
@@ -70,7 +72,8 @@ CHECKPOINTS, WARM_UP_SHARE, MAX_LENGTH = 4, 0.05, 192
 PART_REPEATS = 3
 PUBLISHED = "less as published"
 IMPORTED = (
-    "tov.cli", "tov.api", "tov.tables.gradients", "tov.tables.embeddings", "tov.tables.target_path", "tov.tables.text", "peft",
+    "tov.cli.main", "tov.verbs.select", "tov.methods.less", "tov.methods.tracin", "tov.methods.dsir", "tov.methods.tsds",
+    "tov.methods.rds", "tov.methods.target_path", "tov.methods.uncertainty", "tov.methods.shared.embeddings", "peft",
     "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
 )  # fmt: skip
 """Once for all processes."""
@@ -112,9 +115,8 @@ def select(task: str, method: str, folder: Path, out: Path, n: int) -> dict[str,
         "select", "--model", MODELS[task], "--pool", str(folder / "pool.jsonl"), "--target", str(folder / "target.jsonl"),
         "--n", str(n), "--max-length", str(MAX_LENGTH), "--method", short, "--out", str(out),
     )  # fmt: skip
-    manifest = read_json(out / "manifest.json")
     return {
-        "stages": manifest["timings"], "peak_mib": peak, "pool_bytes": _bytes(out, of_pool=True),
+        "stages": read_manifest(out).timings, "peak_mib": peak, "pool_bytes": _bytes(out, of_pool=True),
         "fixed_bytes": _bytes(out, of_pool=False),
     }  # fmt: skip
 
@@ -140,7 +142,7 @@ def _child(*words: str) -> int:
 def _run(words: Sequence[str], tell: Any) -> None:
     import resource
 
-    from tov.cli import main
+    from tov.cli.main import main
 
     try:
         main([*words, "--quiet"])
@@ -195,14 +197,22 @@ def serve(args: argparse.Namespace) -> None:
     import resource
 
     folder, task = Path(args.serve), args.task
-    pool = open_pool([str(folder / "pool.jsonl")])
-    rows = [*pool.at(np.random.default_rng(0).permutation(len(pool))[: args.published_rows])]
+    pool = open_pool([str(folder / "pool.jsonl")], layouts=all_layouts())
+    drawn = pool.at(np.random.default_rng(0).permutation(len(pool))[: args.published_rows])
+    rows = [row for row in drawn if not isinstance(row, BadRow)]
     labels = () if task == "instruction" else ("O", *(f"{p}-{kind}" for kind in ("LOC", "ORG", "PER") for p in "BI"))
-    loaded = load_model(MODELS[task], task=task, labels=labels)
-    encoded = Encoder(loaded.tokenizer, MAX_LENGTH, loaded.labels)(rows)
+    loaded = load_model(MODELS[task], task=TASKS[task], labels=labels)
+    encoded = Encoder(TASKS[task].encode, loaded.tokenizer, MAX_LENGTH, loaded.labels)(rows)
     encoded = encoded.take(np.flatnonzero(encoded.scored_counts > 0))
     adapted = attach(
-        loaded.model, rank=128, alpha=512, dropout=0.1, targets=("attention",), seed=0, task=task, trained=loaded.head
+        loaded.model,
+        rank=128,
+        alpha=512,
+        dropout=0.1,
+        targets=("attention",),
+        seed=0,
+        task_type=TASKS[task].peft_type,
+        trained=loaded.head,
     )
     checkpoint = warm_up(adapted, encoded, epochs=1, batch_size=len(encoded))[0]
     published.features(
@@ -244,7 +254,7 @@ def parts_of_less(adapted: Any, checkpoint: Checkpoint, rows: Encoded) -> dict[s
         "rademacher": lambda run, batch: projected(adapted, run, batch, Projection(8192), moments),
     }
     found: dict[str, list[float]] = {name: [] for name in steps}
-    with torch.no_grad(), row_gradients(adapted) as run:
+    with torch.no_grad(), per_example_gradients(adapted) as run:
         for repeat in range(1 + PART_REPEATS):
             for name, step in steps.items():
                 if name == "rademacher" and repeat > 1:

@@ -1,6 +1,6 @@
 """Speed and memory of a scan, side by side in one run.
 
-    python benchmarks/scan.py [--dtype bf16] [--rows 160] [--repeats 5] [--data DATA]     # speed
+    python benchmarks/scan.py [--task ner] [--dtype bf16] [--rows 160] [--repeats 5] [--data DATA]     # speed
     python benchmarks/scan.py --memory                                      # peak memory for 2,000 and 20,000 rows
 
 Speed: tokens/s of a whole scan (padding, both states, backbone, exact head, scores) over those of a bare backbone forward
@@ -9,11 +9,13 @@ same tokens a batch; over the same in this process, whose allocator keeps freed 
 forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32). Repeats are interleaved; medians.
 Measured on every --part-th batch of a shard of --rows rows, so that padding is that of a real scan. Rows: the question and
 answer pairs of chatterbot-corpus, or --data; --task ner: MiniLM and the demo's sentences, or wikineural_en of --data.
+Several tasks and dtypes are measured one after another, and --out holds those that are finished.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +31,30 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from tov.config import TASK_DEFAULTS
+from tov.cli.demo_data import read_styles, read_topics
 from tov.data.cells import BadRow
-from tov.data.conversations import Conversation
 from tov.data.pool import open_pool
 from tov.data.rows import Row
-from tov.demo_data import read_styles, read_topics
+from tov.engine.models import auto_batch_tokens
+from tov.files import write_json
+from tov.methods.tov.scan import scan_rows
 from tov.model.adapters import attach, read_state
-from tov.model.joined import scanning
+from tov.model.kernels.joined import scanning
 from tov.model.load import DTYPES, load_model, resolve
-from tov.run import hardware
-from tov.scan.scan import scan_rows
-from tov.stages import CPU_BATCH_TOKENS
+from tov.runs.environment import hardware, versions
+from tov.tasks import TASKS, all_layouts
+from tov.tasks.instruction import Conversation
 from tov.text.batches import collate, plan
 from tov.text.encode import Encoded, Encoder
 
 MODELS = {"instruction": "smollm2-135m", "ner": "minilm"}
+Measure = Callable[[argparse.Namespace, str, str], dict[str, Any]]
+"""From the flags, a task and a dtype to what was measured."""
+
+
+def model_of(args: argparse.Namespace, task: str) -> str:
+    """The packaged model of a task, or that of --models."""
+    return str(args.models / task) if args.models else MODELS[task]
 
 
 def corpus_rows(count: int) -> list[Conversation]:
@@ -71,15 +82,15 @@ def data_rows(folder: Path, count: int) -> list[Conversation]:
 def sentences(data: Path | None, count: int) -> list[Row]:
     """Sentences with entities: of wikineural_en, or the demo's."""
     if data:
-        pool = open_pool([str(data / "ner" / "wikineural_en.parquet")])
+        pool = open_pool([str(data / "ner" / "wikineural_en.parquet")], layouts=all_layouts())
         return [row for row in pool.rows(0, count) if not isinstance(row, BadRow)]
     rows = [row for rows in read_styles(count // 5).values() for row in rows]
-    return [row for row in open_pool([rows]).rows(0, len(rows)) if not isinstance(row, BadRow)]
+    return [row for row in open_pool([rows], layouts=all_layouts()).rows(0, len(rows)) if not isinstance(row, BadRow)]
 
 
-def rows_of(args: argparse.Namespace) -> tuple[list[Row], tuple[str, ...]]:
+def rows_of(args: argparse.Namespace, task: str) -> tuple[list[Row], tuple[str, ...]]:
     """The rows to scan and the labels of their head."""
-    if args.task == "instruction":
+    if task == "instruction":
         return [*(data_rows(args.data, args.rows) if args.data else corpus_rows(args.rows))], ()
     rows = sentences(args.data, args.rows)
     types = sorted(set().union(*(row.labels for row in rows)))
@@ -112,18 +123,12 @@ def bare(model: Any, batches: list[torch.Tensor]) -> float:
 class PlainProcess:
     """The bare pass as anyone would run it: transformers alone in a process of its own, nothing of tov's set up."""
 
-    def __init__(self, task: str, dtype: str, device: str, batches: list[torch.Tensor], folder: Path) -> None:
-        torch.save(batches, folder / "batches.pt")
-        words = [
-            sys.executable,
-            __file__,
-            "--serve",
-            task,
-            resolve(MODELS[task]),
-            dtype,
-            device,
-            str(folder / "batches.pt"),
-        ]
+    def __init__(
+        self, task: str, model: str, dtype: str, device: str, batches: list[torch.Tensor], folder: Path
+    ) -> None:
+        file = folder / "batches.pt"
+        torch.save(batches, file)
+        words = [sys.executable, __file__, "--serve", task, resolve(model), dtype, device, str(file)]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self) -> float:
@@ -131,7 +136,10 @@ class PlainProcess:
         assert asked is not None
         assert told is not None
         print("go", file=asked, flush=True)
-        return float(told.readline())
+        said = told.readline()
+        if not said:
+            raise RuntimeError(f"the process of the bare pass ended with status {self.process.wait()}")
+        return float(said)
 
     def close(self) -> None:
         self.process.communicate()
@@ -178,13 +186,15 @@ def _settle(model: Any) -> None:
         torch.cuda.synchronize()
 
 
-def speed(args: argparse.Namespace) -> dict[str, Any]:
+def speed(args: argparse.Namespace, task: str, dtype: str) -> dict[str, Any]:
     """Medians over interleaved repeats."""
-    given, labels = rows_of(args)
-    loaded = load_model(MODELS[args.task], task=args.task, labels=labels, dtype=args.dtype)
-    shard = Encoder(loaded.tokenizer, 192, loaded.labels)(given)
-    rows, batches = part_of_a_shard(shard, args.batch_tokens, args.part)
-    rank = args.rank or TASK_DEFAULTS[args.task]["lora_rank"]
+    given, labels = rows_of(args, task)
+    name = model_of(args, task)
+    loaded = load_model(name, task=TASKS[task], labels=labels, dtype=dtype, device=args.device)
+    shard = Encoder(TASKS[task].encode, loaded.tokenizer, args.max_length, loaded.labels)(given)
+    batch_tokens = args.batch_tokens or auto_batch_tokens(loaded.device)
+    rows, batches = part_of_a_shard(shard, batch_tokens, args.part)
+    rank = args.rank or TASKS[task].defaults.lora_r
     adapted = attach(
         loaded.model,
         rank=rank,
@@ -192,22 +202,21 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         dropout=0.0,
         targets=("all-linear",),
         seed=0,
-        task=args.task,
+        task_type=TASKS[task].peft_type,
         trained=loaded.head,
     )
     state = read_state(adapted)
     changed = {name: value + 1e-3 * torch.randn_like(value) for name, value in state.items()}
-    same = load_model(
-        MODELS[args.task], task=args.task, labels=labels, dtype=args.dtype
-    ).model  # without an adapter's modules in the way
+    # Without an adapter's modules in the way.
+    same = load_model(name, task=TASKS[task], labels=labels, dtype=dtype, device=args.device).model
     times: dict[str, list[float]] = {"bare": [], "bare, our allocator settings": [], "scan": [], "usual loop": []}
-    with tempfile.TemporaryDirectory() as name:
-        plain = PlainProcess(args.task, loaded.dtype, str(loaded.device), batches, Path(name))
+    with tempfile.TemporaryDirectory() as folder:
+        plain = PlainProcess(task, name, loaded.dtype, str(loaded.device), batches, Path(folder))
         for repeat in range(args.repeats + 1):
             rates = (
                 plain.run(),
                 bare(same, batches),
-                scan(adapted, rows, (changed, state), args.batch_tokens),
+                scan(adapted, rows, (changed, state), batch_tokens),
                 usual(adapted, rows),
             )
             if repeat:  # the first is a warm-up
@@ -220,9 +229,9 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
         if name != "scan"
     }
     return {
-        "what": "speed", "task": args.task, "model": MODELS[args.task], "dtype": loaded.dtype, "rank": rank,
+        "what": "speed", "task": task, "model": name, "dtype": loaded.dtype, "device": str(loaded.device), "rank": rank,
         "rows": len(rows), "tokens": len(rows.ids),
-        "scored_share": round(float(rows.scored.mean()), 3), "batch_tokens": args.batch_tokens, "repeats": args.repeats,
+        "scored_share": round(float(rows.scored.mean()), 3), "batch_tokens": batch_tokens, "repeats": args.repeats,
         "tokens_per_second": {name: round(statistics.median(values)) for name, values in times.items()},
         "spread": {name: [round(min(values)), round(max(values))] for name, values in times.items()},
         "scan_over": ratios,
@@ -266,7 +275,7 @@ def memory() -> dict[str, Any]:
 def _child(*words: str) -> int:
     """Runs `tov WORDS` in a process of its own; returns its peak resident memory in MiB."""
     code = (
-        "import resource, sys\nfrom tov.cli import main\n"
+        "import resource, sys\nfrom tov.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
@@ -276,28 +285,56 @@ def _child(*words: str) -> int:
     return int(done.stdout.split()[-1])
 
 
+def add_flags(parser: argparse.ArgumentParser, *, rows: int, repeats: int) -> None:
+    """What the benchmarks of scans and fits share."""
+    parser.add_argument("--task", nargs="+", default=["instruction"], choices=list(MODELS))
+    parser.add_argument("--dtype", nargs="+", default=["auto"], choices=["auto", *DTYPES])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rows", type=int, default=rows)
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--max-length", type=int, default=192)
+    parser.add_argument("--data", type=Path, help="a folder with instruct/*.parquet and ner/*.parquet, for its rows")
+    parser.add_argument("--models", type=Path, help="a folder with a model a task, instead of the packaged ones")
+    parser.add_argument("--out", type=Path, help="a JSON file, also of the measurements that are finished")
+
+
+def measure_all(args: argparse.Namespace, measure: Measure) -> None:
+    """Every dtype of every task; prints what was measured, and keeps --out up to date."""
+    results: list[dict[str, Any]] = []
+    for dtype in args.dtype:
+        for task in args.task:
+            results.append({**measure(args, task, dtype), **made_with()})
+            if args.out:
+                write_json(args.out, results)
+            print(f"{task} {dtype}: {results[-1]['tokens_per_second']}", file=sys.stderr, flush=True)
+            gc.collect()  # models and adapters refer to each other, and would stay on the device
+    print(json.dumps(results if len(results) > 1 else results[0], indent=2))
+
+
+def made_with() -> dict[str, Any]:
+    """What a measurement was made with."""
+    found = versions()
+    return {
+        "commit": found.get("commit", ""), "hardware": hardware(), "torch": found["torch"],
+        "transformers": found["transformers"], "python": platform.python_version(),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", default="auto", choices=["auto", "fp32", "bf16"])
-    parser.add_argument("--task", default="instruction", choices=list(MODELS))
-    parser.add_argument("--rows", type=int, default=160)
+    add_flags(parser, rows=160, repeats=5)
     parser.add_argument("--part", type=int, default=1, help="measure on every so many-th batch")
     parser.add_argument("--rank", type=int)
-    parser.add_argument("--batch-tokens", type=int, default=CPU_BATCH_TOKENS)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-tokens", type=int, help="default: those of a scan on the device")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--data", type=Path, help="a folder with instruct/*.parquet instead of chatterbot-corpus")
     parser.add_argument("--serve", nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         serve(*args.serve)
-        return
-    result = memory() if args.memory else speed(args)
-    result["commit"] = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-    ).stdout.strip()
-    result |= {"hardware": hardware(), "torch": torch.__version__, "python": platform.python_version()}
-    print(json.dumps(result, indent=2))
+    elif args.memory:
+        print(json.dumps({**memory(), **made_with()}, indent=2))
+    else:
+        measure_all(args, speed)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
-from real_pool import measures
+from real_pool import measures, noise_of, path_facts
 
 import tov
 
@@ -54,25 +54,26 @@ CASES = {
     ),
     "topics": Case(LANGUAGES, "english", target_rows=64),
 }
-FIRST: dict[str, Any] = {"lora_rank": 1, "learning_rate": 5e-4}
+FIRST: dict[str, Any] = {"lora_r": 1, "learning_rate": 5e-4}
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    **{f"rank {rank}": {"lora_rank": rank} for rank in (1, 4, 8, 16)},
+    **{f"rank {rank}": {"lora_r": rank} for rank in (1, 4, 8, 16)},
     **{f"rate {rate:g}": {"learning_rate": rate} for rate in (2e-4, 5e-4, 1e-3, 2e-3, 5e-3)},
-    **{f"rank {rank} rate {rate:g}": {"lora_rank": rank, "learning_rate": rate} for rank in (1, 8) for rate in (2e-4, 2e-3)},
+    **{f"rank {rank} rate {rate:g}": {"lora_r": rank, "learning_rate": rate} for rank in (1, 8) for rate in (2e-4, 2e-3)},
     **{f"amplify {factor:g}": {"amplify": factor} for factor in (1.0, 2.0, 16.0)},
-    **{f"{variant}": {"variant": variant} for variant in ("parallel", "paired")},
+    **{f"{variant}": {"path_variant": variant} for variant in ("parallel", "paired")},
     "fp32": {"dtype": "fp32"},
-    "eps 1": {"eps": 1.0},
-    "sgd": {"val_optimizer": "sgd"},
-    "carry": {"val_optimizer": "carry"},
+    "eps 1": {"target_learning_rate_ratio": 1.0},
+    "sgd": {"target_optimizer": "sgd"},
+    "carry": {"target_optimizer": "carry"},
     # The arms of the tables in docs/defaults.md, with every setting named that has since become a default.
-    **{f"L 4 c {c:g} eps {eps:g} {variant}": {**FIRST, "epochs": 4, "amplify": c, "eps": eps, "variant": variant}
+    **{f"L 4 c {c:g} eps {eps:g} {variant}": {**FIRST, "epochs": 4, "amplify": c, "target_learning_rate_ratio": eps,
+                                              "path_variant": variant}
        for c, eps, variant in ((1.0, 0.1, "interleaved"), (1.0, 0.3, "interleaved"), (1.0, 1.0, "interleaved"),
                                (1.0, 1.0, "paired"), (1.0, 1.0, "parallel"), (4.0, 0.1, "interleaved"))},
-    "L 1": {**FIRST, "epochs": 1, "eps": 0.3},
-    "L 2 eps 1": {**FIRST, "epochs": 2, "eps": 1.0},
-    **{f"topics rate {rate:g} c {c:g} eps {eps:g}": {"learning_rate": rate, "amplify": c, "eps": eps}
+    "L 1": {**FIRST, "epochs": 1, "target_learning_rate_ratio": 0.3},
+    "L 2 eps 1": {**FIRST, "epochs": 2, "target_learning_rate_ratio": 1.0},
+    **{f"topics rate {rate:g} c {c:g} eps {eps:g}": {"learning_rate": rate, "amplify": c, "target_learning_rate_ratio": eps}
        for rate, c, eps in ((5e-4, 1.0, 0.1), (5e-4, 4.0, 0.1), (2e-3, 1.0, 0.3), (2e-3, 1.0, 1.0), (5e-3, 1.0, 0.3))},
 }  # fmt: skip
 
@@ -126,13 +127,9 @@ def run_arm(case: Case, folder: Path, pool: list[str], target: str, arm: str, se
         **{**case.settings, **ARMS[arm]},
     )  # fmt: skip
     about = {
-        "arm": arm,
-        "seed": seed,
-        "rows": rows,
-        "path": picked.manifest["path"],
-        "timings": picked.manifest["timings"],
-    }
-    about["noise"] = picked.manifest["noise_floor"]["row_rms"]
+        "arm": arm, "seed": seed, "rows": rows, "path": path_facts(picked), "timings": picked.manifest.timings,
+        "noise": noise_of(picked),
+    }  # fmt: skip
     about["losses"] = [entry["log_loss"] for entry in picked.path.manifest["log"]]
     for transform, facts in measures(picked, int(picked.summary["choice"]["by_score"]), case.target).items():
         yield {**about, "F": transform, **facts}

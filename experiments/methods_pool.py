@@ -22,9 +22,9 @@ import numpy as np
 import real_pool
 
 import tov
-from tov.config import ReselectConfig
-from tov.methods import parse_arm, with_rule
-from tov.settings import build
+from tov.config.records import ReselectConfig
+from tov.config.settings import build
+from tov.methods.spec import parse_variant, with_rule
 
 METHODS = ("tov", "uncertainty", "less", "tracin", "dsir", "tsds", "rds", "target-path")
 
@@ -42,9 +42,9 @@ def make_data(case: str, data: Path, folder: Path, seed: int) -> tuple[list[str]
 
 def judge(picked: tov.Picked, method: str, source: str) -> dict[str, float]:
     """Share under the method's own rule, and the AUC of its score."""
-    arm, columns = parse_arm(method), picked.scores
-    settings = with_rule(build(ReselectConfig, {"n": 2, "from_run": "-", "out": "-", "normalize": "none"}), arm)
-    values = arm.method.rank(columns, settings)
+    variant, columns = parse_variant(method), picked.scores
+    settings = with_rule(build(ReselectConfig, {"n": 2, "from_run": "-", "out": "-", "normalize": "none"}), variant)
+    values = variant.method.rank(columns, settings)
     kept = np.array([not reason for reason in columns["excluded"].to_pylist()]) & ~columns["in_base"].to_numpy()
     kept &= ~np.isnan(values)
     hit = np.array(columns["source"].to_pylist()) == source
@@ -78,7 +78,7 @@ def main() -> None:
                 binned = tov.reselect(picked, n=n, rule="score-only", bins=10, out=folder / f"{at}-bins", quiet=True)
                 record = {
                     "case": case, "seed": seed, "method": method, **judge(picked, method, source),
-                    "share_binned": share_of(binned, source), "timings": picked.manifest["timings"], "commit": commit,
+                    "share_binned": share_of(binned, source), "timings": picked.manifest.timings, "commit": commit,
                 }  # fmt: skip
                 with open(args.out, "a") as file:
                     file.write(json.dumps(record) + "\n")

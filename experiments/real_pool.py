@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 import tov
-from tov.data.conversations import Conversation
+from tov.methods.tov.scoring import normalized
 from tov.model.load import load_tokenizer
-from tov.scoring import normalized
-from tov.selection import length_bins, top_by_bin
-from tov.text.encode import encode
+from tov.selection.choose import length_bins, top_by_bin
+from tov.tasks import TASKS
+from tov.tasks.instruction import Conversation, encode
 
 SOURCES = ("gsm8k", "alpaca_gpt35", "dolly", "flan_cot")
 TARGET_ROWS, MAX_LENGTH = 64, 192
@@ -35,14 +35,14 @@ VARIANTS, OPTIMIZERS = ("interleaved", "parallel", "paired"), ("fresh", "carry",
 MEASURES = ("score_identity", "score_abs", "score_positive", "uncertainty")
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
-    **{f"{v}/{o}": {"variant": v, "val_optimizer": o} for v in VARIANTS for o in OPTIMIZERS},
+    **{f"{v}/{o}": {"path_variant": v, "target_optimizer": o} for v in VARIANTS for o in OPTIMIZERS},
     "default fp32": {"dtype": "fp32"},
-    **{f"eps {eps}": {"eps": eps} for eps in (0.03, 0.3, 1.0)},
+    **{f"eps {eps}": {"target_learning_rate_ratio": eps} for eps in (0.03, 0.3, 1.0)},
     **{f"rate {rate}": {"learning_rate": rate} for rate in (1e-4, 2e-4, 1e-3)},
-    **{f"rank {rank}": {"lora_rank": rank} for rank in (4, 64)},
+    **{f"rank {rank}": {"lora_r": rank} for rank in (4, 64)},
     **{f"base {size}": {"base_size": size} for size in (32, 64, 256)},
     "dropout 0.2": {"lora_dropout": 0.2},
-    "constant": {"schedule": "constant"},
+    "constant": {"lr_scheduler_type": "constant"},
     "one epoch": {"epochs": 1},
     "four epochs": {"epochs": 4},
 }
@@ -50,7 +50,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 def make_data(data: Path, folder: Path, per_source: int, seed: int) -> tuple[list[str], str]:
     """Writes the pool and the target as JSON lines; returns their paths."""
-    tokenizer, random = load_tokenizer("smollm2-135m"), np.random.default_rng(seed)
+    tokenizer, random = load_tokenizer("smollm2-135m", task=TASKS["instruction"]), np.random.default_rng(seed)
     target_prompts: set[str] = set()
     pool = []
     for source in SOURCES:
@@ -85,9 +85,9 @@ def judge(scores: dict[str, np.ndarray], name: str, source: str, n: int) -> dict
     kept = (scores["excluded"] == "") & ~scores["in_base"]
     values, tokens, hit = scores[name][kept], scores["tokens"][kept], scores["source"][kept] == source
     ids = np.flatnonzero(kept)
-    best = top_by_bin(values, tokens, ids, n, 10)
-    quota, extra = divmod(n, 10)
     parts = length_bins(tokens, ids, 10)
+    best = top_by_bin(parts, values, ids, n)
+    quota, extra = divmod(n, 10)
     most = sum(min(int(hit[part].sum()), quota + (at < extra)) for at, part in enumerate(parts)) / n
     share = float(hit[best].mean())
     return {
@@ -108,6 +108,26 @@ def measures(result: tov.Result, n: int, source: str) -> dict[str, dict[str, flo
     return {name.removeprefix("score_"): judge(scores, name, source, n) for name in wanted}
 
 
+def path_facts(result: tov.Result) -> dict[str, Any]:
+    """What a run's path was made from and scanned with."""
+    model, scoring, path = result.manifest.model, result.manifest.scoring, result.path
+    assert model
+    assert scoring
+    return {
+        "task": model.task, "fingerprint": path.fingerprint, "epochs": path.epochs, "base_rows": path.manifest["base_size"],
+        "target_rows": path.manifest["target"]["rows"], "dtype": model.dtype, "device": model.device,
+        "amplify": scoring.settings["amplify"], "model_fingerprint": model.fingerprint,
+    }  # fmt: skip
+
+
+def noise_of(result: tov.Result) -> float:
+    """What rounding does to a row's log-loss, in nats a token."""
+    scoring = result.manifest.scoring
+    assert scoring
+    assert scoring.noise_floor
+    return scoring.noise_floor["row_rms"]
+
+
 def run_arm(
     folder: Path, pool: list[str], target: str, arm: str, seed: int, amplify: list[float]
 ) -> Iterator[dict[str, Any]]:
@@ -121,15 +141,13 @@ def run_arm(
         *(tov.score(picked, pool, out=folder / f"scan-{c:g}", force=True, amplify=c, quiet=True) for c in amplify),
     ]
     for scan in scans:
+        facts = path_facts(scan)
         about = {
-            "arm": arm,
-            "seed": seed,
-            "amplify": scan.manifest["path"]["amplify"],
-            "dtype": scan.manifest["path"]["dtype"],
-        }
-        about |= {"timings": scan.manifest["timings"], "noise": scan.manifest["noise_floor"]["row_rms"]}
-        for transform, facts in measures(scan, n, SOURCES[0]).items():
-            yield {**about, "F": transform, **facts}
+            "arm": arm, "seed": seed, "amplify": facts["amplify"], "dtype": facts["dtype"],
+            "timings": scan.manifest.timings, "noise": noise_of(scan),
+        }  # fmt: skip
+        for transform, found in measures(scan, n, SOURCES[0]).items():
+            yield {**about, "F": transform, **found}
 
 
 def main() -> None:

@@ -20,19 +20,21 @@ from typing import Any
 import numpy as np
 from real_pool import COMMON, MEASURES, SOURCES, judge, make_data
 
-from tov.config import SelectConfig
+from tov.config.records import SelectConfig
+from tov.config.settings import build
+from tov.engine.models import CPU_BATCH_TOKENS, ModelSpec
+from tov.inputs.draw import draw_rows
+from tov.inputs.read import read_pool, read_target
+from tov.losses import log_loss
+from tov.methods.tov.fit import _order, _rates_of, base_size_for, schedule_for
+from tov.methods.tov.scan import token_losses
+from tov.methods.tov.scoring import normalized, row_scores
+from tov.methods.tov.variants import START, VARIANTS, Step
 from tov.model.adapters import read_state, write_state
-from tov.model.joined import scanning
-from tov.model.train import make_optimizer, moments_of, train_epoch
-from tov.path.fit import _order, _rates_of, base_size_for, schedule_for
-from tov.path.variants import START, VARIANTS, Step
-from tov.progress import Silent
-from tov.scan.scan import token_losses
-from tov.scoring import log_loss, normalized, row_scores
+from tov.model.kernels.joined import scanning
 from tov.seeds import derive, generator
-from tov.settings import build
-from tov.stages import CPU_BATCH_TOKENS, draw_rows, open_model, read_pool, read_target
 from tov.text.batches import collate, plan
+from tov.training.loop import make_optimizer, moments_of, train_epoch
 
 OPTIMIZERS = ("fresh", "carry", "sgd")
 History = tuple[tuple[str, int, str], ...]
@@ -42,17 +44,15 @@ class Bench:
     """The states and token log-probabilities made so far, by history."""
 
     def __init__(self, config: SelectConfig) -> None:
-        target, index = read_target(config.target, config)
+        target = read_target(config.target, config)
         config = config.for_task(target.task)
-        self.config, self.opened = config, open_model(config)
-        self.rows = read_pool(config.pool, config, index.prompt, leak_guard=True)
+        self.config, self.opened = config, ModelSpec.of(config).open()
+        self.rows = read_pool(config.pool, config, target.index.prompt, decontaminate=True)
         self.schedule = schedule_for(config, base_size_for(config, int(self.rows.usable.sum())))
         encoded = self.opened.encode
-        self.base_ids, base = draw_rows(
-            self.rows, self.schedule.base_size, generator(config.seed, "base set"), self.opened
-        )
-        self.data = {"base": base, "target": encoded(list(target.rows(0, len(target))))}
-        self.pool = encoded(list(self.rows.pool.rows(0, len(self.rows.pool))))
+        self.base_ids, base = draw_rows(self.rows, self.schedule.base_size, generator(config.seed, "base set"), encoded)
+        self.data = {"base": base, "target": encoded(target.rows)}
+        self.pool = encoded(self.rows.rows)
         counts = self.pool.scored_counts
         self.batches = [collate(self.pool, group) for group in plan(self.pool.lengths, counts > 0, CPU_BATCH_TOKENS)]
         self.order = np.concatenate([batch.rows for batch in self.batches])
@@ -65,7 +65,7 @@ class Bench:
         if history not in self.states:
             (data, epoch, kind), before = history[-1], self.state(history[:-1])
             step = Step(epoch, "base" if data == "base" else "target", START, START)
-            config = self.config.model_copy(update={"val_optimizer": kind or "fresh"})
+            config = self.config.model_copy(update={"target_optimizer": kind or "fresh"})
             write_state(self.opened.adapted, before[0])
             carried = data == "base" or kind == "carry"
             optimizer = make_optimizer(self.opened.adapted, "sgd" if kind == "sgd" else "adamw")
@@ -74,7 +74,7 @@ class Bench:
             train_epoch(
                 self.opened.adapted, self.data[data], order=_order(config.seed, step, len(self.data[data])),
                 optimizer=optimizer, rate=_rates_of(config, self.schedule, step), batch_size=config.batch_size,
-                batch_tokens=2048, seed=derive(config.seed, "dropout", data, epoch), progress=Silent(),
+                batch_tokens=2048, seed=derive(config.seed, "dropout", data, epoch),
             )  # fmt: skip
             moments = moments_of(optimizer) if carried else before[1]
             self.states[history] = (read_state(self.opened.adapted), moments)
