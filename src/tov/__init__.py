@@ -13,19 +13,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tov.api import Picked, Result, fit, reselect, score, select
-    from tov.comparison.run import Compared, compare
     from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError, StorageError, TovError
-    from tov.final import Trained, train
-    from tov.planning import Plan, plan
+    from tov.verbs.compare import Compared, compare
+    from tov.verbs.plan import Plan, plan
+    from tov.verbs.result import Picked, Result
+    from tov.verbs.score import fit, score
+    from tov.verbs.select import reselect, select
+    from tov.verbs.train import Trained, train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
-    **dict.fromkeys(("select", "reselect", "score", "fit", "Picked", "Result"), "tov.api"),
-    **dict.fromkeys(("compare", "Compared"), "tov.comparison.run"),
-    **dict.fromkeys(("train", "Trained"), "tov.final"),
-    **dict.fromkeys(("plan", "Plan"), "tov.planning"),
+    **dict.fromkeys(("select", "reselect"), "tov.verbs.select"),
+    **dict.fromkeys(("score", "fit"), "tov.verbs.score"),
+    **dict.fromkeys(("Picked", "Result"), "tov.verbs.result"),
+    **dict.fromkeys(("compare", "Compared"), "tov.verbs.compare"),
+    **dict.fromkeys(("train", "Trained"), "tov.verbs.train"),
+    **dict.fromkeys(("plan", "Plan"), "tov.verbs.plan"),
     **dict.fromkeys(
         ("TovError", "ConfigError", "DataError", "ModelError", "NumericError", "RunError", "StorageError"), "tov.errors"
     ),

@@ -1,6 +1,6 @@
 """`python -m tov`."""
 
-from tov.cli import main
+from tov.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -109,16 +109,16 @@ def interrupted(error: BaseException) -> bool:
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an exception; None for a fault of ours, which keeps its traceback."""
     if interrupted(error):
-        return "interrupted: finished shards are kept; give the same command again to go on", INTERRUPTED
+        return "interrupted: finished shards are kept. Give the same command again to go on.", INTERRUPTED
     if isinstance(error, TovError):
         return f"error: {error}", error.exit_code
     if isinstance(error, OSError) and error.filename is not None:
-        said = f"error: {error.strerror or error}: {error.filename}"
+        message = f"error: {error.strerror or error}: {error.filename}"
         if error.errno in _NOT_ALLOWED:
-            return f"{said}\n  do: choose another --out or change its permissions", USER_ERROR
-        return f"{said}\n  do: check the disk that holds it, then give the same command again", FAILED
+            return f"{message}\n  do: Choose another --out, or change its permissions.", USER_ERROR
+        return f"{message}\n  do: Check the disk that holds it, then give the same command again.", FAILED
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return (
-            "error: out of memory\n  do: lower --max-length, or --batch-tokens (the tokens that a scan holds at once)"
+            "error: The memory is full.\n  do: Lower --max-length, or --batch-tokens (the tokens that a scan holds at once)."
         ), FAILED
     return None

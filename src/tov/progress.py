@@ -53,8 +53,8 @@ class _Report:
         self.within(0)
 
     def within(self, rows: float) -> None:
-        made, seconds = self.rows - self.found, time.monotonic() - self.start
-        tokens = self.tokens * (made + rows) / made if made else 0.0  # of the part under way nobody has told yet
+        fresh, seconds = self.rows - self.found, time.monotonic() - self.start
+        tokens = self.tokens * (fresh + rows) / fresh if fresh else 0.0  # of the part under way nobody has told yet
         text = describe(self.label, self.rows + rows, self.total, tokens, seconds, found=self.found)
         self.show(self.rows + rows, text)
 
@@ -74,9 +74,9 @@ def _lines(out: TextIO) -> Callable[[float, str], None]:
 
 def describe(label: str, rows: float, total: int, tokens: float, seconds: float, *, found: int = 0) -> str:
     """`scan: 2,048 / 10,000 rows, 3,120 tokens/s, 1m 20s left`; rows that were `found` took no time."""
-    seconds, made = max(seconds, 1e-9), rows - found
+    seconds, fresh = max(seconds, 1e-9), rows - found
     rate = f", {tokens / seconds:,.0f} tokens/s" if tokens else ""
-    eta = f", {duration((total - rows) * seconds / made)} left" if made and rows < total else ""
+    eta = f", {duration((total - rows) * seconds / fresh)} left" if fresh and rows < total else ""
     return f"{label}: {int(rows):,} / {total:,} rows{rate}{eta}"
 
 

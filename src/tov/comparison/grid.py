@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tov.config.yaml_files import read_yaml
 from tov.errors import ConfigError, did_you_mean, kind_of
-from tov.yaml_files import read_yaml
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -38,8 +38,8 @@ class Grid:
 
 def is_grid(path: Path) -> bool:
     """Whether a settings file is a grid."""
-    found = read_yaml(path)
-    return "experiments" in found or "extends" in found
+    settings = read_yaml(path)
+    return "experiments" in settings or "extends" in settings
 
 
 def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
@@ -48,52 +48,64 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
     Raises:
         ConfigError: no such file, broken YAML, an unset variable, no such experiment.
     """
-    found = _read(path)
-    experiments = found.pop("experiments", None)
-    if not experiments or not all(isinstance(one, Mapping) for one in experiments.values()):
+    settings = _read(path)
+    experiments = settings.pop("experiments", None)
+    if not experiments or not all(isinstance(experiment, Mapping) for experiment in experiments.values()):
         raise ConfigError(
-            f"{path}: experiments is {kind_of(experiments)}", allowed="a mapping NAME: {settings}, not empty"
+            f"{path}: experiments is {kind_of(experiments) if experiments else 'empty'}, but must be a mapping.",
+            allowed="a mapping NAME: {settings}, not empty",
+            fix="Write each experiment as a line NAME: {settings}.",
         )
-    if any("out" in one for one in (found, *experiments.values())):
+    if any("out" in block for block in (settings, *experiments.values())):
         raise ConfigError(
-            f"{path}: out in a grid: each experiment lies in OUT/NAME", fix="leave it out, and give --out"
+            f"{path} sets out, but in a grid each experiment's folder is OUT/NAME.",
+            fix="Remove the line that sets out, and give --out.",
         )
     for name in only:
         if name not in experiments:
             raise ConfigError(
-                f"--only {name}: no such experiment{did_you_mean(name, experiments)}", allowed=", ".join(experiments)
+                f"--only {name}: the grid has no such experiment{did_you_mean(name, experiments)}.",
+                allowed=", ".join(experiments),
+                fix="Correct the name after --only.",
             )
-    kept = {str(name): _dashes(one) for name, one in experiments.items() if not only or name in only}
-    return Grid(found, kept)
+    chosen = {str(name): _dashes(experiment) for name, experiment in experiments.items() if not only or name in only}
+    return Grid(settings, chosen)
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in above:
-        raise ConfigError(f"{path} extends itself", fix="remove the line 'extends'")
-    found = {name: _filled(value, path) for name, value in read_yaml(path).items()}
-    if "extends" not in found:
-        return found
-    base = _read(path.parent / str(found.pop("extends")), (*above, path))
-    own, theirs = found.pop("experiments", None) or {}, base.get("experiments") or {}
-    for one in (own, theirs):
-        if not isinstance(one, Mapping):
-            raise ConfigError(f"{path}: experiments is {kind_of(one)}", allowed="a mapping NAME: {settings}")
+        raise ConfigError(f"{path} extends itself.", fix="Remove the line that begins with extends.")
+    settings = {name: _filled(value, path) for name, value in read_yaml(path).items()}
+    if "extends" not in settings:
+        return settings
+    base = _read(path.parent / str(settings.pop("extends")), (*above, path))
+    own, theirs = settings.pop("experiments", None) or {}, base.get("experiments") or {}
+    for experiments in (own, theirs):
+        if not isinstance(experiments, Mapping):
+            raise ConfigError(
+                f"{path}: experiments is {kind_of(experiments)}, but must be a mapping.",
+                allowed="a mapping NAME: {settings}",
+                fix="Write each experiment as a line NAME: {settings}.",
+            )
     both = {name: {**theirs.get(name, {}), **own.get(name, {})} for name in [*theirs, *own]}
-    return {**base, **found, "experiments": both}
+    return {**base, **settings, "experiments": both}
 
 
 def _filled(value: Any, path: Path) -> Any:
     """The value with its variables replaced, however deep."""
     if isinstance(value, Mapping):
-        return {name: _filled(one, path) for name, one in value.items()}
+        return {name: _filled(item, path) for name, item in value.items()}
     if isinstance(value, list):
-        return [_filled(one, path) for one in value]
+        return [_filled(item, path) for item in value]
     return _VARIABLE.sub(lambda match: _variable(match[1], path), value) if isinstance(value, str) else value
 
 
 def _variable(name: str, path: Path) -> str:
     if name not in os.environ:
-        raise ConfigError(f"{path}: ${{{name}}} is not set", fix=f"{name}=... tov compare {path} ...")
+        raise ConfigError(
+            f"{path} uses ${{{name}}}, but the environment variable {name} is not set.",
+            fix=f"Set it: {name}=VALUE tov compare {path} --out DIR",
+        )
     return os.environ[name]
 
 

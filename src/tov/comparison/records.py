@@ -14,7 +14,7 @@ DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
 
 def key_of(record: dict[str, Any]) -> tuple[str, int, int]:
     """A record's `Trial.key`."""
-    return record["arm"], record["n"], record["seed"]
+    return record["variant"], record["n"], record["seed"]
 
 
 def read_trials(file: Path) -> list[dict[str, Any]]:
@@ -23,11 +23,18 @@ def read_trials(file: Path) -> list[dict[str, Any]]:
         return []
     data = file.read_bytes()
     try:
-        return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+        return [renamed(json.loads(line)) for line in data[: data.rfind(b"\n") + 1].splitlines()]
     except ValueError as error:
         raise RunError(
-            f"{file} is broken: {error}", fix="put it back from a copy, or start over with --force"
+            f"{file} is broken: {error}", fix="Put the file back from a copy, or start over with --force."
         ) from None
+
+
+def renamed(value: Any) -> Any:
+    """Records under their present names; 0.1.0 called a variant an arm."""
+    if isinstance(value, dict):
+        return {{"arm": "variant", "arms": "variants"}.get(name, name): renamed(item) for name, item in value.items()}
+    return [renamed(item) for item in value] if isinstance(value, list) else value
 
 
 def repair_trials(file: Path) -> None:

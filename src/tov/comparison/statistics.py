@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 import numpy as np
+from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
 from scipy.special import stdtrit  # type: ignore[import-untyped]
 
 from tov.comparison.records import DONE
 
 RANDOM, ZERO_SHOT, FULL = "random", "zero-shot", "full"
 ROLES = {RANDOM: "yardstick", ZERO_SHOT: "reference", FULL: "reference"}
-"""Arms with a part of their own: what all others are paired with; no training and every usable row, of other sizes."""
+"""Variants with a part of their own: what all others are paired with; no training and every usable row, of other sizes."""
 TIE = 0.1
 """A gain smaller than this many % either way is a tie."""
 CONFIDENCE = 0.95
@@ -35,14 +36,14 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Cell:
-    """The trials of one arm at one size, one a seed.
+    """The trials of one variant at one size, one a seed.
 
     Attributes:
         done: finished trials by seed, seeds ascending.
         failed: the error of each trial that did not finish, by seed.
     """
 
-    arm: str
+    variant: str
     method: str
     n: int
     done: Mapping[int, Mapping[str, Any]]
@@ -70,11 +71,11 @@ def summarize(trials: Sequence[Mapping[str, Any]], *, sizes: Sequence[int], metr
         metric: name of the task metric (larger is better), None where there is none.
 
     Returns:
-        `sizes`: for each n its arms, best first; `random_curve`: loss against rows; `notes`: what a reader must be told.
+        `sizes`: for each n its variants, best first; `random_curve`: loss against rows; `notes`: what a reader must be told.
     """
     cells = _cells(trials)
     with np.errstate(all="ignore"):  # losses of diverged trainings overflow; _json turns what is not finite into None
-        tables = [{"n": n, "arms": _arms(cells, n, metric)} for n in sorted(set(sizes))]
+        tables = [{"n": n, "variants": _variants(cells, n, metric)} for n in sorted(set(sizes))]
         curve = _json(_random_curve(cells))
         twice = sum(map(_finished, trials)) - sum(len(cell.done) for cell in cells.values())
         notes = _notes(cells, tables, curve, twice)
@@ -95,59 +96,53 @@ def t_interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def non_increasing(values: np.ndarray) -> np.ndarray:
-    """(D, K) the least-squares fit to each row that never rises (isotonic regression, equal weights).
-
-    By the min-max formula, g_i = min over a <= i of max over b >= i of mean(y_a .. y_b) (Robertson, Wright and Dykstra 1988,
-    section 1.4, signs turned), which fits all D rows at once; K is the handful of sizes that random was run at.
+    """(K,) the least-squares fit that never rises (isotonic regression, equal weights), nats.
 
     Args:
-        values: (D, K) curves, one a row.
+        values: (K,) one curve.
     """
-    columns = range(values.shape[1])
-    means = {(a, b): values[:, a : b + 1].mean(axis=1) for a in columns for b in columns if a <= b}
-    highest = {(a, i): np.max([means[a, b] for b in columns if b >= i], axis=0) for a, i in means}
-    return np.stack([np.min([highest[a, i] for a in columns if a <= i], axis=0) for i in columns], axis=1)
+    return isotonic_regression(values, increasing=False).x
 
 
 def rows_worth(log_sizes: np.ndarray, fitted: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """(D,) log of the fewest rows at which each curve is down to its loss; -inf before its start, inf beyond its end.
+    """(D,) log of the fewest rows at which the curve is down to each loss; -inf before its start, inf beyond its end.
 
     Args:
         log_sizes: (K,) log n, ascending.
-        fitted: (D, K) curves that never rise, nats; linear in log n in between.
+        fitted: (K,) a curve that never rises, nats; linear in log n in between.
         losses: (D,) nats.
     """
     reached = fitted <= losses[:, None] + ROUNDING
-    draws, after = np.arange(len(losses)), reached.argmax(axis=1)
+    after = reached.argmax(axis=1)
     before = np.maximum(after - 1, 0)
-    high, low = fitted[draws, before], fitted[draws, after]
+    high, low = fitted[before], fitted[after]
     part = np.clip((high - losses) / np.where(after > 0, high - low, 1.0), 0.0, 1.0)
     rows = log_sizes[before] + part * (log_sizes[after] - log_sizes[before])
-    rows[fitted[:, 0] < losses - ROUNDING] = -np.inf
+    rows[fitted[0] < losses - ROUNDING] = -np.inf
     rows[~reached.any(axis=1)] = np.inf
     return rows
 
 
-def data_equivalent(sizes: np.ndarray, random: np.ndarray, arm: np.ndarray, n: int) -> dict[str, Any]:
-    """How many times n random rows give the arm's test loss, with a t interval paired over seeds.
+def data_equivalent(sizes: np.ndarray, random: np.ndarray, variant: np.ndarray, n: int) -> dict[str, Any]:
+    """How many times n random rows give the variant's test loss, with a t interval paired over seeds.
 
     The curve of random rows is the mean over seeds, made non-increasing. The interval is that of the paired difference between
-    the arm and random rows at n, read off the curve (the curve itself is taken as it is); an end beyond it says so.
+    the variant and random rows at n, read off the curve (the curve itself is taken as it is); an end beyond it says so.
 
     Args:
         sizes: (K,) rows, ascending, K >= 2.
         random: (K, S) test losses of random rows, nats.
-        arm: (S,) test losses of the arm at n rows, same seeds.
-        n: rows of the arm.
+        variant: (S,) test losses of the variant at n rows, same seeds.
+        n: rows of the variant.
 
     Returns:
         `point`, `low`, `high`: {"ratio", "at_least", "at_most"}; `low` and `high` are None with one seed.
     """
     near = np.abs(np.log(sizes / n)).argmin()
-    less, more = t_interval(arm - random[near])
+    less, more = t_interval(variant - random[near])
     half = 0.0 if less is None or more is None else (more - less) / 2
-    levels = arm.mean() + half * np.array([0.0, 1.0, -1.0])
-    fitted = non_increasing(random.mean(axis=1)[None]).repeat(3, axis=0)
+    levels = variant.mean() + half * np.array([0.0, 1.0, -1.0])
+    fitted = non_increasing(random.mean(axis=1))
     point, low, high = (_ratio(float(at), sizes, n) for at in rows_worth(np.log(sizes), fitted, levels))
     return {"point": point, "low": None if less is None else low, "high": None if less is None else high}
 
@@ -159,23 +154,23 @@ def _ratio(log_rows: float, sizes: np.ndarray, n: int) -> dict[str, Any]:
 
 
 def _cells(trials: Sequence[Mapping[str, Any]]) -> Cells:
-    """Trials by arm and size. Of a trial that is there twice (a run again after a failure) a finished line is taken.
+    """Trials by variant and size. Of a trial that is there twice (a run again after a failure) a finished line is taken.
 
     Full trials are one cell, at the largest n: how many rows are usable may differ from seed to seed.
     """
-    most = max((int(trial["n"]) for trial in trials if trial["arm"] == FULL), default=0)
+    most = max((int(trial["n"]) for trial in trials if trial["variant"] == FULL), default=0)
     chosen: dict[tuple[str, int], dict[int, Mapping[str, Any]]] = {}
     for trial in sorted(trials, key=lambda one: (not _finished(one), json.dumps(one, sort_keys=True, default=str))):
-        key = trial["arm"], most if trial["arm"] == FULL else int(trial["n"])
+        key = trial["variant"], most if trial["variant"] == FULL else int(trial["n"])
         chosen.setdefault(key, {}).setdefault(int(trial["seed"]), trial)
     return {key: _cell(*key, chosen[key]) for key in sorted(chosen)}
 
 
-def _cell(arm: str, n: int, by_seed: Mapping[int, Mapping[str, Any]]) -> Cell:
+def _cell(variant: str, n: int, by_seed: Mapping[int, Mapping[str, Any]]) -> Cell:
     done = {seed: trial for seed, trial in sorted(by_seed.items()) if _finished(trial)}
     failed = {seed: by_seed[seed].get("error") or "no finite test loss" for seed in sorted(set(by_seed) - set(done))}
-    method = min(trial.get("method") or arm for trial in by_seed.values())
-    return Cell(arm, method, n, done, failed)
+    method = min(trial.get("method") or variant for trial in by_seed.values())
+    return Cell(variant, method, n, done, failed)
 
 
 def _finished(trial: Mapping[str, Any]) -> bool:
@@ -186,33 +181,33 @@ def _is_finite(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _arms(cells: Cells, n: int, metric: str | None) -> list[dict[str, Any]]:
+def _variants(cells: Cells, n: int, metric: str | None) -> list[dict[str, Any]]:
     """The records of one size, best first: by gain (random's is nothing), then by loss, then by name."""
-    own = [cell for cell in cells.values() if cell.n == n and cell.arm not in (ZERO_SHOT, FULL)]
-    alone = [cell for arm in (ZERO_SHOT, FULL) for cell in _sizes_of(cells, arm)]
+    own = [cell for cell in cells.values() if cell.n == n and cell.variant not in (ZERO_SHOT, FULL)]
+    alone = [cell for variant in (ZERO_SHOT, FULL) for cell in _sizes_of(cells, variant)]
     random = cells.get((RANDOM, n))
     records = [_json(_record(cell, random, cells, n, metric)) for cell in own + alone]
     return sorted(records, key=_place)
 
 
-def _sizes_of(cells: Cells, arm: str) -> list[Cell]:
-    return [cell for cell in cells.values() if cell.arm == arm]
+def _sizes_of(cells: Cells, variant: str) -> list[Cell]:
+    return [cell for cell in cells.values() if cell.variant == variant]
 
 
 def _place(record: Mapping[str, Any]) -> tuple[float, float, str]:
     gain, loss = record["gain"]["mean"], record["loss"]["mean"]
-    if record["arm"] == RANDOM and loss is not None:
+    if record["variant"] == RANDOM and loss is not None:
         gain = 0.0
-    return math.inf if gain is None else -gain, math.inf if loss is None else loss, record["arm"]
+    return math.inf if gain is None else -gain, math.inf if loss is None else loss, record["variant"]
 
 
 def _record(cell: Cell, random: Cell | None, cells: Cells, n: int, metric: str | None) -> dict[str, Any]:
-    """All that is said of one arm at one size; the pairs are the seeds that both it and random at n finished."""
-    other = {} if random is None or cell.arm in ROLES else random.values("loss")
-    pairs = [seed for seed in cell.done if other.get(seed, 0.0) > 0]  # a loss of nothing leaves no share to gain
-    dropped = sorted((set(cell.done) | set(other)) - set(pairs)) if other else []
+    """All that is said of one variant at one size; the pairs are the seeds that both it and random at n finished."""
+    baseline = {} if random is None or cell.variant in ROLES else random.values("loss")
+    pairs = [seed for seed in cell.done if baseline.get(seed, 0.0) > 0]  # a loss of nothing leaves no share to gain
+    dropped = sorted((set(cell.done) | set(baseline)) - set(pairs)) if baseline else []
     return {
-        "arm": cell.arm, "method": cell.method, "role": ROLES.get(cell.arm, "arm"), "rows": cell.n,
+        "variant": cell.variant, "method": cell.method, "role": ROLES.get(cell.variant, "variant"), "rows": cell.n,
         "seeds": list(cell.done), "paired": pairs, "dropped": dropped, "diverged": cell.diverged,
         "failed": {"count": len(cell.failed), "first_error": next(iter(cell.failed.values()), None)},
         "loss": _spread(cell.values("loss").values()), "gain": _gain(cell, random, pairs),
@@ -231,12 +226,12 @@ def _spread(values: Iterable[float]) -> dict[str, float | None]:
 
 def _gain(cell: Cell, random: Cell | None, pairs: Sequence[int]) -> dict[str, Any]:
     """100 (loss_random - loss) / loss_random by seed; of zero-shot and full, of other sizes, from the means alone."""
-    other = random.values("loss") if random else {}
-    gains = np.array([100 * (other[seed] - cell.values("loss")[seed]) / other[seed] for seed in pairs])
+    baseline = random.values("loss") if random else {}
+    gains = np.array([100 * (baseline[seed] - cell.values("loss")[seed]) / baseline[seed] for seed in pairs])
     wins, losses = int((gains >= TIE).sum()), int((gains <= -TIE).sum())
     spread, counts = _spread(gains), {"wins": wins, "ties": len(gains) - wins - losses, "losses": losses}
-    own, yardstick = _means(cell.values("loss"), other)
-    if cell.arm in (ZERO_SHOT, FULL) and own is not None and yardstick:
+    own, yardstick = _means(cell.values("loss"), baseline)
+    if cell.variant in (ZERO_SHOT, FULL) and own is not None and yardstick:
         spread["mean"] = 100 * (yardstick - own) / yardstick
     shown = counts if pairs else dict.fromkeys(counts)
     return {"per_seed": gains.tolist(), **{key: spread[key] for key in ("mean", "low", "high")}, **shown}
@@ -244,10 +239,10 @@ def _gain(cell: Cell, random: Cell | None, pairs: Sequence[int]) -> dict[str, An
 
 def _metric(cell: Cell, random: Cell | None) -> dict[str, float | None]:
     """The task metric's mean over seeds and its paired difference to random; of zero-shot and full from the means alone."""
-    own, other = cell.values("metric"), random.values("metric") if random and cell.arm != RANDOM else {}
-    spread = _spread(own[seed] - other[seed] for seed in own if seed in other)
-    if cell.arm in (ZERO_SHOT, FULL):
-        ours, theirs = _means(own, other)
+    own, reference = cell.values("metric"), random.values("metric") if random and cell.variant != RANDOM else {}
+    spread = _spread(own[seed] - reference[seed] for seed in own if seed in reference)
+    if cell.variant in (ZERO_SHOT, FULL):
+        ours, theirs = _means(own, reference)
         spread = _spread([] if ours is None or theirs is None else [ours - theirs])
     mean = _spread(own.values())["mean"]
     return {"mean": mean, "difference": spread["mean"], "low": spread["low"], "high": spread["high"]}
@@ -279,8 +274,8 @@ def _cost(cell: Cell) -> dict[str, float | None]:
     """Means over the finished trials that tell."""
     means: dict[str, float | None] = {}
     for part, key in COSTS:
-        told = [(trial.get(part) or {}).get(key) for trial in cell.done.values()]
-        means[f"{part}_{key}"] = _spread(value for value in told if _is_finite(value))["mean"]
+        values = [(trial.get(part) or {}).get(key) for trial in cell.done.values()]
+        means[f"{part}_{key}"] = _spread(value for value in values if _is_finite(value))["mean"]
     return means
 
 
@@ -293,13 +288,13 @@ def _chosen(cell: Cell) -> dict[str, float]:
 
 
 def _random_curve(cells: Cells) -> list[dict[str, Any]]:
-    """Random's test loss at every size that it was run at, with the non-increasing fit."""
-    curve = [cell for cell in _sizes_of(cells, RANDOM) if cell.done]
+    """Random's test loss at every size that it was run at and has a finite loss, with the non-increasing fit."""
+    curve = [cell for cell in _sizes_of(cells, RANDOM) if cell.values("loss")]
     spreads = [_spread(cell.values("loss").values()) for cell in curve]
-    fitted = non_increasing(np.array([[spread["mean"] for spread in spreads]])) if curve else np.empty((1, 0))
+    fitted = non_increasing(np.array([spread["mean"] for spread in spreads], np.float64))
     return [
         {"n": cell.n, "seeds": list(cell.done), **spread, "fitted": float(fit)}
-        for cell, spread, fit in zip(curve, spreads, fitted[0], strict=True)
+        for cell, spread, fit in zip(curve, spreads, fitted, strict=True)
     ]
 
 
@@ -327,7 +322,7 @@ def _notes_on_random(cells: Cells, tables: list[dict[str, Any]], curve: list[dic
     missing = [table["n"] for table in tables if table["n"] not in sizes]
     notes = [f"{n:,} rows: no random trial finished, so there is nothing to compare with" for n in missing]
     if len(sizes) == 1:
-        notes.append("random rows were run at one size only: how many of them an arm is worth cannot be said")
+        notes.append("random rows were run at one size only: how many of them a variant is worth cannot be said")
     for at, point in enumerate(curve[1:], start=1):
         best = min(curve[:at], key=lambda earlier: math.inf if earlier["mean"] is None else earlier["mean"])
         loss, lowest = _means(cells[RANDOM, point["n"]].values("loss"), cells[RANDOM, best["n"]].values("loss"))
@@ -341,8 +336,12 @@ def _notes_on_random(cells: Cells, tables: list[dict[str, Any]], curve: list[dic
 def _notes_on_no_training(cells: Cells, sizes: Iterable[int]) -> list[str]:
     notes, still = [], next((cell.values("loss") for cell in _sizes_of(cells, ZERO_SHOT)), {})
     for n in sizes:
-        means = [(cell.arm, *_means(cell.values("loss"), still)) for cell in cells.values() if cell.n == n]
-        worse = [f"{arm} ({one:.3g} against {two:.3g} nat)" for arm, one, two in means if one and two and one > two]
+        means = [(cell.variant, *_means(cell.values("loss"), still)) for cell in cells.values() if cell.n == n]
+        worse = [
+            f"{variant} ({loss:.3g} against {base:.3g} nat)"
+            for variant, loss, base in means
+            if loss and base and loss > base
+        ]
         if worse:
             notes.append(f"training on {n:,} rows is worse than no training: {', '.join(worse)}")
     return notes
@@ -351,7 +350,7 @@ def _notes_on_no_training(cells: Cells, sizes: Iterable[int]) -> list[str]:
 def _notes_on_trials(cells: Cells) -> list[str]:
     notes = []
     for cell in cells.values():
-        where, total = f"{cell.arm}, {cell.n:,} rows", len(cell.done) + len(cell.failed)
+        where, total = f"{cell.variant}, {cell.n:,} rows", len(cell.done) + len(cell.failed)
         if cell.failed:
             error = next(iter(cell.failed.values())).partition("\n")[0]
             notes.append(f"{where}: {len(cell.failed)} of {total} trials failed: {error}")
@@ -361,21 +360,21 @@ def _notes_on_trials(cells: Cells) -> list[str]:
 
 
 def _notes_on_pairs(tables: list[dict[str, Any]]) -> list[str]:
-    """Seeds without a partner, or not on all of the curve; arms that share a fate in one line."""
-    arms: dict[tuple[int, str, str], list[str]] = {}
-    for n, record in ((table["n"], record) for table in tables for record in table["arms"]):
+    """Seeds without a partner, or not on all of the curve; variants that share a fate in one line."""
+    variants: dict[tuple[int, str, str], list[str]] = {}
+    for n, record in ((table["n"], record) for table in tables for record in table["variants"]):
         off = set(record["paired"]) - set(record["equivalent"]["seeds"]) if record["equivalent"] else set()
         for what, seeds in (("the pairs", record["dropped"]), ("the curve behind worth", sorted(off))):
             if seeds:
-                arms.setdefault((n, what, ", ".join(map(str, seeds))), []).append(record["arm"])
+                variants.setdefault((n, what, ", ".join(map(str, seeds))), []).append(record["variant"])
     return [
         f"{n:,} rows: left out of {what}, for not all of its trials finished: seed {seeds} ({', '.join(names)})"
-        for (n, what, seeds), names in arms.items()
+        for (n, what, seeds), names in variants.items()
     ]
 
 
 def _notes_on_seeds(tables: list[dict[str, Any]]) -> list[str]:
-    counts = sorted({len(record["paired"]) for table in tables for record in table["arms"] if record["paired"]})
+    counts = sorted({len(record["paired"]) for table in tables for record in table["variants"] if record["paired"]})
     if not counts or counts[0] >= FEW_SEEDS:
         return []
     if counts == [1]:
@@ -387,11 +386,11 @@ def _notes_on_seeds(tables: list[dict[str, Any]]) -> list[str]:
 
 
 def _notes_on_variants(tables: list[dict[str, Any]]) -> list[str]:
-    arms: dict[str, set[str]] = {}
-    for record in (record for table in tables for record in table["arms"]):
-        arms.setdefault(record["method"], set()).add(record["arm"])
+    variants: dict[str, set[str]] = {}
+    for record in (record for table in tables for record in table["variants"]):
+        variants.setdefault(record["method"], set()).add(record["variant"])
     return [
         f"{len(names)} variants of {method} are shown; picking the best after seeing the table overstates it"
-        for method, names in sorted(arms.items())
+        for method, names in sorted(variants.items())
         if len(names) > 1
     ]

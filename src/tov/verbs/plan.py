@@ -5,30 +5,32 @@ scans nothing and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from tov.api import read_inputs, select_identity
-from tov.config import PlanConfig, SelectConfig
-from tov.data.guard import left_out
+from tov.config.records import PlanConfig, SelectConfig
+from tov.config.settings import build
+from tov.data.decontamination import left_out
 from tov.data.sources import Input
+from tov.engine.models import Lora, ModelSpec, Opened
 from tov.errors import ConfigError
-from tov.inputs import Inputs, list_inputs, name_inputs
-from tov.methods.arms import Arm, inert, parse_arm, select_settings
-from tov.output import check_columns
+from tov.inputs.draw import encode_scored
+from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
+from tov.inputs.read import Indexed, PoolRows, check_n, usable_rows
+from tov.methods.base import PoolStats, Stage
+from tov.methods.choice import check_choice
+from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import file_size
-from tov.report import table
-from tov.run import check_empty, run_folder, watch_run
+from tov.report.summary import table
+from tov.runs.folder import check_empty, run_folder, watch_run
+from tov.runs.manifest import FILE
 from tov.seeds import generator
-from tov.settings import build
-from tov.stages import Opened, Rows, check_n, encode_scored, open_model, usable_rows
-from tov.tables.ahead import Facts, Stage, stages_of
-from tov.tables.choice import check_choice
-from tov.tables.work import LORA, settled
 from tov.text.encode import IGNORED, Encoded
+from tov.verbs.select import select_identity
+from tov.verbs.training_file import check_columns
 
 SAMPLE = 4096
 """Usable pool rows that are made tokens of, drawn at random where there are more."""
@@ -78,43 +80,47 @@ def plan(
         TovError: one of its six kinds; the text says what to do.
     """
     pools, targets = list_inputs(pool), list_inputs(target)
-    given = {"model": model, "pool": name_inputs(pools), "target": name_inputs(targets), "methods": tuple(methods)}
-    return run_plan(build(PlanConfig, {**given, "n": n, **settings}), pools, targets)
+    arguments = {"model": model, "pool": name_inputs(pools), "target": name_inputs(targets), "methods": tuple(methods)}
+    return run_plan(build(PlanConfig, {**arguments, "n": n, **settings}), pools, targets)
 
 
 def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Plan:
     """`plan` from a record of settings; inputs in memory are passed beside it."""
     if config.methods and config.method != "tov":
         raise ConfigError(
-            f"--method {config.method} beside --methods {','.join(config.methods)}", fix="use --methods alone"
+            f"--method {config.method} stands beside --methods {','.join(config.methods)}.",
+            allowed="one of the two",
+            fix="Use --methods alone.",
         )
     chosen = [_select(config, method) for method in config.methods or (config.method,)]
-    for _, arm in chosen:
-        if arm.method.takes != "best":
-            raise ConfigError(f"{arm.name} scores nothing: there is nothing to plan", fix="leave it out")
+    for _, variant in chosen:
+        if variant.method.takes != "best":
+            raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
     first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
     check_columns(rows.pool)
     check_n(config.n or 1, rows)
-    opened = open_model(first, labels)
+    spec = ModelSpec.of(first, labels)
+    opened = spec.open()
     encoded, drawn = _sample(rows, opened, first.seed)
     scored = encoded.scored_counts > 0
-    wanted, _ = encode_scored(target[0], opened.encode)
+    wanted, _ = encode_scored(target.pool, opened.encode)
     usable = int(rows.usable.sum())
     times = usable / max(len(encoded), 1)
     tokens = times * int(encoded.lengths[scored].sum())
-    trained, methods = _counter(first, labels, opened), []
-    for settings, arm in chosen:
-        settings = settings.for_task(target[0].task)
-        check_choice(arm, settings, rows, target[0], config.n)
+    trained, methods = _counter(spec, opened), []
+    for settings, variant in chosen:
+        settings = settings.for_task(target.task)
+        check_choice(variant, settings, rows, target, config.n)
         if len(chosen) == 1:  # of several, no folder is meant
-            _check_place(config, settings, arm, rows, target)
-        facts = Facts(
-            settings=settings, options=settled(arm, config.n or usable), rows=len(rows.pool), usable=usable,
+            _check_place(config, settings, variant, rows, target)
+        stats = PoolStats(
+            settings=settings, options=variant.method.resolve(variant.options, config.n or usable),
+            rows=len(rows.pool), usable=usable,
             scored=times * int(scored.sum()), tokens=tokens, target_rows=len(wanted),
             target_tokens=int(wanted.lengths.sum()), width=opened.loaded.model.config.get_text_config().hidden_size,
             trained=trained,
         )  # fmt: skip
-        methods.append(_of_method(arm, stages_of(arm, facts), tokens))
+        methods.append(_of_method(variant, variant.method.cost(stats), tokens))
     sources, counts = np.unique(rows.pool.source_names(np.arange(len(rows.pool))), return_counts=True)
     return Plan({
         "pool": {
@@ -123,39 +129,39 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "scored_tokens": round(times * int(encoded.scored.sum())), "sampled": drawn,
             "without_scored_token": round(times * int((~scored).sum())), "cut": round(times * int((encoded.lost > 0).sum())),
         },
-        "target": {"rows": len(target[0]), "usable": len(wanted), "tokens": int(wanted.lengths.sum())},
+        "target": {"rows": len(target), "usable": len(wanted), "tokens": int(wanted.lengths.sum())},
         "model": {
             "name": first.model, "task": first.task, "device": str(opened.loaded.device), "dtype": opened.loaded.dtype,
-            "parameters": sum(one.numel() for one in opened.adapted.parameters() if not one.requires_grad),
-            "bytes": sum(one.nbytes for one in opened.adapted.parameters() if not one.requires_grad),
+            "parameters": sum(weight.numel() for weight in opened.adapted.parameters() if not weight.requires_grad),
+            "bytes": sum(weight.nbytes for weight in opened.adapted.parameters() if not weight.requires_grad),
             "trained": trained(first), "max_length": opened.encode.max_length,
         },
         "example": _example(wanted, opened), "methods": methods,
     })  # fmt: skip
 
 
-def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Arm]:
+def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Variant]:
     """The settings of the selection meant; of several methods each has those that take effect with it."""
-    dropped = inert(parse_arm(method).method) if len(config.methods) > 1 else ()
-    given = {
+    several, kind = len(config.methods) > 1, parse_variant(method).method
+    settings = {
         name: getattr(config, name)
         for name in config.model_fields_set
-        if name in SelectConfig.model_fields and name not in dropped
+        if name in SelectConfig.model_fields and not (several and has_no_effect(SelectConfig, name, kind))
     }
-    return select_settings(build(SelectConfig, {**given, "out": config.out, "n": config.n or 1, "method": method}))
+    return select_settings(build(SelectConfig, {**settings, "out": config.out, "n": config.n or 1, "method": method}))
 
 
-def _check_place(config: PlanConfig, settings: SelectConfig, arm: Arm, rows: Rows, target: Any) -> None:
+def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> None:
     """Raises RunError if --out holds another run than the one meant, and --force is not given, or files that are no run."""
-    identity = select_identity(settings, arm, rows, target)
+    identity = select_identity(settings, variant, rows, target)
     folder = run_folder(config.out, identity)
-    if not (folder / "manifest.json").exists():
+    if not (folder / FILE).exists():
         check_empty(folder)
     elif config.n and not config.force:
         watch_run(folder, command="select", identity=identity)
 
 
-def _sample(rows: Rows, opened: Opened, seed: int) -> tuple[Encoded, int | None]:
+def _sample(rows: PoolRows, opened: Opened, seed: int) -> tuple[Encoded, int | None]:
     """Usable rows of the pool as tokens, and how many they are where they are not all."""
     usable = np.flatnonzero(rows.usable)
     drawn = len(usable) if len(usable) <= SAMPLE else SAMPLE
@@ -163,40 +169,44 @@ def _sample(rows: Rows, opened: Opened, seed: int) -> tuple[Encoded, int | None]
     return opened.encode(usable_rows(rows.pool.at(picked))), drawn if drawn < len(usable) else None
 
 
-def _counter(settings: SelectConfig, labels: tuple[str, ...], opened: Opened) -> Callable[[Any], int]:
+def _counter(spec: ModelSpec, opened: Opened) -> Callable[[Any], int]:
     """Counts the parameters that are trained under the LoRA settings of a record, by attaching such an adapter; each once."""
 
     def count(adapted: torch.nn.Module) -> int:
-        return sum(one.numel() for one in adapted.parameters() if one.requires_grad)
+        return sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
 
-    def lora_of(record: Any) -> dict[str, Any]:
-        return {name: getattr(record, name) for name in LORA}
-
-    found = {tuple(lora_of(settings).values()): count(opened.adapted)}
+    counts = {spec.lora: count(opened.adapted)}
 
     def trained(record: Any) -> int:
-        key = tuple(lora_of(record).values())
-        if key not in found:
-            found[key] = count(open_model(settings.model_copy(update=lora_of(record)), labels).adapted)
-        return found[key]
+        lora = Lora.of(record)
+        if lora not in counts:
+            counts[lora] = count(replace(spec, lora=lora).open().adapted)
+        return counts[lora]
 
     return trained
 
 
-def _of_method(arm: Arm, stages: list[Stage] | None, tokens: float) -> dict[str, Any]:
+def _of_method(variant: Variant, stages: list[Stage] | None, tokens: float) -> dict[str, Any]:
     if stages is None:
-        return {"method": arm.name, "stages": None, "forward": None, "backward": None, "passes": None, "bytes": None}
+        return {
+            "method": variant.name,
+            "stages": None,
+            "forward": None,
+            "backward": None,
+            "passes": None,
+            "bytes": None,
+        }
     forward, backward = sum(stage.forward for stage in stages), sum(stage.backward for stage in stages)
-    kept = [stage.kept for stage in stages]
+    sizes = [stage.kept for stage in stages]
     return {
-        "method": arm.name,
+        "method": variant.name,
         "stages": {
             stage.name: {"forward": round(stage.forward), "backward": round(stage.backward)} for stage in stages
         },
         "forward": round(forward),
         "backward": round(backward),
         "passes": (forward + BACKWARD * backward) / tokens if tokens else None,
-        "bytes": None if None in kept else round(sum(one for one in kept if one is not None)),
+        "bytes": None if None in sizes else round(sum(size for size in sizes if size is not None)),
     }
 
 

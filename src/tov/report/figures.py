@@ -30,28 +30,29 @@ DASHES: Any = ((0, (2, 2)), (0, (6, 3)))
 DODGE = 0.5
 """Octaves over which the points of one size are spread, so that their intervals do not hide each other."""
 LONGEST_NAME = 48
-"""Characters of an arm's name that leave the axes room; the tables have it whole."""
+"""Characters of a variant's name that leave the axes room; the tables have it whole."""
 FLOOR, FLOORS = 50, 5
 """Losses beyond both, in % and in best gains, are not worth the width that they take from the others."""
 
 
 def gain_picture(results: Mapping[str, Any], path: Path) -> Path:
-    """Draws the gain over random rows with its interval, a panel a size, arms in the order of the table.
+    """Draws the gain over random rows with its interval, a panel a size, variants in the order of the table.
 
     Args:
         results: what `tov.comparison.statistics.summarize` returns.
         path: file to write, .svg or .png.
     """
     panels = [
-        (size["n"], [arm for arm in size["arms"] if arm["gain"]["mean"] is not None]) for size in results["sizes"]
+        (size["n"], [variant for variant in size["variants"] if variant["gain"]["mean"] is not None])
+        for size in results["sizes"]
     ]
-    lines = [max(len(arms), 1) + 0.6 for _, arms in panels]
+    lines = [max(len(variants), 1) + 0.6 for _, variants in panels]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 0.27 * sum(lines) + 0.5 * max(len(lines), 1) + 0.9), layout="constrained")
         axes = figure.subplots(max(len(panels), 1), 1, sharex=True, squeeze=False, height_ratios=lines or None)
-        limits = _gain_limits([arm for _, arms in panels for arm in arms])
-        for place, (n, arms) in enumerate(panels):
-            _gain_panel(axes[place, 0], n, arms, limits)
+        limits = _gain_limits([variant for _, variants in panels for variant in variants])
+        for place, (n, variants) in enumerate(panels):
+            _gain_panel(axes[place, 0], n, variants, limits)
         figure.supxlabel(
             "test log-loss, % better than with as many random rows (line at 0)\n"
             f"bar: {100 * results['confidence']:g} % interval over seeds, blue above 0, orange below, grey across 0 or none\n"
@@ -62,7 +63,7 @@ def gain_picture(results: Mapping[str, Any], path: Path) -> Path:
 
 
 def curve_picture(results: Mapping[str, Any], path: Path) -> Path:
-    """Draws test log-loss against training rows: random's curve, each arm, zero-shot and full as dashed lines.
+    """Draws test log-loss against training rows: random's curve, each variant, zero-shot and full as dashed lines.
 
     Args:
         results: what `tov.comparison.statistics.summarize` returns.
@@ -74,8 +75,8 @@ def curve_picture(results: Mapping[str, Any], path: Path) -> Path:
         axes.set_xscale("log", base=2)
         _random_line(axes, results["random_curve"])
         points = _points(results)
-        for place, arm in enumerate(points):
-            _arm_line(axes, arm, points[arm], place, sorted(points))
+        for place, variant in enumerate(points):
+            _variant_line(axes, variant, points[variant], place, sorted(points))
         _frame(axes, results, [point for line in points.values() for point in line] + results["random_curve"])
         axes.set_xlabel("training rows (points of one size are set side by side)")
         axes.set_ylabel(
@@ -88,17 +89,21 @@ def curve_picture(results: Mapping[str, Any], path: Path) -> Path:
 def _save(figure: Figure, path: Path) -> Path:
     kind = path.suffix.lower()
     if kind not in METADATA:
-        raise ConfigError(f"picture {path.name!r}", allowed=", ".join(METADATA))
+        raise ConfigError(
+            f"The picture {path.name!r} has a suffix that tov cannot write.",
+            allowed=", ".join(METADATA),
+            fix="Name it with one of these suffixes.",
+        )
     with atomic(path) as temporary:
         figure.savefig(temporary, format=kind[1:], metadata=METADATA[kind], dpi=150)
     return path
 
 
-def _name(arm: str) -> str:
-    """An arm's name; of a long one, as with a store's folder in it, both ends."""
-    if len(arm) <= LONGEST_NAME:
-        return arm
-    return f"{arm[: LONGEST_NAME * 2 // 3]}…{arm[1 - LONGEST_NAME // 3 :]}"
+def _name(variant: str) -> str:
+    """A variant's name; of a long one, as with a store's folder in it, both ends."""
+    if len(variant) <= LONGEST_NAME:
+        return variant
+    return f"{variant[: LONGEST_NAME * 2 // 3]}…{variant[1 - LONGEST_NAME // 3 :]}"
 
 
 def _limits(means: Sequence[float], ends: Sequence[float]) -> tuple[float, float]:
@@ -110,9 +115,11 @@ def _limits(means: Sequence[float], ends: Sequence[float]) -> tuple[float, float
     return low - margin, high + margin
 
 
-def _gain_limits(arms: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Fitted to the arms that have as many rows; zero-shot, full and a few that do great harm may lie far outside."""
-    gains = [arm["gain"] for arm in arms if arm["role"] != "reference"] or [arm["gain"] for arm in arms]
+def _gain_limits(variants: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Fitted to the variants that have as many rows; zero-shot, full and a few that do great harm may lie far outside."""
+    gains = [variant["gain"] for variant in variants if variant["role"] != "reference"] or [
+        variant["gain"] for variant in variants
+    ]
     means = [0.0, 0.5, *(gain["mean"] for gain in gains)]
     floor = -max(FLOOR, FLOORS * max(means))
     near = [gain for gain in gains if gain["mean"] >= floor]
@@ -122,26 +129,26 @@ def _gain_limits(arms: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return _limits(means, [0.0, *ends])
 
 
-def _gain_panel(panel: Axes, n: int, arms: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> None:
+def _gain_panel(panel: Axes, n: int, variants: Sequence[Mapping[str, Any]], limits: tuple[float, float]) -> None:
     panel.set_title(f"{n:,} rows", loc="left", fontsize=10.5, fontweight="bold")
     panel.set_xlim(*limits)
-    panel.set_ylim(max(len(arms), 1) - 0.4, -0.6)
-    panel.set_yticks(range(len(arms)), [_name(arm["arm"]) for arm in arms])
+    panel.set_ylim(max(len(variants), 1) - 0.4, -0.6)
+    panel.set_yticks(range(len(variants)), [_name(variant["variant"]) for variant in variants])
     panel.tick_params(axis="y", length=0, pad=9)  # room for an arrow at the edge
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.grid(axis="x", color="#E5E5E5")
     panel.set_axisbelow(True)
     panel.axvline(0.0, color="black", linewidth=1.0)
-    for place, arm in enumerate(arms):
-        _gain_mark(panel, place, arm, limits)
-    if not arms:
+    for place, variant in enumerate(variants):
+        _gain_mark(panel, place, variant, limits)
+    if not variants:
         panel.text(0.5, 0.5, "nothing to compare with random rows", transform=panel.transAxes, ha="center", va="center")
 
 
-def _gain_mark(panel: Axes, place: int, arm: Mapping[str, Any], limits: tuple[float, float]) -> None:
-    gain, (left, right) = arm["gain"], limits
-    colour = QUIET if arm["role"] == "reference" else _verdict(gain)
-    fill = "white" if arm["role"] == "reference" else colour
+def _gain_mark(panel: Axes, place: int, variant: Mapping[str, Any], limits: tuple[float, float]) -> None:
+    gain, (left, right) = variant["gain"], limits
+    colour = QUIET if variant["role"] == "reference" else _verdict(gain)
+    fill = "white" if variant["role"] == "reference" else colour
     mark = "<" if gain["mean"] < left else ">" if gain["mean"] > right else "o"
     if gain["low"] is not None:
         panel.hlines(place, gain["low"], gain["high"], color=colour, linewidth=2.0)
@@ -165,7 +172,7 @@ def _random_line(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
     if not points:
         return
     fitted = [point["fitted"] for point in points]
-    if any(not math.isclose(one, two) for one, two in zip(losses, fitted, strict=True)):
+    if any(not math.isclose(loss, fit) for loss, fit in zip(losses, fitted, strict=True)):
         axes.plot(rows, fitted, ":", color=QUIET, linewidth=1.5, label="random, non-increasing")
     axes.errorbar(rows, losses, _arms_of_bar(points), fmt="-o", color="black", markersize=4.5, label="random", zorder=2)
 
@@ -173,39 +180,46 @@ def _random_line(axes: Axes, curve: Sequence[Mapping[str, Any]]) -> None:
 def _arms_of_bar(points: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """(2, points) how far an interval reaches down and up; nothing where there is none."""
     reach = [
-        (0.0, 0.0) if one["low"] is None else (one["mean"] - one["low"], one["high"] - one["mean"]) for one in points
+        (0.0, 0.0) if point["low"] is None else (point["mean"] - point["low"], point["high"] - point["mean"])
+        for point in points
     ]
     return [[down for down, _ in reach], [up for _, up in reach]]
 
 
 def _points(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The points of each arm, in the order of the tables."""
+    """The points of each variant, in the order of the tables."""
     points: dict[str, list[dict[str, Any]]] = {}
     for size in results["sizes"]:
-        for arm in size["arms"]:
-            if arm["role"] == "arm" and arm["loss"]["mean"] is not None:
-                points.setdefault(arm["arm"], []).append({"n": size["n"], **arm["loss"]})
+        for variant in size["variants"]:
+            if variant["role"] == "variant" and variant["loss"]["mean"] is not None:
+                points.setdefault(variant["variant"], []).append({"n": size["n"], **variant["loss"]})
     return points
 
 
-def _arm_line(axes: Axes, arm: str, points: Sequence[Mapping[str, Any]], place: int, names: Sequence[str]) -> None:
-    """One arm; colour and mark go by its name, and no two of 49 arms have both alike."""
-    look, aside = names.index(arm), (place + 0.5) / len(names) - 0.5
+def _variant_line(
+    axes: Axes, variant: str, points: Sequence[Mapping[str, Any]], place: int, names: Sequence[str]
+) -> None:
+    """One variant; colour and mark go by its name, and no two of 49 variants have both alike."""
+    look, aside = names.index(variant), (place + 0.5) / len(names) - 0.5
     axes.errorbar(
         [point["n"] * 2 ** (DODGE * aside) for point in points],
         [point["mean"] for point in points],
         _arms_of_bar(points),
         fmt=MARKERS[(look + look // len(COLOURS)) % len(MARKERS)],
         linestyle="-" if len(points) > 1 else "none", linewidth=0.9, elinewidth=1.3, markersize=5.5,
-        color=COLOURS[look % len(COLOURS)], label=_name(arm), zorder=3,
+        color=COLOURS[look % len(COLOURS)], label=_name(variant), zorder=3,
     )  # fmt: skip
 
 
 def _frame(axes: Axes, results: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> None:
     """Limits, ticks and the dashed lines; a line too far off is told in the legend instead of squeezing all the rest."""
     shown = [point for point in points if point["mean"] is not None]
-    references = [arm for size in results["sizes"] for arm in size["arms"] if arm["role"] == "reference"]
-    levels = {arm["arm"]: arm["loss"]["mean"] for arm in references if arm["loss"]["mean"] is not None}
+    references = [
+        variant for size in results["sizes"] for variant in size["variants"] if variant["role"] == "reference"
+    ]
+    levels = {
+        variant["variant"]: variant["loss"]["mean"] for variant in references if variant["loss"]["mean"] is not None
+    }
     lines = [(name, levels[name], dashes) for name, dashes in zip(sorted(levels), DASHES, strict=False)]
     means = [point["mean"] for point in shown] or [level for _, level, _ in lines] or [0.0, 1.0]
     ends = [end for point in shown for end in (point["low"], point["high"]) if end is not None]

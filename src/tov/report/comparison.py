@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tov.progress import duration, file_size
-from tov.report import table
+from tov.report.summary import table
 
 NONE = "-"
 
@@ -23,16 +23,16 @@ def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) ->
     if results["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
     for size in sizes:
-        parts += [f"## {size['n']:,} rows", _arms(size["arms"], results["metric"])]
+        parts += [f"## {size['n']:,} rows", _variants(size["variants"], results["metric"])]
     parts += ["## Cost", COSTS_LEGEND, _costs(results)]
     for size in sizes:
-        parts += [f"## Where the rows come from, {size['n']:,} rows", _composition(size["arms"])]
+        parts += [f"## Where the rows come from, {size['n']:,} rows", _composition(size["variants"])]
     parts += ["## Random rows", CURVE_LEGEND, _curve(results["random_curve"])]
     return "\n\n".join(parts) + "\n"
 
 
 def grid_markdown(experiments: Mapping[str, Mapping[str, Any]]) -> str:
-    """The joint report of a grid: for each size a table of gains over random rows, arms by experiments.
+    """The joint report of a grid: for each size a table of gains over random rows, variants by experiments.
 
     Args:
         experiments: name -> what `tov.comparison.statistics.summarize` returns.
@@ -51,21 +51,21 @@ def _grid_table(n: int, experiments: Mapping[str, Mapping[str, Any]]) -> str:
     cells: dict[str, dict[str, str]] = {}
     for name, results in experiments.items():
         for size in results["sizes"]:
-            for arm in size["arms"] if size["n"] == n else []:
-                cells.setdefault(arm["arm"], {})[name] = (
-                    _loss(arm["loss"]) if arm["role"] == "yardstick" else _gain(arm)
+            for variant in size["variants"] if size["n"] == n else []:
+                cells.setdefault(variant["variant"], {})[name] = (
+                    _loss(variant["loss"]) if variant["role"] == "yardstick" else _gain(variant)
                 )
-    rows = [[f"{arm} (nat)" if arm == "random" else arm, *(found.get(name, NONE) for name in experiments)]
-            for arm, found in cells.items()]  # fmt: skip
-    return table(["arm", *experiments], rows)
+    rows = [[f"{variant} (nat)" if variant == "random" else variant, *(row.get(name, NONE) for name in experiments)]
+            for variant, row in cells.items()]  # fmt: skip
+    return table(["variant", *experiments], rows)
 
 
 COSTS_LEGEND = (
     "Means over the finished trials. Scoring is what choosing the rows took, apart from training on them; a token of "
-    "training goes forward and backward. Arms of one path share its fit and scan, and each shows the whole of it."
+    "training goes forward and backward. Variants of one path share its fit and scan, and each shows the whole of it."
 )
 CURVE_LEGEND = (
-    "The curve that the worth of an arm is read from: test log-loss after training on random rows, made non-increasing, "
+    "The curve that the worth of a variant is read from: test log-loss after training on random rows, made non-increasing, "
     "linear in log n between the sizes."
 )
 
@@ -81,19 +81,26 @@ def _legend(results: Mapping[str, Any]) -> str:
     )
 
 
-def _arms(arms: list[dict[str, Any]], metric: str | None) -> str:
-    header = ["arm", "rows", "seeds", "test log-loss", "better than random, %", "wins / ties / losses"]
+def _variants(variants: list[dict[str, Any]], metric: str | None) -> str:
+    header = ["variant", "rows", "seeds", "test log-loss", "better than random, %", "wins / ties / losses"]
     header += [metric, f"{metric} over random's"] if metric else []
     rows = []
-    for arm in arms:
-        row = [arm["arm"], f"{arm['rows']:,}", _seeds(arm), _loss(arm["loss"]), _gain(arm), _counts(arm["gain"])]
-        row += _metric(arm["metric"]) if metric else []
-        rows.append([*row, _worth(arm["equivalent"])])
+    for variant in variants:
+        row = [
+            variant["variant"],
+            f"{variant['rows']:,}",
+            _seeds(variant),
+            _loss(variant["loss"]),
+            _gain(variant),
+            _counts(variant["gain"]),
+        ]
+        row += _metric(variant["metric"]) if metric else []
+        rows.append([*row, _worth(variant["equivalent"])])
     return table([*header, "worth × random rows"], rows)
 
 
-def _seeds(arm: Mapping[str, Any]) -> str:
-    done, failed = len(arm["seeds"]), arm["failed"]["count"]
+def _seeds(variant: Mapping[str, Any]) -> str:
+    done, failed = len(variant["seeds"]), variant["failed"]["count"]
     return f"{done} of {done + failed}" if failed else str(done)
 
 
@@ -101,8 +108,8 @@ def _loss(loss: Mapping[str, Any]) -> str:
     return _number(loss["mean"], ".4f") + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}")
 
 
-def _gain(arm: Mapping[str, Any]) -> str:
-    gain = arm["gain"]
+def _gain(variant: Mapping[str, Any]) -> str:
+    gain = variant["gain"]
     return _number(gain["mean"], "+.1f") + _interval(gain, "+.1f")
 
 
@@ -136,20 +143,29 @@ def _ratio(end: Mapping[str, Any]) -> str:
 
 
 def _costs(results: Mapping[str, Any]) -> str:
-    header = ["arm", "rows", "scoring", "tokens forward", "tokens backward", "stored", "training", "tokens trained on"]
+    header = [
+        "variant",
+        "rows",
+        "scoring",
+        "tokens forward",
+        "tokens backward",
+        "stored",
+        "training",
+        "tokens trained on",
+    ]
     rows = {
-        (arm["arm"], arm["rows"]): [
-            arm["arm"],
-            f"{arm['rows']:,}",
-            _time(arm["cost"]["scoring_seconds"]),
-            _number(arm["cost"]["scoring_tokens_forward"], ",.0f"),
-            _number(arm["cost"]["scoring_tokens_backward"], ",.0f"),
-            _bytes(arm["cost"]["scoring_bytes"]),
-            _time(arm["cost"]["train_seconds"]),
-            _number(arm["cost"]["train_tokens"], ",.0f"),
+        (variant["variant"], variant["rows"]): [
+            variant["variant"],
+            f"{variant['rows']:,}",
+            _time(variant["cost"]["scoring_seconds"]),
+            _number(variant["cost"]["scoring_tokens_forward"], ",.0f"),
+            _number(variant["cost"]["scoring_tokens_backward"], ",.0f"),
+            _bytes(variant["cost"]["scoring_bytes"]),
+            _time(variant["cost"]["train_seconds"]),
+            _number(variant["cost"]["train_tokens"], ",.0f"),
         ]
         for size in results["sizes"]
-        for arm in size["arms"]
+        for variant in size["variants"]
     }
     return table(header, list(rows.values()))
 
@@ -164,15 +180,18 @@ def _bytes(count: float | None) -> str:
     return NONE if count is None else file_size(count)
 
 
-def _composition(arms: list[dict[str, Any]]) -> str:
-    """Shares by source of the rows that each arm trained on."""
-    sources = sorted({source for arm in arms for source in arm["chosen"]})
+def _composition(variants: list[dict[str, Any]]) -> str:
+    """Shares by source of the rows that each variant trained on."""
+    sources = sorted({source for variant in variants for source in variant["chosen"]})
     if not sources:
-        return "No arm chose any rows."
-    shown = [arm for arm in arms if arm["chosen"]]
+        return "No variant chose any rows."
+    shown = [variant for variant in variants if variant["chosen"]]
     return table(
-        ["arm", *sources],
-        [[arm["arm"], *(f"{100 * arm['chosen'].get(source, 0):.1f} %" for source in sources)] for arm in shown],
+        ["variant", *sources],
+        [
+            [variant["variant"], *(f"{100 * variant['chosen'].get(source, 0):.1f} %" for source in sources)]
+            for variant in shown
+        ],
     )
 
 

@@ -11,15 +11,15 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from tov.config.settings import EVERY_SOURCE, Settings, declared_by
+from tov.config.yaml_files import read_yaml
 from tov.errors import ConfigError
-from tov.settings import EVERY_SOURCE, Settings, stage_of
-from tov.yaml_files import read_yaml
 
 _FLAGS = {"json_output": "json", "from_run": "from"}
 _GROUPS = {
-    "path": "What is fitted (a change starts the run anew)", "scan": "How the pool is scanned",
-    "selection": "How rows are chosen (a change rescans nothing, see --from)", "training": "The final training",
-    "trials": "Which trials are run (more may be added later)", "place": "Where and how results go",
+    "fit": "Data, model and fit (a change makes another run)", "scan": "Scoring the pool",
+    "choice": "Choosing rows (with --from, no row is scored again)", "training": "Final training",
+    "trials": "Trials of the comparison (more can be added later)", "output": "Output",
 }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def command(
     found: dict[str, tuple[click.Option, str]] = {}
     for record in records:
         for name in record.model_fields:
-            found.setdefault(name, (_option(record, name), stage_of(record, name)))
+            found.setdefault(name, (_option(record, name), declared_by(record, name).invalidates))
     found |= {option.name or "": (option, "trials") for option in more}
     options = [option for option, _ in found.values()]
     return _Command(
@@ -110,8 +110,10 @@ def _option(record: type[Settings], name: str) -> click.Option:
         return click.Option([toggled, name], default=None, is_flag=True, help=help)
     if get_origin(kind) is Literal:
         return click.Option([flag, name], type=click.Choice(get_args(kind)), help=help)
-    extra: Any = field.json_schema_extra
-    if extra["file"]:
+    declared = declared_by(record, name)
+    if declared.choices:
+        return click.Option([flag, name], type=click.Choice(list(declared.choices())), help=help)
+    if declared.file:
         return click.Option([flag, name], type=str, metavar="FILE", help=help)
     many = get_origin(kind) in (tuple, dict)
     return click.Option(
@@ -134,7 +136,9 @@ def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
         pairs = [one.partition("=") for one in given["columns"]]
         if any(not theirs for _, _, theirs in pairs):
             raise ConfigError(
-                f"--columns got {' '.join(given['columns'])}", allowed="OURS=YOURS ..., e.g. prompt=question"
+                f"--columns got {' '.join(given['columns'])}.",
+                allowed="pairs OURS=YOURS, e.g. prompt=question",
+                fix="Write an equals sign in each pair.",
             )
         given["columns"] = {ours: theirs for ours, _, theirs in pairs}
     if isinstance(given.get("source_cap"), tuple):

@@ -6,32 +6,42 @@ from collections.abc import Sequence
 from typing import Any
 
 from tov.progress import duration
-from tov.summary import QUANTILES
+from tov.report.numbers import QUANTILES
+from tov.runs.manifest import Manifest
+from tov.tasks import TASKS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-UNITS = {"instruction": "token", "ner": "word", "classification": "text"}
-"""What a log-loss is a mean over."""
-SHOWN = ("method", "options", "model", "n", "transform", "normalize", "rule", "bins", "source_cap", "variant", "seed")
+SHOWN = (
+    "method",
+    "options",
+    "model",
+    "n",
+    "transform",
+    "normalize",
+    "rule",
+    "bins",
+    "source_cap",
+    "path_variant",
+    "seed",
+)
 """Settings at the head of a report, where they are given."""
-LENGTHS = {"instruction": "scored tokens", "ner": "words", "classification": "tokens"}
-"""What length bins go by."""
 
 
-def summary_markdown(manifest: dict[str, Any]) -> str:
+def summary_markdown(manifest: Manifest) -> str:
     """The text of `summary.md`."""
-    identity, facts = manifest["identity"], manifest["summary"]
-    task = (manifest.get("path") or manifest["method"])["task"]
-    parts = [f"# tov {identity['command']}", _what(manifest)]
+    assert manifest.model
+    facts, task = manifest.summary, TASKS[manifest.model.task]
+    parts = [f"# tov {manifest.command}", _what(manifest)]
     if "choice" in facts:
         parts += [
             "## Where the rows come from",
             composition_table(facts["choice"]),
             "## Lengths",
-            _lengths(facts["choice"], LENGTHS[task]),
+            _lengths(facts["choice"], task.length),
         ]
     if "scores" in facts:
-        parts += ["## Scores", _scores(facts["scores"], manifest, UNITS[task])]
-        parts += ["## Left out", _left_out(facts, LENGTHS[task])]
+        parts += ["## Scores", _scores(facts["scores"], manifest, task.unit)]
+        parts += ["## Left out", _left_out(facts, task.length)]
     if facts.get("notes"):
         parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
     parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
@@ -58,24 +68,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([line(cells[0]), rule, *(line(row) for row in cells[1:])])
 
 
-def _what(manifest: dict[str, Any]) -> str:
-    settings = manifest["identity"].get("settings", {})
+def _what(manifest: Manifest) -> str:
+    identity, scoring = manifest.identity, manifest.scoring
+    settings = {"method": identity.get("method"), "options": identity.get("options"), **identity.get("settings", {})}
     shown = {key: settings[key] for key in SHOWN if settings.get(key) not in (None, {})}
     for name in shown.keys() & {"options", "source_cap"}:
         shown[name] = ", ".join(f"{key}={_plain(value)}" for key, value in shown[name].items() if value is not None)
     lines = [f"- {key}: `{value}`" for key, value in shown.items()]
-    path = manifest.get("path", {})
-    if path:
-        lines.append(
-            f"- path: |U| = {path['base_rows']:,} base rows, M = {path['target_rows']:,} target rows, "
-            f"L = {path['epochs']} scoring epochs, {path['dtype']} on {path['device']}, "
-            f"the target's step amplified {path['amplify']:g} times"
-        )
-    method = manifest.get("method")
-    if method:
-        on = f", {method['dtype']} on {method['device']}" if method["dtype"] else ""
-        lines.append(f"- scored by {method['name']}: M = {method['target_rows']:,} target rows{on}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *([f"- scored by {scoring.method}: {scoring.about}"] if scoring else [])])
 
 
 def _plain(value: Any) -> str:
@@ -134,9 +134,11 @@ def _bar(part: int, whole: int) -> str:
     return f"{BLOCKS[min(8, round(8 * part / whole * 4))] if whole else ''} {share(part, whole)}"
 
 
-def _scores(facts: dict[str, Any], manifest: dict[str, Any], unit: str) -> str:
+def _scores(facts: dict[str, Any], manifest: Manifest, unit: str) -> str:
+    scoring = manifest.scoring
+    measured_in = scoring.unit if scoring and scoring.unit else "score"
     header = [
-        manifest["method"]["unit"] if "method" in manifest else f"nats a {unit}",
+        f"nats a {unit}" if measured_in == "nats a token" else measured_in,
         *(f"{100 * level:g} %" for level in QUANTILES),
     ]
     rows = [
@@ -144,7 +146,7 @@ def _scores(facts: dict[str, Any], manifest: dict[str, Any], unit: str) -> str:
         for name, values in [*facts["quantiles"].items(), ("loss_base", facts.get("loss_base"))]
         if values
     ]
-    noise = manifest.get("noise_floor")
+    noise = scoring.noise_floor if scoring else None
     text = "Quantiles over the pool's rows.\n\n" + table(header, rows)
     if noise:
         text += (
@@ -166,26 +168,24 @@ def _left_out(summary: dict[str, Any], unit: str) -> str:
     )
 
 
-def _timings(manifest: dict[str, Any]) -> str:
+def _timings(manifest: Manifest) -> str:
     rows = [
-        [name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"]
-        for name, seconds in manifest["timings"].items()
+        [name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"] for name, seconds in manifest.timings.items()
     ]
-    scan = manifest.get("scan", {})
-    rate = ""
-    if scan.get("tokens_passed"):
-        rate = f"\n\n{scan['tokens_passed']:,} tokens went forward through the model in the scan."
-    cost = manifest.get("cost")
+    lines = [table(["stage", "time"], rows)]
+    if manifest.scoring and manifest.scoring.tokens_passed:
+        lines.append(f"{manifest.scoring.tokens_passed:,} tokens went forward through the model in the scan.")
+    cost = manifest.cost
     if cost:
-        rate += (
-            f"\n\nScoring in all: {cost['tokens_forward']:,} tokens forward, {cost['tokens_backward']:,} backward, "
+        lines.append(
+            f"Scoring in all: {cost['tokens_forward']:,} tokens forward, {cost['tokens_backward']:,} backward, "
             f"{cost['bytes']:,} bytes stored."
         )
-    return table(["stage", "time"], rows) + rate
+    return "\n\n".join(lines)
 
 
-def _made_with(manifest: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-    hardware = manifest["hardware"]
+def _made_with(manifest: Manifest) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    hardware = manifest.hardware
     gpus = f", {', '.join(hardware['gpus'])}" if hardware["gpus"] else ""
     return f"{versions}\n\n{hardware['cpu']}, {hardware['cores']} cores{gpus}"

@@ -15,61 +15,46 @@ from typing import Any
 
 import numpy as np
 
-from tov import output
-from tov.config import TASK_DEFAULTS, PathSettings, TrainConfig
-from tov.data.labels import known_labels
-from tov.data.pool import Index, Pool, files_of
+from tov.config.records import PathSettings, TrainConfig
+from tov.config.settings import build
+from tov.data.labels import check_known
+from tov.data.pool import Pool, files_of
 from tov.data.rows import Row, prompt_hash
 from tov.data.sources import Input
+from tov.engine.models import ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import digest, write_text
-from tov.inputs import Inputs, check_unchanged, chosen_with, list_inputs, name_inputs, pool_again, read_by, remember
-from tov.metrics import NAMES, label_metric
+from tov.inputs.draw import encode_scored
+from tov.inputs.named import Inputs, check_unchanged, list_inputs, name_inputs, pool_again, remember
+from tov.inputs.read import Indexed, read_target, usable_rows
 from tov.model.adapters import load, read_state, save, write_state
 from tov.model.evaluate import Evaluation, evaluate
-from tov.path.store import StoredPath
 from tov.progress import Progress, duration, track
-from tov.report import UNITS, table
-from tov.run import Run, at_work, open_run, run_folder, start_run
-from tov.scan.shards import read_scores
+from tov.report.summary import table
+from tov.runs.folder import Run, open_run, run_folder, work_on
+from tov.runs.manifest import ModelRecord
+from tov.scores.store import read_hashes, rows_in
 from tov.seeds import derive
-from tov.settings import build
-from tov.stages import Opened, auto_batch_tokens, encode_target, open_model, read_target, usable_rows
+from tov.tasks import TASKS, Task, titles
 from tov.text.encode import Encoded
-from tov.training import TrainingLog, epochs_for, train_by_trl
-from tov.training import train as train_by_tov
+from tov.training.final import TrainingLog, epochs_for
+from tov.training.final import train as train_by_tov
+from tov.training.trl import train_by_trl
+from tov.verbs import training_file
+from tov.verbs.result import Result
 
-AUTO_CLASSES = {
-    "instruction": "AutoModelForCausalLM",
-    "ner": "AutoModelForTokenClassification",
-    "classification": "AutoModelForSequenceClassification",
-}
-"""What transformers calls a model of each task."""
 SHOWN_EPOCHS = 16
 """Epochs whose training log-loss the report shows."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished training.
-
-    Attributes:
-        folder: its run folder.
-        manifest: what `manifest.json` says.
-    """
-
-    folder: Path
-    manifest: dict[str, Any]
+class Trained(Result):
+    """A finished training."""
 
     @property
     def adapter(self) -> Path:
         """The PEFT adapter: `adapter_model.safetensors` (with a classifier's head) and `adapter_config.json`."""
         return self.folder / "adapter"
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The numbers of the report."""
-        return dict(self.manifest["summary"])
 
 
 @dataclass(frozen=True)
@@ -78,15 +63,15 @@ class _Job:
 
     config: TrainConfig  # with seed and learning rate named
     settings: PathSettings  # of the path, under this training's seed and device
-    stored: StoredPath
+    model: ModelRecord  # that the rows were chosen with
     rows: list[Row]  # what is trained on, in the order of the choice
     chosen: int
-    test: tuple[Pool, Index] | None
+    test: Indexed | None
     notes: list[str]
 
     @property
-    def task(self) -> str:
-        return str(self.settings.task)
+    def task(self) -> Task[Any]:
+        return TASKS[self.settings.task or ""]
 
 
 def train(
@@ -108,8 +93,8 @@ def train(
         TovError: one of its six kinds; the text says what to do.
     """
     tests = list_inputs(test) if test is not None else []
-    given = {"from_run": os.fspath(from_run), "out": str(out), "test": name_inputs(tests), **settings}
-    return run_train(build(TrainConfig, given), list_inputs(pool) if pool is not None else None, tests or None)
+    arguments = {"from_run": os.fspath(from_run), "out": str(out), "test": name_inputs(tests), **settings}
+    return run_train(build(TrainConfig, arguments), list_inputs(pool) if pool is not None else None, tests or None)
 
 
 def run_train(
@@ -117,115 +102,123 @@ def run_train(
 ) -> Trained:
     """`train` from a record of settings; inputs in memory are passed beside it."""
     origin = _open_choice(config.from_run)
-    stored = chosen_with(origin)
-    config, settings = _settled(config, origin, stored)
+    assert origin.manifest.model
+    model = origin.manifest.model
+    config, settings = _resolved(config, origin, model)
     row_ids, pool, hashes = _read_choice(origin, pools)
-    test = _read_test(tests or config.test, settings, stored)
-    job = _guarded(_Job(config, settings, stored, usable_rows(pool.at(row_ids)), len(row_ids), test, []))
-    identity = _identity(job, hashes)
-    run = start_run(
-        run_folder(config.out, identity),
-        command="train", identity=identity, force=config.force,
-        settings=config.shown(),
-        reads=[*read_by(origin), stored.folder, *files_of(pool), *(files_of(test[0]) if test else [])],
-    )  # fmt: skip
-    if run.finished:
-        return Trained(run.folder, run.manifest)
-    with at_work(run):
-        run.note(inputs=remember(settings, test=tests or config.test), run_from=str(origin.folder.absolute()))
-        _train_and_test(run, job)
-        write_text(run.folder / "summary.md", _markdown(Trained(run.folder, run.manifest)))
-        run.finish()
-    return Trained(run.folder, run.manifest)
+    test = _read_test(tests or config.test, settings, model)
+    job = _guarded(_Job(config, settings, model, usable_rows(pool.at(row_ids)), len(row_ids), test, []))
+    identity = _identity(job, origin, hashes)
+    with work_on(
+        run_folder(config.out, identity), command="train", identity=identity, force=config.force, settings=config.shown(),
+        reads=[*origin.reads, *files_of(pool), *(files_of(test.pool) if test else [])],
+    ) as run:  # fmt: skip
+        if not run.finished:
+            run.note(
+                inputs=remember(settings, test=tests or config.test),
+                origin={"run": str(origin.folder.absolute())},
+                seed=config.seed,
+            )
+            _train_and_test(run, job)
+            write_text(run.folder / "summary.md", _markdown(Trained(run)))
+            run.finish()
+    return Trained(run)
 
 
 def _open_choice(folder: str) -> Run:
     """A finished run that has chosen rows."""
     origin = open_run(folder)
     if not (origin.folder / "selected.parquet").exists():
-        fix = (
-            f"tov select --from {folder} --n N --out DIR" if "scan" in origin.manifest else "name a tov select's --out"
-        )
-        raise RunError(f"{folder} holds no chosen rows (no selected.parquet)", fix=fix)
+        scored = origin.manifest.scoring is not None
+        fix = f"Choose: tov select --from {folder} --n N --out DIR" if scored else "Name the --out of a tov select."
+        raise RunError(f"{folder} holds no chosen rows (no selected.parquet).", fix=fix)
     if not origin.finished:
-        raise RunError(f"the run in {folder} is not finished", fix="finish it first: give its command again")
+        raise RunError(f"The run in {folder} is not finished.", fix="Finish it first: give its command again.")
     return origin
 
 
-def _settled(config: TrainConfig, origin: Run, stored: StoredPath) -> tuple[TrainConfig, PathSettings]:
-    """The settings with seed and rate named, and those of the model: the path's, but for seed, device and length."""
-    task = stored.manifest["task"]
-    seed = config.seed if config.seed is not None else origin.manifest["seed"]
-    rate = config.train_learning_rate or TASK_DEFAULTS[task]["train_learning_rate"]
+def _resolved(config: TrainConfig, origin: Run, model: ModelRecord) -> tuple[TrainConfig, PathSettings]:
+    """The settings with seed and rate named, and those of the model: the run's, but for seed, device and length."""
+    task = TASKS[model.task]
+    seed = config.seed if config.seed is not None else origin.manifest.seed or 0
+    rate = config.train_learning_rate or task.defaults.train_learning_rate
     if config.trainer == "trl":
         _check_trl(task)
-    of_model = {"seed": seed, "device": config.device, "max_length": stored.manifest["max_length"], "task": task}
-    settings = build(PathSettings, {**stored.manifest["settings"], **of_model})
+    of_model = {"seed": seed, "device": config.device, "max_length": model.max_length, "task": model.task}
+    settings = build(PathSettings, {**model.settings, **of_model})
     return config.model_copy(update={"seed": seed, "train_learning_rate": rate}), settings
 
 
-def _check_trl(task: str) -> None:
-    if task != "instruction":
+def _check_trl(task: Task[Any]) -> None:
+    if not task.by_trl:
         raise ConfigError(
-            f"--trainer trl is for instruction tuning, this run's task is {task}", fix="leave --trainer out"
+            f"--trainer trl is for {titles(lambda one: one.by_trl)}, but this run's task is {task.title}.",
+            fix="Leave --trainer out.",
         )
     if importlib.util.find_spec("trl") is None:
-        raise ConfigError("--trainer trl, but TRL is not installed", fix="pip install 'tov[trl]'")
+        raise ConfigError("--trainer trl needs TRL, which is not installed.", fix="Install it: pip install 'tov[trl]'")
 
 
 def _read_choice(origin: Run, pools: Sequence[Input] | None) -> tuple[np.ndarray, Pool, list[str]]:
     """(n,) chosen row ids, the pool they are in, and (n,) their content hashes; the rows are those that were scored."""
-    if pools is None and origin.manifest["inputs"]["pool"] is None:
-        raise ConfigError("the run's pool was in memory", fix="pass it again: tov.train(..., pool=...)")
-    scores = read_scores(Path(origin.manifest.get("scores_from") or origin.scores))
-    pool = pool_again(origin, pools, scores)
-    row_ids = np.array(output.read_selected(origin.folder)["tov_row_id"], np.int64)
-    check_unchanged(pool, row_ids, scores)
-    return row_ids, pool, [scores["hash"][int(row_id)].as_py() for row_id in row_ids]
+    if pools is None and origin.manifest.inputs.pool is None:
+        raise ConfigError(
+            "The run's pool was in memory, so it cannot be read again.", fix="Pass it again: tov.train(..., pool=...)"
+        )
+    pool = pool_again(origin, pools, rows_in(origin.scores))
+    row_ids = np.array(training_file.read_selected(origin.folder)["tov_row_id"], np.int64)
+    hashes = read_hashes(origin.scores, row_ids)
+    check_unchanged(pool, row_ids, hashes)
+    return row_ids, pool, hashes
 
 
-def _read_test(tests: Sequence[Input], settings: PathSettings, stored: StoredPath) -> tuple[Pool, Index] | None:
+def _read_test(tests: Sequence[Input], settings: PathSettings, model: ModelRecord) -> Indexed | None:
     """The test, read as the target was; None if there is none."""
     if not tests:
         return None
-    test, index = read_target(tests, settings, role="test")
-    if stored.manifest["labels"]:
-        names = [source.name for source in test.sources]
+    test = read_target(tests, settings, role="test")
+    if model.labels:
+        names = [source.name for source in test.pool.sources]
         try:
-            known_labels(index.labels, names, stored.manifest["labels"], str(settings.task), role="test")
+            known = TASKS[settings.task or ""].row_labels(model.labels)
+            check_known(test.index.labels, names, known, role="test")
         except DataError as error:
             raise DataError(
-                error.problem, fix="rename them in the test, or select again with a --label-map that maps them"
+                error.problem,
+                allowed=error.allowed,
+                fix="Rename them in the test, or select again with a --label-map that maps them.",
             ) from None
-    return test, index
+    return test
 
 
 def _guarded(job: _Job) -> _Job:
-    """The job without the rows whose prompt is a prompt of the test, unless the run's leak guard is off."""
+    """The job without the rows whose prompt is a prompt of the test, unless the run's decontamination is off."""
     if job.test is None:
         return job
-    leaked = np.isin([prompt_hash(row) for row in job.rows], job.test[1].prompt)
+    leaked = np.isin([prompt_hash(row) for row in job.rows], job.test.index.prompt)
     if not leaked.any():
         return job
-    said = f"{int(leaked.sum()):,} chosen rows have a prompt of the test"
-    if not job.settings.leak_guard:
-        job.notes.append(f"{said}, and are trained on: the run's leak guard is off")
+    overlap = f"{int(leaked.sum()):,} chosen rows have a prompt of the test"
+    if not job.settings.decontaminate:
+        job.notes.append(f"{overlap}, and are trained on: the run's decontamination is off")
         return job
     if leaked.all():
-        raise DataError(f"all {len(leaked):,} chosen rows have a prompt of the test", fix="test on other rows")
-    job.notes.append(f"{said} and were left out")
-    kept = [row for row, out in zip(job.rows, leaked, strict=True) if not out]
-    return replace(job, rows=kept)
+        raise DataError(
+            f"All {len(leaked):,} chosen rows have a prompt that is in the test.", fix="Test on other rows."
+        )
+    job.notes.append(f"{overlap} and were left out")
+    rows = [row for row, out in zip(job.rows, leaked, strict=True) if not out]
+    return replace(job, rows=rows)
 
 
-def _identity(job: _Job, hashes: Sequence[str]) -> dict[str, Any]:
-    settings = job.config.of_stage("training")
-    test = job.test
+def _identity(job: _Job, origin: Run, hashes: Sequence[str]) -> dict[str, Any]:
+    test, scoring = job.test, origin.manifest.scoring
     return {
-        "settings": {name: value for name, value in settings.items() if name not in ("from_run", "test")},
-        "path": job.stored.fingerprint,
+        "settings": job.config.of("training"),
+        "model": job.model.fingerprint,
+        "scores": scoring.fingerprint if scoring else "",
         "chosen": {"rows": len(hashes), "fingerprint": digest(list(hashes))},
-        "test": {"rows": len(test[0]) if test else 0, "fingerprint": test[1].fingerprint if test else ""},
+        "test": {"rows": len(test) if test else 0, "fingerprint": test.index.fingerprint if test else ""},
     }
 
 
@@ -240,8 +233,8 @@ def _train_and_test(run: Run, job: _Job) -> None:
         log = _train(run, job, opened, rows, progress)
     save(opened.adapted, read_state(opened.adapted), run.folder / "adapter")
     labels, dtype = opened.loaded.labels, opened.loaded.dtype
-    run.note(path={
-        "task": job.task, "fingerprint": job.stored.fingerprint, "model": opened.loaded.model.name_or_path,
+    run.note(trained={
+        "task": job.task.name, "model": opened.loaded.model.name_or_path,
         "load": {name: getattr(job.settings, name) for name in ("revision", "trust_remote_code")},
         "labels": list(labels), "dtype": dtype, "device": str(opened.loaded.device),
     })  # fmt: skip
@@ -250,7 +243,7 @@ def _train_and_test(run: Run, job: _Job) -> None:
         write_state(opened.adapted, load(run.folder / "adapter"))
     after = _evaluate(opened, test)
     job.notes.extend(_warnings(log, before, after))
-    run.note(seed=job.config.seed, summary={
+    run.note(summary={
         "rows": len(rows), "chosen": job.chosen, "epochs": epochs, **asdict(log), "losses": list(log.losses),
         "trainer": job.config.trainer, "learning_rate": job.config.train_learning_rate,
         "batch_size": job.config.train_batch_size, "test": _test_facts(job.task, labels, before, after), "notes": job.notes,
@@ -258,11 +251,11 @@ def _train_and_test(run: Run, job: _Job) -> None:
 
 
 def _open_pretrained(job: _Job) -> Opened:
-    opened = open_model(job.settings, tuple(job.stored.manifest["labels"]))
-    if job.stored.manifest["model_fingerprint"] not in (None, opened.loaded.fingerprint):
+    opened = ModelSpec.of(job.settings, tuple(job.model.labels)).open()
+    if job.model.fingerprint not in (None, opened.loaded.fingerprint):
         raise ModelError(
-            f"the model '{job.settings.model}' is no longer the one that the rows were chosen with",
-            fix="put the old weights back, or select again",
+            f"The model '{job.settings.model}' is no longer the one that the rows were chosen with.",
+            fix="Put the old weights back, or select again.",
         )
     return opened
 
@@ -270,22 +263,23 @@ def _open_pretrained(job: _Job) -> Opened:
 def _encode(job: _Job, opened: Opened) -> Encoded:
     """The rows to train on; those without a scored token are counted."""
     encoded = opened.encode(job.rows)
-    kept = np.flatnonzero(encoded.scored_counts > 0)
-    if not len(kept):
+    scored = np.flatnonzero(encoded.scored_counts > 0)
+    if not len(scored):
         raise DataError(
-            f"none of the {len(encoded):,} chosen rows has a scored token within {opened.encode.max_length} tokens",
-            fix="select again with a larger --max-length",
+            f"None of the {len(encoded):,} chosen rows has a scored token within {opened.encode.max_length} tokens.",
+            fix="Select again with a larger --max-length.",
         )
-    if len(kept) < len(encoded):
-        lost = len(encoded) - len(kept)
+    if len(scored) < len(encoded):
+        lost = len(encoded) - len(scored)
         job.notes.append(f"{lost:,} chosen rows have no scored token within --max-length and were left out")
-    return encoded.take(kept)
+    return encoded.take(scored)
 
 
 def _encode_test(job: _Job, opened: Opened) -> Encoded | None:
     if job.test is None:
         return None
-    encoded, lost = encode_target(job.test[0], opened, role="test")
+    encoded, row_ids = encode_scored(job.test.pool, opened.encode, role="test")
+    lost = len(job.test) - len(row_ids)
     if lost:
         job.notes.append(f"{lost:,} test rows have no scored token within --max-length and were left out")
     return encoded
@@ -307,32 +301,32 @@ def _train(run: Run, job: _Job, opened: Opened, rows: Encoded, progress: Progres
 
 
 def _warnings(log: TrainingLog, before: Evaluation | None, after: Evaluation | None) -> list[str]:
-    found = []
+    warnings = []
     if log.diverged:
-        found.append("the training log-loss rose: lower --train-learning-rate")
+        warnings.append("the training log-loss rose: lower --train-learning-rate")
     if before and after and after.loss > before.loss:
-        found.append(
+        warnings.append(
             "the test log-loss rose: these rows do not help, or --train-learning-rate or --train-rows is too high"
         )
-    return found
+    return warnings
 
 
 def _test_facts(
-    task: str, labels: Sequence[str], before: Evaluation | None, after: Evaluation | None
+    task: Task[Any], labels: Sequence[str], before: Evaluation | None, after: Evaluation | None
 ) -> dict[str, Any] | None:
     if before is None or after is None:
         return None
-    metrics = [label_metric(task, labels, one.labels, one.predicted, one.offsets) for one in (before, after)]
+    metrics = [task.label_metric(labels, result.labels, result.predicted, result.offsets) for result in (before, after)]
     return {
         "rows": len(after.losses), "loss_before": before.loss, "loss_after": after.loss,
-        "metric": NAMES[task] if metrics[0] is not None else None,
+        "metric": task.metric if metrics[0] is not None else None,
         "metric_before": metrics[0], "metric_after": metrics[1],
     }  # fmt: skip
 
 
 def describe(trained: Trained) -> str:
     """What the command prints: rows, losses, test before and after, where the adapter is and how to load it, notes."""
-    facts, unit = trained.summary, UNITS[trained.manifest["path"]["task"]]
+    facts, unit = trained.summary, TASKS[(trained.manifest.trained or {})["task"]].unit
     first, *rest = facts["losses"]
     lines = [f"trained on {_what(facts)}: log-loss {_fall(first, rest[-1]) if rest else f'{first:.4f}'} nats a {unit}"]
     lines += [f"test ({facts['test']['rows']:,} rows): {line}" for line in _test_lines(facts, unit)]
@@ -367,8 +361,8 @@ def _test_lines(facts: dict[str, Any], unit: str) -> list[str]:
 
 def _snippet(trained: Trained) -> list[str]:
     """Four lines of Python that load the trained model."""
-    base = trained.manifest["path"]
-    auto, options = AUTO_CLASSES[base["task"]], {**base["load"], "id2label": dict(enumerate(base["labels"]))}
+    base = trained.manifest.trained or {}
+    auto, options = TASKS[base["task"]].auto_model, {**base["load"], "id2label": dict(enumerate(base["labels"]))}
     more = "".join(f", {name}={value!r}" for name, value in options.items() if value)
     return [
         "from peft import PeftModel",
@@ -380,22 +374,22 @@ def _snippet(trained: Trained) -> list[str]:
 
 def _markdown(trained: Trained) -> str:
     """The text of `summary.md`."""
-    manifest, facts = trained.manifest, trained.summary
-    unit = UNITS[manifest["path"]["task"]]
+    manifest, facts, base = trained.manifest, trained.summary, trained.manifest.trained or {}
+    unit = TASKS[base["task"]].unit
     shown = np.unique(np.linspace(1, facts["epochs"], SHOWN_EPOCHS).round().astype(int))
     epochs = [[str(epoch), f"{facts['losses'][epoch - 1]:.4f}"] for epoch in shown]
     parts = [
         "# tov train",
-        f"- run: `{manifest['run_from']}`\n- model: `{manifest['path']['model']}`\n- trainer: `{facts['trainer']}`, rate "
-        f"`{facts['learning_rate']:g}`, batches of {facts['batch_size']} rows, seed {manifest['seed']}",
+        f"- run: `{manifest.origin.run}`\n- model: `{base['model']}`\n- trainer: `{facts['trainer']}`, rate "
+        f"`{facts['learning_rate']:g}`, batches of {facts['batch_size']} rows, seed {manifest.seed}",
         f"## Training\n\n{_what(facts)}.",
         table(["epoch", f"log-loss, nats a {unit}"], epochs),
     ]
     if facts["test"]:
-        told = "\n".join(f"- {line}" for line in _test_lines(facts, unit))
-        parts += [f"## Test, {facts['test']['rows']:,} rows", told]
+        lines = "\n".join(f"- {line}" for line in _test_lines(facts, unit))
+        parts += [f"## Test, {facts['test']['rows']:,} rows", lines]
     if facts["notes"]:
         parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
-    versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     parts += ["## Use it", "\n".join(["```python", *_snippet(trained), "```"]), "## Made with", versions]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,1 @@
+"""The command line: verbs, their flags made from the settings, the demo."""

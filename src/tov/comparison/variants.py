@@ -1,0 +1,110 @@
+"""What a comparison is made of: its variants of methods, and the trials of a seed.
+
+Knows settings alone; must not know data or models.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tov.config.records import CompareConfig
+from tov.errors import ConfigError
+from tov.files import digest
+from tov.methods.spec import Variant, as_compared, parse_variant
+from tov.tasks import TASKS, titles
+
+CURVE = (0.5, 1.0, 2.0, 4.0)
+"""Sizes of the random curve, over each size asked for."""
+BASELINE = "random"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A variant at a size under a seed; n is 0 for zero-shot, and the number of usable rows for the full pool."""
+
+    variant: Variant
+    n: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What tells it from all others of its comparison."""
+        return self.variant.name, self.n, self.seed
+
+
+def check_settings(config: CompareConfig) -> None:
+    """What can be told wrong before any data is read, but for the task.
+
+    Raises:
+        ConfigError: a variant, the pattern, or a setting that cannot take effect.
+    """
+    variants_of(config)
+    try:
+        re.compile(config.answer_pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"--answer-pattern {config.answer_pattern!r} is not a regular expression: {error}",
+            allowed="a regular expression in Python's syntax",
+            fix="Correct the pattern.",
+        ) from None
+    if not config.exact_match and config.answer_pattern != CompareConfig.model_fields["answer_pattern"].default:
+        raise ConfigError(
+            "--answer-pattern has no effect without --exact-match.",
+            fix="Give --exact-match ROWS too, or leave --answer-pattern out.",
+        )
+    if config.exact_match and not TASKS[config.task or ""].generates:
+        raise ConfigError(
+            f"--exact-match is for {titles(lambda one: one.generates)}, but the task is {config.task}.",
+            fix="Leave --exact-match out.",
+        )
+
+
+def variants_of(config: CompareConfig) -> list[Variant]:
+    """The variants asked for; random is always among them, as what the others are compared with.
+
+    Raises:
+        ConfigError: a variant or a value in it is wrong or cannot take effect, or two variants are one.
+    """
+    variants = [parse_variant(name) for name in dict.fromkeys([*config.methods, BASELINE])]
+    resolved: dict[str, str] = {}
+    for variant in variants:
+        settings = as_compared(config, variant)
+        sgd = settings.target_optimizer == "sgd"
+        for name, effective in (("target_sgd_learning_rate", sgd), ("target_learning_rate_ratio", not sgd)):
+            if name in variant.changes and not effective:
+                raise ConfigError(
+                    f"--methods got '{variant.name}', but {name} has no effect with {settings.target_optimizer}.",
+                    fix=f"Leave {name} out.",
+                )
+        means = digest([variant.method.name, variant.dumped, settings.of("fit", "scan", "choice")])
+        if means in resolved:
+            raise ConfigError(
+                f"--methods names one selection twice: '{variant.name}' and '{resolved[means]}' mean the same.",
+                fix="Leave one of them out.",
+            )
+        resolved[means] = variant.name
+    return variants
+
+
+def plan_trials(variants: Sequence[Variant], config: CompareConfig, seed: int, usable: int) -> Iterator[Trial]:
+    """Every trial of a seed, the baseline's first.
+
+    The random curve ends where the pool does, and where a whole epoch would be more steps than the smaller sizes have.
+    """
+    sizes, most = (
+        config.sizes,
+        usable if config.num_train_epochs else min(usable, max(config.train_rows, *config.sizes)),
+    )
+    curve = sorted({n for n in (round(factor * n) for n in sizes for factor in CURVE) if 2 <= n <= most} | set(sizes))
+    for variant in sorted(variants, key=lambda variant: variant.name != BASELINE):
+        of_method = {"none": [0], "all": [usable], "random": curve}
+        for n in of_method.get(variant.method.takes, sizes):
+            yield Trial(variant, n, seed)
+
+
+def rule_of(config: CompareConfig, variant: Variant) -> str:
+    """`sample, 1 bins`: the rule that a variant's rows are chosen by."""
+    settings = as_compared(config, variant)
+    return f"{settings.rule}, {settings.bins} bins"

@@ -1,0 +1,55 @@
+"""Rows of a target or a pool as tokens: those that have something scored, all of them or so many drawn at random."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tov.data.pool import Pool
+from tov.errors import DataError
+from tov.inputs.read import PoolRows, usable_rows
+from tov.text.encode import Encoded, Encoder
+
+
+def encode_scored(target: Pool, encode: Encoder, *, role: str = "target") -> tuple[Encoded, np.ndarray]:
+    """The rows of the target (or the test) that have a scored token, and their row_ids.
+
+    Raises:
+        DataError: none has.
+    """
+    encoded = encode(usable_rows(target.rows(0, len(target))))
+    row_ids = np.flatnonzero(encoded.scored_counts > 0)
+    if not len(row_ids):
+        raise DataError(
+            f"None of the {len(target):,} {role} rows has a scored token within {encode.max_length} tokens.",
+            fix=f"Raise --max-length, or check that the {role}'s answers are not empty.",
+        )
+    return encoded.take(row_ids), row_ids
+
+
+def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: Encoder) -> tuple[np.ndarray, Encoded]:
+    """Rows drawn uniformly without repeats from the usable rows that have a scored token; from one seed the fewer are the
+    first of the more.
+
+    Returns:
+        (size,) row ids in the order drawn, and the rows encoded; fewer only if the pool has no more.
+
+    Raises:
+        DataError: no row has a scored token.
+    """
+    candidates = random.permutation(np.flatnonzero(rows.usable))
+    ids: list[int] = []
+    parts: list[Encoded] = []
+    for start in range(0, len(candidates), max(size, 1)):
+        block = candidates[start : start + size]
+        encoded = encode(usable_rows(rows.pool.at(block)))
+        good = np.flatnonzero(encoded.scored_counts > 0)[: size - len(ids)]
+        ids += block[good].tolist()
+        parts.append(encoded.take(good))
+        if len(ids) >= size:
+            break
+    if not ids:
+        raise DataError(
+            f"No usable pool row has a scored token within {encode.max_length} tokens.",
+            fix="Raise --max-length, or check that the pool's answers are not empty.",
+        )
+    return np.array(ids, np.int64), Encoded.concatenate(parts)

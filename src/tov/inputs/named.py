@@ -1,0 +1,148 @@
+"""What the user names as inputs: told apart, remembered, and read again by a later command, the same rows still."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import numpy as np
+
+from tov.config.records import DataSettings, P
+from tov.config.settings import build
+from tov.data.cells import BadRow
+from tov.data.pool import Index, Pool, check_mapping
+from tov.data.rows import content_hash
+from tov.data.sources import Input, local_files
+from tov.errors import ConfigError, DataError
+from tov.files import content_digest
+from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target
+from tov.runs.folder import Run, finished_run
+from tov.runs.manifest import InputsRecord
+
+Inputs: TypeAlias = Input | Sequence[Input]
+
+
+def list_inputs(inputs: Inputs) -> list[Input]:
+    """One input, or several, as a list."""
+    if isinstance(inputs, (str, Path, datasets.Dataset)):
+        return [inputs]
+    several = list(inputs)
+    return [several] if several and isinstance(several[0], Mapping) else several
+
+
+def name_inputs(inputs: Sequence[Input]) -> tuple[str, ...]:
+    """What settings call them."""
+    return tuple(str(one) if isinstance(one, (str, Path)) else "<in memory>" for one in inputs)
+
+
+def read_inputs(
+    config: P, pools: Sequence[Input], targets: Sequence[Input]
+) -> tuple[P, Indexed, PoolRows, tuple[str, ...]]:
+    """The settings with the target's task and its defaults; target, pool and labels.
+
+    Raises:
+        DataError: a row cannot be used, or labels differ.
+        ConfigError: a column that is not there.
+    """
+    target = read_target(targets, config)
+    config = config.for_task(target.task)
+    rows = read_pool(pools, config, target.index.prompt, decontaminate=config.decontaminate)
+    check_mapping(config.columns, rows.pool, target.pool)
+    return config, target, rows, labels_of(rows, target, config)
+
+
+def pool_identity(pool: Pool, index: Index) -> dict[str, Any]:
+    """What a run's identity says of a pool, or of a target or test."""
+    return {
+        "sources": {source.name: len(source.table) for source in pool.sources},
+        "fingerprint": index.fingerprint,
+    }
+
+
+def target_identity(target: Indexed) -> dict[str, Any]:
+    """What a run's identity says of a target."""
+    return {"rows": len(target), "fingerprint": target.index.fingerprint}
+
+
+def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
+    """What a later command needs to read the inputs again, and to tell that their files are the same."""
+    named = {
+        name: [_absolute(str(one)) for one in several] if all(isinstance(one, (str, Path)) for one in several) else None
+        for name, several in inputs.items()
+    }
+    return InputsRecord(
+        **named, files=_digests([one for several in inputs.values() for one in several]) or {},
+        reading={name: getattr(settings, name) for name in DataSettings.model_fields},
+    )  # fmt: skip
+
+
+def _digests(inputs: Sequence[Input]) -> dict[str, str] | None:
+    files = local_files(inputs)
+    return None if files is None else {os.path.abspath(file): content_digest(file) for file in files}
+
+
+def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run | None:
+    """The finished run in `out`, if it was made from these very files: found by their bytes, without reading a row.
+
+    Args:
+        out: as the user named it.
+        command: that made it.
+        **inputs: by role, as for `remember`.
+    """
+    if out == "auto":
+        return None
+    run = finished_run(Path(out), command=command)
+    if run is None or not run.manifest.inputs.files:
+        return None
+    record = run.manifest.inputs
+    named = {name: [_absolute(str(one)) for one in several] for name, several in inputs.items()}
+    if any(getattr(record, name) != locations for name, locations in named.items()):
+        return None
+    return run if _digests([one for several in inputs.values() for one in several]) == record.files else None
+
+
+def _absolute(location: str) -> str:
+    name, _, rest = location.partition("=")
+    if rest and not Path(location).exists():
+        return f"{name}={_absolute(rest)}"
+    folder = Path(location).parent
+    return os.path.abspath(location) if Path(location).exists() or (folder != Path() and folder.exists()) else location
+
+
+def pool_again(origin: Run, pools: Sequence[Input] | None, scored: int) -> Pool:
+    """The pool of an earlier run, which has as many rows still as were scored.
+
+    Raises:
+        ConfigError: it was in memory.
+        DataError: it has more rows, or fewer.
+    """
+    record = origin.manifest.inputs
+    if pools is None and record.pool is None:
+        raise ConfigError(
+            "The run's pool was in memory, so it cannot be read again.",
+            fix="Pass it again: tov.reselect(..., pool=...)",
+        )
+    pool = open_rows(pools or record.pool or [], build(DataSettings, record.reading))
+    if len(pool) != scored:
+        raise DataError(
+            f"The pool has {len(pool):,} rows, but {scored:,} were scored.",
+            fix="Put the pool's files back, or score the new pool.",
+        )
+    return pool
+
+
+def check_unchanged(pool: Pool, row_ids: np.ndarray, hashes: Sequence[str]) -> None:
+    """The chosen rows must still be the ones that were scored, whose content hashes these are.
+
+    Raises:
+        DataError: one is another row now.
+    """
+    for row_id, row, scored in zip(row_ids.tolist(), pool.each(row_ids), hashes, strict=True):
+        if isinstance(row, BadRow) or content_hash(row) != int(scored, 16):
+            raise DataError(
+                f"{pool.where(row_id)} is no longer the row that was scored.",
+                fix="Put the pool's files back, or score the new pool: tov score --from RUN --pool POOL",
+            )

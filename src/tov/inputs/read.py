@@ -1,0 +1,128 @@
+"""Inputs as a command reads them: the target, every row of which must be usable, and the pool, its excluded rows marked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tov.config.records import DataSettings
+from tov.data.cells import BadRow
+from tov.data.decontamination import DUPLICATE, IN_TARGET, USABLE, exclusions, left_out
+from tov.data.labels import LabelMap
+from tov.data.pool import Index, Pool, index_rows, open_pool
+from tov.data.rows import Row
+from tov.data.sources import Input
+from tov.errors import DataError
+from tov.tasks import TASKS, all_layouts
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """Rows as read (a target, a test, a pool), with their hashes.
+
+    Attributes:
+        pool: the rows.
+        index: their hashes.
+    """
+
+    pool: Pool
+    index: Index
+
+    @property
+    def task(self) -> str:
+        """The task that the columns mean."""
+        return self.pool.task
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that could be read."""
+        return usable_rows(self.pool.rows(0, len(self.pool)))
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+
+@dataclass(frozen=True)
+class PoolRows(Indexed):
+    """A pool to choose from.
+
+    Attributes:
+        excluded: (N,) codes of `tov.data.decontamination`.
+    """
+
+    excluded: np.ndarray
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(N,) bool, as far as text alone tells (a row may yet turn out to have no scored token)."""
+        return self.excluded == USABLE
+
+    @property
+    def excluded_fingerprint(self) -> str:
+        """16 hex digits of which rows may not be chosen."""
+        return hashlib.sha256(self.excluded.tobytes()).hexdigest()[:16]
+
+
+def open_rows(inputs: Sequence[Input], settings: DataSettings) -> Pool:
+    """Inputs as one pool, read as the settings say."""
+    return open_pool(
+        inputs, layouts=all_layouts(), columns=settings.columns, task=settings.task,
+        label_map=LabelMap.of_settings(settings.label_map or {}), repair_bio=settings.repair_bio,
+    )  # fmt: skip
+
+
+def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = "target") -> Indexed:
+    """The target (or the test); every row must be usable."""
+    pool = open_rows(inputs, settings)
+    return Indexed(pool, index_rows(pool, role=role))
+
+
+def read_pool(
+    inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, decontaminate: bool
+) -> PoolRows:
+    """The pool, with leaks, repeats and unreadable rows marked."""
+    pool = open_rows(inputs, settings)
+    index = index_rows(pool, on_bad_row=settings.on_bad_row)
+    return PoolRows(pool, index, exclusions(index, target_prompts, decontaminate=decontaminate))
+
+
+def check_n(n: int, rows: PoolRows, flag: str = "--n") -> None:
+    """Raises DataError, with what was left out and why, if fewer than n rows may be chosen."""
+    usable = int(rows.usable.sum())
+    if n > usable:
+        guarded = np.isin(rows.excluded, (IN_TARGET, DUPLICATE)).any()
+        reasons = left_out(rows.excluded, rows.index)
+        raise DataError(
+            f"The pool has {usable:,} usable rows of {len(rows.pool):,}, but {flag} asks for {n:,}."
+            + (f" Left out: {reasons}." if reasons else ""),
+            fix=f"Lower {flag}, or add rows."
+            + (" --no-decontaminate allows rows of the target, and repeats." if guarded else ""),
+        )
+
+
+def labels_of(rows: PoolRows, target: Indexed, settings: DataSettings) -> tuple[str, ...]:
+    """What a new head of the model must tell apart, in order; nothing where the task has none.
+
+    Raises:
+        DataError: target and pool have different labels, or there is but one.
+    """
+    names = [source.name for source in rows.pool.sources]
+    label_map = LabelMap.of_settings(settings.label_map or {})
+    return TASKS[rows.task].head_labels(target.index.labels, rows.index.labels, names, label_map)
+
+
+def repair_notes(**indices: Index) -> list[str]:
+    """What --repair-bio changed, a line for each of the named indices that it changed."""
+    return [
+        f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2"
+        for name, index in indices.items()
+        if index.repaired
+    ]
+
+
+def usable_rows(rows: Iterable[Row | BadRow]) -> list[Row]:
+    """Those that could be read."""
+    return [row for row in rows if not isinstance(row, BadRow)]

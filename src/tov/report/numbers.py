@@ -1,0 +1,104 @@
+"""The numbers of a report: composition before and after, scores, lengths, what was left out. Computes, never renders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tov.scores.table import coded, usable_in
+
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+READ = ("source", "tokens", "lost", "in_base", "excluded", "loss_base")
+"""Columns that the facts are of, beside the scores."""
+
+
+def facts_read(names: Sequence[str]) -> list[str]:
+    """Which of a score table's columns the facts below are of."""
+    return [name for name in names if name in READ or _is_score(name)]
+
+
+def score_facts(scores: pa.Table) -> dict[str, Any]:
+    """Facts of a score table alone: rows, rows left out by reason, quantiles of each score."""
+    codes, texts = coded(scores["excluded"])
+    counts = Counter[str]()
+    for text, count in zip(texts, np.bincount(codes, minlength=len(texts)).tolist(), strict=True):
+        counts[text.partition(":")[0]] += count
+    return {
+        "rows": len(scores),
+        "usable": counts[""],
+        "left_out": {reason: counts[reason] for reason in sorted(counts) if reason},
+        "in_base": int(np.sum(scores["in_base"].to_numpy())),
+        "scored_tokens": int(np.sum(scores["tokens"].to_numpy())),
+        "lost": {"rows": int(np.sum(scores["lost"].to_numpy() > 0)), "tokens": int(np.sum(scores["lost"].to_numpy()))},
+        "quantiles": {name: quantiles(scores[name].to_numpy()) for name in scores.column_names if _is_score(name)},
+        **({"loss_base": quantiles(scores["loss_base"].to_numpy())} if "loss_base" in scores.column_names else {}),
+    }  # fmt: skip
+
+
+def _is_score(column: str) -> bool:
+    """Whether it ranks rows as it stands: not of one epoch (`_K`), nor of one sub-task (`:NAME`)."""
+    return column.startswith("score_") and ":" not in column and not column.rpartition("_")[2].isdigit()
+
+
+def quantiles(values: np.ndarray) -> list[float] | None:
+    """Values at `QUANTILES`, over rows that have one."""
+    finite = values[np.isfinite(values)]
+    return [float(value) for value in np.quantile(finite, QUANTILES, overwrite_input=True)] if len(finite) else None
+
+
+def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    """Facts of a selection: by source and by length, before and after; scores of the chosen rows.
+
+    Args:
+        scores: the score table.
+        row_ids: (n,) the chosen rows.
+        reasons: (n,) "score" or "random".
+        values: (N,) the number that rows were ranked by.
+    """
+    codes, names = coded(scores["source"])
+    may = usable_in(scores)
+    tokens = scores["tokens"].to_numpy()
+    by_score, chosen = row_ids[reasons == "score"], row_ids
+    counts = [np.bincount(codes[rows], minlength=len(names)).tolist() for rows in (may, by_score, chosen)]
+    means = _means(values[may], codes[may], len(names))
+    composition = [
+        {"source": name, "pool": pool, "by_score": best, "chosen": taken, "mean_score": mean}
+        for name, pool, best, taken, mean in zip(names, *counts, means, strict=True)
+    ]
+    edges = np.unique(np.quantile(tokens[may], np.linspace(0, 1, 11)).astype(int)) if may.any() else np.array([0, 1])
+    edges = np.append(edges[:-1], edges[-1] + 1) if len(edges) > 1 else np.array([edges[0], edges[0] + 1])
+    lengths = [
+        {"from": low, "to": high - 1, "pool": pool, "by_score": best, "chosen": taken}
+        for low, high, pool, best, taken in zip(
+            edges[:-1].tolist(), edges[1:].tolist(), *(_counts(tokens[rows], edges) for rows in (may, by_score, chosen)),
+            strict=True,
+        )
+    ]  # fmt: skip
+    return {
+        "n": len(row_ids), "by_score": len(by_score), "by_chance": int((reasons == "random").sum()),
+        "tokens": int(tokens[chosen].sum()), "composition": composition, "lengths": lengths,
+        "without_score": int((~np.isfinite(values[may])).sum()),
+        "score_chosen": quantiles(values[by_score]), "score_pool": quantiles(values[may]),
+    }  # fmt: skip
+
+
+def _counts(tokens: np.ndarray, edges: np.ndarray) -> list[int]:
+    """How many rows are from each edge up to the next; those outside are not counted."""
+    places = np.searchsorted(edges, tokens, side="right")
+    return np.bincount(places, minlength=len(edges) + 1)[1:-1].tolist()
+
+
+def _means(values: np.ndarray, codes: np.ndarray, groups: int) -> list[float | None]:
+    """(groups,) the mean over the rows of each code; a group's values stay in row order, so that sums round alike."""
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(np.bincount(codes, minlength=groups))
+    return [_mean(part) for part in np.split(values[order], ends[:-1])]
+
+
+def _mean(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else None

@@ -1,0 +1,175 @@
+"""`tov score`: a new pool, scored with what an earlier run has prepared; and `tov fit`: prepares without scoring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tov.config.records import FitConfig, PathSettings, ScanSettings, ScoreConfig, SelectConfig
+from tov.config.settings import build
+from tov.data.labels import check_known
+from tov.data.pool import files_of
+from tov.data.sources import Input
+from tov.engine.local import LocalEngine
+from tov.engine.models import Models, ModelSpec
+from tov.files import write_text
+from tov.inputs.named import (
+    Inputs,
+    list_inputs,
+    name_inputs,
+    pool_identity,
+    read_inputs,
+    remember,
+    target_identity,
+)
+from tov.inputs.read import read_pool, repair_notes
+from tov.methods.registry import find_method
+from tov.methods.score_pool import Prepared, fill_table
+from tov.methods.tov.path import open_path
+from tov.methods.work import Work, model_record, note_model
+from tov.report.summary import summary_markdown
+from tov.runs.folder import open_run, run_folder, work_on
+from tov.runs.manifest import TargetRecord
+from tov.scores.table import DEFAULT_TARGET
+from tov.tasks import TASKS
+from tov.verbs import training_file
+from tov.verbs.result import Result, fitted
+from tov.verbs.select import facts_of
+
+
+def score(path: str | os.PathLike[str], pool: Inputs, *, out: str | Path | None = None, **settings: Any) -> Result:
+    """Scans a new pool with a stored path; nothing is fitted.
+
+    Args:
+        path: folder of a `select`, `score` or `fit` run (or its result).
+        pool: rows to score.
+        out: run folder; default `tov-runs/<fingerprint>`.
+        **settings: `device`, `batch_tokens`, `shard_rows`, `amplify`, `force`, `quiet`.
+
+    Returns:
+        The run; its `.scores` has one row per pool row, and `reselect` chooses from it.
+    """
+    pools = list_inputs(pool)
+    arguments = {"from_run": os.fspath(path), "pool": name_inputs(pools), "out": str(out or "auto"), **settings}
+    return run_score(build(ScoreConfig, arguments), pools)
+
+
+def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Result:
+    """`score` from a record of settings."""
+    pools = pools or config.pool
+    origin = open_run(config.from_run)
+    stored = open_path(fitted(origin))
+    overrides = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
+    overrides |= {"max_length": stored.manifest["max_length"], "device": config.device}
+    before = build(PathSettings, {**stored.settings, **overrides})
+    scan = _scan_settings(
+        config, origin.manifest.scoring.settings if origin.manifest.scoring else {}, before.task or ""
+    )
+    settings = build(
+        SelectConfig,
+        {**{name: getattr(before, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
+    )
+    rows = read_pool(pools, settings, stored.prompts, decontaminate=settings.decontaminate)
+    training_file.check_columns(rows.pool)
+    labels = tuple(stored.manifest["labels"])
+    task = TASKS[settings.task or ""]
+    check_known(rows.index.labels, [source.name for source in rows.pool.sources], task.row_labels(labels))
+    identity = {
+        "path": stored.fingerprint,
+        "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
+        "settings": scan,
+    }
+    with work_on(
+        run_folder(config.out, identity), command="score", identity=identity, settings=config.shown(), force=config.force,
+        reads=[*origin.reads, *files_of(rows.pool)],
+    ) as run:  # fmt: skip
+        if run.finished:
+            return Result(run)
+        models, method = Models(), find_method(origin.manifest.scoring.method if origin.manifest.scoring else "tov")
+        run.note(
+            inputs=remember(settings, pool=pools),
+            artifacts={"fit": os.path.relpath(stored.folder, run.folder)},
+            seed=settings.seed,
+            targets=origin.manifest.targets or {DEFAULT_TARGET: TargetRecord(**stored.target)},
+        )
+        note_model(run, model_record(models.open(ModelSpec.of(settings, labels)), settings))
+        scorer = method.reuse(run.artifacts, settings, models)
+        assert scorer
+        prepared = Prepared(run, rows, settings, method, None, labels, {DEFAULT_TARGET: scorer}, None)
+        fill_table(prepared, models, LocalEngine(models), quiet=config.quiet)
+        run.note(summary={"scores": facts_of(run.scores), "notes": repair_notes(pool=rows.index)})
+        write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+        run.finish()
+    return Result(run)
+
+
+def _scan_settings(config: ScoreConfig, of_run: dict[str, Any], task: str) -> dict[str, Any]:
+    """Settings of the scan: as given, else those of the run, else the task's."""
+    return {
+        name: getattr(config, name)
+        or of_run.get(name)
+        or ScanSettings.model_fields[name].default
+        or getattr(TASKS[task].defaults, name, None)
+        for name in ScanSettings.model_fields
+    }
+
+
+def fit(model: str, target: Inputs, *, pool: Inputs, out: str | Path | None = None, **settings: Any) -> Result:
+    """Fits and stores a path without scanning: adapters that score any pool later.
+
+    Args:
+        model: Hub id, local folder, .gguf file or alias.
+        target: examples of what is wanted.
+        pool: from which the base set U is drawn.
+        out: run folder; default `tov-runs/<fingerprint>`.
+        **settings: any other setting of `tov fit --help`.
+    """
+    pools, targets = list_inputs(pool), list_inputs(target)
+    arguments = {
+        "model": model,
+        "pool": name_inputs(pools),
+        "target": name_inputs(targets),
+        "out": str(out or "auto"),
+        **settings,
+    }
+    return run_fit(build(FitConfig, arguments), pools, targets)
+
+
+def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Result:
+    """`fit` from a record of settings."""
+    pools, targets = pools or config.pool, targets or config.target
+    config, target, rows, labels = read_inputs(config, pools, targets)
+    identity = {
+        "settings": config.of("fit"),
+        "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
+        "targets": {DEFAULT_TARGET: target_identity(target)},
+    }
+    with work_on(
+        run_folder(config.out, identity), command="fit", identity=identity, settings=config.shown(), force=config.force,
+        reads=[*files_of(rows.pool), *files_of(target.pool)],
+    ) as run:  # fmt: skip
+        if run.finished:
+            return Result(run)
+        run.note(
+            inputs=remember(config, pool=pools, target=targets), seed=config.seed,
+            targets={DEFAULT_TARGET: TargetRecord(**target_identity(target))},
+        )  # fmt: skip
+        scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config.task or "")
+        settings = build(
+            SelectConfig,
+            {**{name: getattr(config, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
+        )
+        models = Models()
+        work = Work(
+            run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=find_method("tov"), options=None,
+            labels=labels, artifacts=run.folder / "artifacts", models=models, engine=LocalEngine(models), quiet=config.quiet,
+        )  # fmt: skip
+        work.method.prepare(work)
+        stored = open_path(fitted(run))
+        run.note(
+            summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}
+        )
+        run.finish()
+    return Result(run)

@@ -1,0 +1,209 @@
+"""`tov select`: pool and target in, training file out; and `tov select --from`, which chooses again from stored scores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tov.config.records import ReselectConfig, SelectConfig, SelectionSettings
+from tov.config.settings import build
+from tov.data.pool import Pool, files_of
+from tov.data.sources import Input
+from tov.errors import RunError
+from tov.files import write_text
+from tov.inputs.named import (
+    Inputs,
+    check_unchanged,
+    list_inputs,
+    name_inputs,
+    pool_again,
+    pool_identity,
+    read_inputs,
+    remember,
+    target_identity,
+    unchanged_run,
+)
+from tov.inputs.read import Indexed, PoolRows, check_n
+from tov.methods.choice import check_choice, choose_rows, columns_for
+from tov.methods.score_pool import score_pool
+from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, with_effect
+from tov.report.numbers import choice_facts, facts_read, score_facts
+from tov.report.summary import summary_markdown
+from tov.runs.folder import Run, differences, open_run, run_folder, work_on
+from tov.scores.store import columns_in, read_hashes, read_table, rows_in
+from tov.scores.table import DEFAULT_TARGET
+from tov.tasks import TASKS
+from tov.verbs import training_file
+from tov.verbs.result import Picked
+
+
+def select(
+    *, model: str | None = None, pool: Inputs | None = None, target: Inputs | None = None, n: int,
+    out: str | Path | None = None, from_run: str | os.PathLike[str] | None = None, **settings: Any,
+) -> Picked:  # fmt: skip
+    """Fits the path, scans the pool, chooses n rows and writes the run folder; with `from_run` only chooses.
+
+    The same call again returns the finished run, or goes on where it was interrupted.
+
+    Args:
+        model: Hub id, local folder, .gguf file or alias.
+        pool: rows to choose from: path(s), glob(s), Hub id(s), `datasets.Dataset`(s) or a list of rows.
+        target: examples of what is wanted, likewise.
+        n: rows to choose.
+        out: run folder; default `tov-runs/<fingerprint>`.
+        from_run: a run (or its result) whose scores are used: as `reselect`.
+        **settings: any other setting of `tov select --help`, with underscores.
+
+    Returns:
+        The selection: `.dataset` (goes into TRL's SFTTrainer), `.scores`, `.summary`, `.folder`.
+
+    Raises:
+        TovError: one of its six kinds; the text says what to do.
+    """
+    if from_run is not None:
+        named = {name: value for name, value in (("model", model), ("target", target)) if value is not None}
+        return reselect(from_run, n=n, out=out or "auto", pool=pool, **named, **settings)
+    inputs = {name: list_inputs(value) for name, value in (("pool", pool), ("target", target)) if value is not None}
+    record = {name: name_inputs(value) for name, value in inputs.items()}
+    arguments = {
+        **({"model": model} if model is not None else {}),
+        **record,
+        "n": n,
+        "out": str(out or "auto"),
+        **settings,
+    }
+    return run_select(build(SelectConfig, arguments), inputs.get("pool"), inputs.get("target"))
+
+
+def run_select(
+    config: SelectConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None
+) -> Picked:
+    """`select` from a record of settings; inputs in memory are passed beside it."""
+    config, variant = select_settings(config)
+    pools, targets = pools or config.pool, targets or config.target
+    done = None if config.force else unchanged_run(config.out, command="select", pool=pools, target=targets)
+    if done and not differences(_part(done.manifest.identity), _settings(config.for_task(_task(done)), variant)):
+        return Picked(done)
+    config, target, rows, labels = read_inputs(config, pools, targets)
+    training_file.check_columns(rows.pool)
+    check_n(config.n, rows)
+    check_choice(variant, config, rows, target, config.n)
+    identity = select_identity(config, variant, rows, target)
+    shown = {
+        name: value for name, value in config.shown().items() if not has_no_effect(SelectConfig, name, variant.method)
+    }
+    with work_on(
+        run_folder(config.out, identity), command="select", identity=identity, force=config.force, settings=shown,
+        reads=[*files_of(rows.pool), *files_of(target.pool)],
+    ) as run:  # fmt: skip
+        if not run.finished:
+            run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
+            score_pool(
+                run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, quiet=config.quiet
+            )
+            _choose_and_write(run, rows.pool, variant, config, config.seed)
+    return Picked(run)
+
+
+def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> dict[str, Any]:
+    """What the files of a selection depend on."""
+    return {
+        **_settings(config, variant),
+        "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
+        "targets": {DEFAULT_TARGET: target_identity(target)},
+    }
+
+
+def _settings(config: SelectionSettings, variant: Variant) -> dict[str, Any]:
+    """The part of the identity that settings decide."""
+    stages: Any = ("fit", "scan", "choice")
+    return {
+        "method": variant.method.name,
+        "options": variant.dumped,
+        "settings": with_effect(config, variant.method, *stages),
+    }
+
+
+def _part(identity: dict[str, Any]) -> dict[str, Any]:
+    return {name: identity.get(name) for name in ("method", "options", "settings")}
+
+
+def _task(run: Run) -> str:
+    return run.manifest.model.task if run.manifest.model else ""
+
+
+def reselect(
+    from_run: str | os.PathLike[str], *, n: int, out: str | Path, pool: Inputs | None = None, **settings: Any
+) -> Picked:
+    """Chooses again from a finished run's scores; nothing is scanned.
+
+    Args:
+        from_run: folder of a `select` or `score` run (or its result).
+        n: rows to choose.
+        out: the new run folder.
+        pool: the run's pool, needed only if it was in memory.
+        **settings: `method`, `transform`, `normalize`, `rule`, `bins`, `source_cap`, `seed`, by default as in the run;
+            `force`, `quiet`.
+    """
+    config = build(ReselectConfig, {"from_run": os.fspath(from_run), "n": n, "out": str(out), **settings})
+    return run_reselect(config, list_inputs(pool) if pool is not None else None)
+
+
+def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -> Picked:
+    """`reselect` from a record of settings."""
+    origin = open_run(config.from_run)
+    scoring, chosen = origin.manifest.scoring, origin.manifest.identity
+    if scoring is None or not scoring.complete:
+        raise RunError(f"{config.from_run} has no complete scores yet.", fix="Finish it first: give its command again.")
+    chosen_method = chosen.get("method", scoring.method)
+    config, variant = reselect_settings(config, scoring.method, chosen.get("settings", {}), chosen_method)
+    if not has_no_effect(ReselectConfig, "normalize", variant.method):
+        assert origin.manifest.model
+        normalize = config.normalize or TASKS[origin.manifest.model.task].defaults.normalize
+        config = config.model_copy(update={"normalize": normalize})
+    pool = pool_again(origin, pools, scoring.rows or rows_in(origin.scores))
+    seed = config.seed if config.seed is not None else origin.manifest.seed or 0
+    identity = {
+        "method": variant.method.name,
+        "options": scoring.options,
+        "settings": {**with_effect(config, variant.method, "choice"), "seed": seed},
+        "scores": scoring.fingerprint,
+    }
+    with work_on(
+        run_folder(config.out, identity), command="select --from", identity=identity, settings=config.shown(),
+        force=config.force, reads=[*origin.reads, *files_of(pool)],
+    ) as run:  # fmt: skip
+        if not run.finished:
+            fields = ("inputs", "targets", "model", "scoring", "artifacts", "notes")
+            run.note(
+                origin={"scores": str(origin.scores.absolute())},
+                seed=seed,
+                **{name: getattr(origin.manifest, name) for name in fields},
+            )
+            _choose_and_write(run, pool, variant, config, seed, origin.manifest.summary.get("scores"))
+    return Picked(run)
+
+
+def _choose_and_write(
+    run: Run, pool: Pool, variant: Variant, config: SelectionSettings, seed: int, facts: dict[str, Any] | None = None
+) -> None:
+    """Of the run's scores: the choice, the training file, the summary; `facts` of the scores are computed if not given."""
+    with run.stage("select"):
+        scores = read_table(run.scores, len(pool), columns=columns_for(variant.method, config, run.scores))
+        choice, values = choose_rows(variant.method, config, scores, run, n=config.n, seed=seed)
+        check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids))
+        training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
+    run.note(summary={
+        "choice": choice_facts(scores, choice.row_ids, choice.reasons, values),
+        "scores": facts or facts_of(run.scores),
+        "notes": [*run.manifest.notes, *choice.notes],
+    })  # fmt: skip
+    write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+    run.finish()
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Facts of a whole score table, from the columns that they are of."""
+    return score_facts(read_table(folder, columns=facts_read(columns_in(folder))))
