@@ -38,7 +38,7 @@ from tov.config.records import PathSettings
 from tov.data.cells import BadRow
 from tov.data.pool import open_pool
 from tov.engine.models import CPU_BATCH_TOKENS
-from tov.methods.shared.gradients import Checkpoint, adam_direction, cosines, projected
+from tov.methods.shared.gradients import Checkpoint, adam_direction, products, projected
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import warm_up
 from tov.methods.target_path import depth_for
@@ -249,7 +249,7 @@ def parts_of_less(adapted: Any, checkpoint: Checkpoint, rows: Encoded) -> dict[s
     steps: dict[str, Callable[[Run, Batch], object]] = {
         "gradients": lambda run, batch: run(batch, lambda name, gradients: None),
         "adam": lambda run, batch: run(batch, adam),
-        "cosines": lambda run, batch: cosines(adapted, run, batch, target, moments),
+        "cosines": lambda run, batch: products(adapted, run, batch, target, moments, unit=True),
         "sjlt": lambda run, batch: projected(adapted, run, batch, Projection(8192, kind="sjlt"), moments),
         "rademacher": lambda run, batch: projected(adapted, run, batch, Projection(8192), moments),
     }

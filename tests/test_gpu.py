@@ -147,7 +147,7 @@ def test_log_losses_equal_those_computed_one_token_at_a_time(
     tokenizer = AutoTokenizer.from_pretrained(resolve(case.model))
     rows = [tokens_of(tokenizer, json.loads(line)) for line in Path(case.pool).read_text().splitlines()]
     assert max(len(ids) for ids, _ in rows) <= 80, "the rows of this test must fit --max-length"
-    states = log_p_of(case.fitted / "path" / "epoch-1", resolve(case.model), rows, 4.0)
+    states = log_p_of(case.fitted / "path" / "epoch-1", resolve(case.model), rows, (4.0,))
     found = 0.0
     for measure, which in (("loss_base", "base"), ("loss_target", "target")):
         slow = np.array([-sum(row) / len(row) for row in states[which]])

@@ -20,11 +20,11 @@ from oracle import projection as matrices
 from tov.engine.fill import fill
 from tov.engine.local import LocalEngine
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
-from tov.methods.less import less_targets, subtask_scores
+from tov.methods.less import epoch_weights, in_form
 from tov.methods.shared.gradients import Checkpoint, adam_direction, moments_by_name, projected
+from tov.methods.shared.influence import influence, target_means
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import linear_rates, warm_up
-from tov.methods.tracin import projected_scores, projected_targets, tracin_scores, tracin_targets
 from tov.model.adapters import parameters, read_state, write_state
 from tov.model.gradients import batches_of, per_example_gradients, places
 from tov.progress import Silent
@@ -123,11 +123,20 @@ def flat_moments(checkpoints: list[Checkpoint], which: int) -> np.ndarray:
 
 
 def less_of(adapted, checkpoints, pool, target, *, projection=RADEMACHER, batch_tokens=40, subtasks=SUBTASKS):
-    targets = less_targets(
-        adapted, checkpoints, target, subtasks=subtasks, projection=projection, batch_tokens=batch_tokens
-    )
-    scores = subtask_scores(adapted, checkpoints, targets, pool, projection=projection, batch_tokens=batch_tokens)
-    return scores.max(1)
+    how = {"unit": True, "projection": projection, "batch_tokens": batch_tokens}
+    targets = target_means(adapted, checkpoints, target, subtasks=subtasks, **how)
+    checkpoints = in_form(checkpoints, "adam")
+    return influence(adapted, checkpoints, epoch_weights(checkpoints), targets, pool, **how).max(1)
+
+
+def tracin_targets(adapted, checkpoints, target, *, projection=None, batch_tokens=30):
+    return target_means(adapted, checkpoints, target, unit=False, projection=projection, batch_tokens=batch_tokens)
+
+
+def tracin_scores(adapted, checkpoints, targets, pool, *, projection=None, batch_tokens=30):
+    plain, rates = in_form(checkpoints, "sgd"), [checkpoint.rate for checkpoint in checkpoints]
+    how = {"unit": False, "projection": projection, "batch_tokens": batch_tokens}
+    return influence(adapted, plain, rates, targets, pool, **how)[:, 0]
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "sjlt", "none"])
@@ -143,7 +152,7 @@ def test_less_is_the_literal_one(task, kind, monkeypatch):
     rates = [checkpoint.rate for checkpoint in checkpoints]
     wanted = oracle.less(*whole, *moments, np.array(matrix(whole[0].shape[2], D, 5)), rates, SUBTASKS)
     projection = None if kind == "none" else Projection(D, 5, kind, 8)
-    monkeypatch.setattr("tov.methods.less.HELD_NUMBERS", 2 * whole[0].shape[2])
+    monkeypatch.setattr("tov.methods.shared.influence.HELD_NUMBERS", 2 * whole[0].shape[2])
     found = less_of(adapted, checkpoints, pool, target, projection=projection)
     assert np.std(wanted) > 0.01, "all rows score alike here, so the comparison is empty"
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
@@ -160,8 +169,8 @@ def test_tracin_is_the_sum_of_dot_products(task):
     assert gap(found, wanted) < 1e-6
     projection = Projection(D, 5)
     matrix = np.array(matrices.rademacher(whole[0].shape[2], D, 5))
-    means = projected_targets(adapted, checkpoints, target, projection=projection, batch_tokens=30)
-    found = projected_scores(adapted, checkpoints, means, pool, projection=projection, batch_tokens=30)
+    means = tracin_targets(adapted, checkpoints, target, projection=projection)
+    found = tracin_scores(adapted, checkpoints, means, pool, projection=projection)
     assert gap(found, np.array(oracle.tracin(*(one @ matrix for one in whole), rates))) < 1e-6
 
 
@@ -214,7 +223,7 @@ def test_rows_without_a_scored_token_have_no_score_and_do_not_count():
     np.testing.assert_allclose(np.delete(found, 1), np.delete(wanted, 1), atol=1e-6)
     mean = tracin_targets(adapted, checkpoints, holed[1], batch_tokens=99)
     alone = tracin_targets(adapted, checkpoints, target.take(kept), batch_tokens=99)
-    assert gap(*(torch.cat([one.flatten() for one in each[0].values()]).numpy() for each in (mean, alone))) < 1e-6
+    assert gap(*(each[0].numpy() for each in (mean, alone))) < 1e-6
     for subtasks in ([0, 1, 2, 0, 2, 2], [0, 3, 1, 0, 3, 1], [0]):
         with pytest.raises(DataError, match="sub-task"):
             less_of(adapted, checkpoints, pool, holed[1], subtasks=subtasks)
@@ -232,7 +241,7 @@ def test_what_does_not_belong_together_is_refused():
     with pytest.raises(ConfigError, match="learning rates"):
         less_of(adapted, still, pool, target)
     with pytest.raises(ConfigError, match="2 checkpoints"):
-        tracin_scores(adapted, checkpoints, [{}], pool, batch_tokens=99)
+        tracin_scores(adapted, checkpoints, [torch.zeros(1, 1)], pool, batch_tokens=99)
     moments = dict(list(checkpoints[0].moments.items())[1:])
     with per_example_gradients(adapted) as run, pytest.raises(ModelError, match="do not fit"):
         projected(adapted, run, batches_of(pool, 999)[0], Projection(8), moments)

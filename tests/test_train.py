@@ -86,7 +86,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, picked: tov.Picked, held_o
 
 def loaded(made: final.Trained) -> Any:
     """The model that the printed snippet loads."""
-    lines = [line[4:] for line in final.describe(made).splitlines() if line.startswith("    ")]
+    lines = [line[4:] for line in str(made).splitlines() if line.startswith("    ")]
     assert len(lines) == 4, "the snippet should have four lines"
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)
@@ -132,7 +132,7 @@ def test_the_summary_counts_what_was_done(trained: final.Trained) -> None:
 
 
 def test_what_is_printed_and_written(trained: final.Trained) -> None:
-    facts, said = trained.summary, final.describe(trained)
+    facts, said = trained.summary, str(trained)
     written = (trained.folder / "summary.md").read_text()
     for value in (facts["losses"][0], facts["losses"][-1], facts["test"]["loss_before"], facts["test"]["loss_after"]):
         assert f"{value:.4f}" in said
@@ -163,7 +163,7 @@ def test_a_classifier_learns_and_its_head_is_stored(tmp_path: Path, task: str, m
     assert facts["loss_after"] < facts["loss_before"]
     assert facts["metric"] == metric
     assert facts["metric_after"] >= facts["metric_before"]
-    assert f"{metric} {facts['metric_before']:.3f} -> {facts['metric_after']:.3f}" in final.describe(made)
+    assert f"{metric} {facts['metric_before']:.3f} -> {facts['metric_after']:.3f}" in str(made)
     model, tokenizer = loaded(made), AutoTokenizer.from_pretrained(encoder)
     model.config.label2id = {label: number for number, label in model.config.id2label.items()}
     gold, said = [[*row.values()][1] for row in rows], [said_of(model, tokenizer, row) for row in rows]
@@ -249,7 +249,7 @@ def test_rows_with_a_prompt_of_the_test_are_left_out(
     assert texts == texts_of(chosen[:3] + chosen[5:], tiny_folder)
     assert (made.summary["rows"], made.summary["chosen"]) == (14, 16)
     assert made.summary["notes"] == ["2 chosen rows have a prompt of the test and were left out"]
-    assert "note: 2 chosen rows have a prompt of the test" in final.describe(made)
+    assert "note: 2 chosen rows have a prompt of the test" in str(made)
     with pytest.raises(DataError, match="All 16 chosen rows have a prompt that is in the test"):
         final.train(picked.folder, out=tmp_path / "none", test=chosen, **QUICK)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -18,18 +19,37 @@ from tov.errors import DONE, ConfigError, did_you_mean, explain, note_interrupts
 
 if TYPE_CHECKING:
     from tov.config.settings import Settings
-    from tov.verbs.result import Result
+
+
+class Verb(NamedTuple):
+    """A command: its help, the records of `tov.config.records` that its flags fill, and what runs it, as `module:function`."""
+
+    help: str
+    records: tuple[str, ...] = ()
+    runs: str = ""
+
 
 VERBS = {
-    "demo": "Choose rows from a small real pool with a small real model, offline. Start here.",
-    "select": "Choose the rows of a pool that help a target most, and write a training file.",
-    "plan": "Check the model, data and settings of tov select and estimate its cost, without running it.",
-    "score": "Score a new pool with the stored path of an earlier run.",
-    "fit": "Fit and store a path without scanning a pool.",
-    "train": "Train the final model on the chosen rows of a run, and test it.",
-    "compare": "Train on the rows that each method chooses, and measure the gain over random rows.",
-    "methods": "List the methods that choose rows, or describe one of them.",
-}
+    "demo": Verb("Choose rows from a small real pool with a small real model, offline. Start here."),
+    "select": Verb(
+        "Choose the rows of a pool that help a target most, and write a training file.",
+        ("SelectConfig", "ReselectConfig"), "tov.verbs.select:run_select",
+    ),
+    "plan": Verb(
+        "Check the model, data and settings of tov select and estimate its cost, without running it.",
+        ("PlanConfig",), "tov.verbs.plan:run_plan",
+    ),
+    "score": Verb("Score a new pool with the stored path of an earlier run.", ("ScoreConfig",), "tov.verbs.score:run_score"),
+    "fit": Verb("Fit and store a path without scanning a pool.", ("FitConfig",), "tov.verbs.score:run_fit"),
+    "train": Verb(
+        "Train the final model on the chosen rows of a run, and test it.", ("TrainConfig",), "tov.verbs.train:run_train"
+    ),
+    "compare": Verb(
+        "Train on the rows that each method chooses, and measure the gain over random rows.",
+        ("CompareConfig",), "tov.verbs.compare:run_compare",
+    ),
+    "methods": Verb("List the methods that choose rows, or describe one of them."),
+}  # fmt: skip
 
 
 class _Verbs(click.Group):
@@ -52,7 +72,7 @@ class _Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,114 +85,70 @@ def tov() -> None:
     """
 
 
-def _command(verb: str) -> click.Command:
-    if verb == "demo":
-        return click.Command(verb, params=_demo_options(), callback=_demo, help=VERBS[verb])
-    if verb == "methods":
-        return click.Command(verb, params=_methods_options(), callback=_methods, help=VERBS[verb])
+def _command(name: str) -> click.Command:
+    verb = VERBS[name]
+    if name == "demo":
+        return click.Command(name, params=_demo_options(), callback=_demo, help=verb.help)
+    if name == "methods":
+        return click.Command(name, params=_methods_options(), callback=_methods, help=verb.help)
     from tov.cli.flags import command
-    from tov.config.records import (
-        CompareConfig,
-        FitConfig,
-        PlanConfig,
-        ReselectConfig,
-        ScoreConfig,
-        SelectConfig,
-        TrainConfig,
-    )
 
-    records: dict[str, tuple[type[Settings], ...]] = {
-        "select": (SelectConfig, ReselectConfig), "plan": (PlanConfig,), "score": (ScoreConfig,), "fit": (FitConfig,),
-        "train": (TrainConfig,), "compare": (CompareConfig,),
-    }  # fmt: skip
-    runners: dict[str, Callable[..., None]] = {
-        "select": _select, "plan": _plan, "score": _score, "fit": _fit, "train": _train, "compare": _compare,
-    }  # fmt: skip
     only = click.Option(
         ["--only"], multiple=True, metavar="NAME...", help="experiments of the grid file to run; default: all"
     )
-    return command(
-        verb, records[verb], callback=runners[verb], help=VERBS[verb], more=[only] if verb == "compare" else []
-    )
+    callback = {"select": _select, "train": _train, "compare": _compare}.get(name, partial(_work, name))
+    more = [only] if name == "compare" else []
+    return command(name, [_record(one) for one in verb.records], callback=callback, help=verb.help, more=more)
+
+
+def _record(name: str) -> type[Settings]:
+    return getattr(import_module("tov.config.records"), name)
+
+
+def _work(name: str, config: str | None, **flags: Any) -> None:
+    """From the file and the flags to what the verb prints."""
+    from tov.cli.flags import gather
+
+    _run(VERBS[name].runs, VERBS[name].records[0], gather(config, flags))
+
+
+def _run(runs: str, record: str, settings: dict[str, Any]) -> None:
+    from tov.config.settings import build
+
+    filled: Any = build(_record(record), settings)  # a wrong setting is told before torch is imported
+    module, _, function = runs.partition(":")
+    result = getattr(import_module(module), function)(filled)
+    _tell(result, result.record, filled.json_output, filled.quiet)
+
+
+def _tell(text: Any, record: Any, as_json: bool | None, quiet: bool | None) -> None:
+    if as_json:
+        print(json.dumps(record, ensure_ascii=False))
+    elif not quiet:
+        print(text)
 
 
 def _select(config: str | None, **flags: Any) -> None:
     from tov.cli.flags import flag_of, gather
-    from tov.config.records import ReselectConfig, SelectConfig
-    from tov.config.settings import build
 
     settings = gather(config, flags)
-    if "from_run" in settings:
-        extra = [
-            name for name in settings if name not in ReselectConfig.model_fields and name in SelectConfig.model_fields
-        ]
-        if extra:
-            raise ConfigError(
-                f"{flag_of(extra[0])} cannot take effect with --from, because the scores are there already.",
-                allowed=", ".join(flag_of(name) for name in ReselectConfig.model_fields),
-                fix="Leave it out, or leave --from out to score anew.",
-            )
-        record: Any = build(ReselectConfig, settings)
-    else:
-        record = build(SelectConfig, settings)
-    from tov.verbs.select import run_reselect, run_select
-
-    result = run_reselect(record) if "from_run" in settings else run_select(record)
-    _tell(result, record)
-
-
-def _plan(config: str | None, **flags: Any) -> None:
-    from tov.cli.flags import gather
-    from tov.config.records import PlanConfig
-    from tov.config.settings import build
-
-    record = build(PlanConfig, gather(config, flags))
-    from tov.verbs.plan import run_plan
-
-    planned = run_plan(record)
-    if record.json_output:
-        print(json.dumps(planned.facts, ensure_ascii=False))
-    elif not record.quiet:
-        print(planned)
-
-
-def _score(config: str | None, **flags: Any) -> None:
-    from tov.cli.flags import gather
-    from tov.config.records import ScoreConfig
-    from tov.config.settings import build
-
-    record = build(ScoreConfig, gather(config, flags))
-    from tov.verbs.score import run_score
-
-    _tell(run_score(record), record)
-
-
-def _fit(config: str | None, **flags: Any) -> None:
-    from tov.cli.flags import gather
-    from tov.config.records import FitConfig
-    from tov.config.settings import build
-
-    record = build(FitConfig, gather(config, flags))
-    from tov.verbs.score import run_fit
-
-    _tell(run_fit(record), record)
+    if "from_run" not in settings:
+        return _run(VERBS["select"].runs, "SelectConfig", settings)
+    known = _record("ReselectConfig").model_fields
+    extra = [name for name in settings if name not in known and name in _record("SelectConfig").model_fields]
+    if extra:
+        raise ConfigError(
+            f"{flag_of(extra[0])} cannot take effect with --from, because the scores are there already.",
+            allowed=", ".join(flag_of(name) for name in known),
+            fix="Leave it out, or leave --from out to score anew.",
+        )
+    return _run("tov.verbs.select:run_reselect", "ReselectConfig", settings)
 
 
 def _train(config: str | None, **flags: Any) -> None:
-    from tov.cli.flags import gather
-    from tov.config.records import TrainConfig
-    from tov.config.settings import build
-
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config
-    record = build(TrainConfig, gather(config, flags))
-    from tov.verbs.train import describe, run_train
-
-    trained = run_train(record)
-    if record.json_output:
-        print(json.dumps({"folder": str(trained.folder), "summary": trained.summary}))
-    elif not record.quiet:
-        print(describe(trained))
+    _work("train", config, **flags)
 
 
 def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:
@@ -184,26 +160,17 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
         from tov.verbs.compare import run_grid
 
         report, results = run_grid(grid, given)
-        if given.get("json_output"):
-            print(json.dumps({"folder": given["out"], "results": results}))
-        elif not given.get("quiet"):
-            print(report)
-        return
+        return _tell(report, {"folder": given["out"], "results": results}, given.get("json_output"), given.get("quiet"))
     if only:
         raise ConfigError(
             "--only picks experiments of a grid file, but no grid file was named.",
             fix="Name it: tov compare GRID.yaml --only NAME",
         )
-    given = gather(config, flags)
     from tov.verbs.compare import compare_config, run_compare
 
-    record = compare_config(given)
+    record = compare_config(gather(config, flags))
     compared = run_compare(record)
-    if record.json_output:
-        print(json.dumps({"folder": str(compared.folder), "results": compared.results}))
-    elif not record.quiet:
-        print(compared.report)
-        print(f"report: {compared.folder / 'report.md'}, with the figures gain.svg and loss.svg")
+    return _tell(compared, compared.record, record.json_output, record.quiet)
 
 
 def _demo_options() -> list[click.Parameter]:
@@ -240,35 +207,6 @@ def _methods(name: str | None, json_output: bool, markdown: bool) -> None:
         print(json.dumps(page.records(name), ensure_ascii=False))
     else:
         print(page.one_method(name) if name else page.overview())
-
-
-def _tell(result: Result, record: Any) -> None:
-    """What a finished command prints: a table and what to do next, or JSON."""
-    from tov.report.summary import composition_table
-
-    summary = result.summary
-    if record.json_output:
-        kept = {key: getattr(result.manifest, key) for key in ("status", "summary", "timings")}
-        print(json.dumps({"folder": str(result.folder), **kept}))
-        return
-    if record.quiet:
-        return
-    if "choice" in summary:
-        print(composition_table(summary["choice"]))
-        for note in summary["notes"]:
-            print(f"note: {note}")
-        print(f"\n{summary['choice']['n']:,} rows in {result.folder / 'selected.jsonl'} (and .parquet)")
-        print(f"report: {result.folder / 'summary.md'}")
-        return
-    if "scores" in summary:
-        facts = summary["scores"]
-        print(f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {result.folder / 'summary.md'}")
-        for reason, count in facts["left_out"].items():
-            print(f"  {count:,} rows without a score: {reason}")
-        print(f"choose from them: tov select --from {result.folder} --n 1000 --out OUT")
-        return
-    print(f"path of {summary['epochs']} epochs in {result.folder / 'path'}")
-    print(f"score a pool with it: tov score --from {result.folder} --pool POOL --out OUT")
 
 
 def _settle_libraries() -> None:

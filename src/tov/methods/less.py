@@ -1,16 +1,14 @@
 """LESS: rows whose Adam step points the way of the target's gradient (Xia et al. 2024, arXiv 2402.04333).
 
-`tov.methods.shared` has the gradients and the warm-up, this file the method: features of the target, scores of the pool.
-
-Two forms. Projected: the authors'; what is compared is R^T u, which a folder can keep for later targets (`store`).
-Exact (no projection): the cosines of the whole gradients, which the projected ones estimate to about 1/sqrt(d). A row's product
-with the mean of a sub-task is all that its score needs: 2 P S FLOPs a row in place of 2 P d, nothing stored, and S P numbers
-held a checkpoint. It is the cheaper one for a target that is known and has fewer sub-tasks than d.
+score(x, sub-task) = sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over rows z of the sub-task, w_k = eta_k / sum of all eta:
+its Eq. 3 and Section 3.2. u is the row's Adam direction at checkpoint k (`tov.methods.shared.gradients.adam_direction`), or
+its plain gradient. From -1 to 1, larger is better. Each target row is normalised before the mean over a sub-task's rows. What
+is projected, R^T u, a folder can keep for later targets (`store`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from tov.config.records import RuleSettings
 from tov.data.decontamination import IN_TEST, USABLE, exclusions
 from tov.engine.models import ModelSpec, Opened
-from tov.errors import ConfigError, DataError, ModelError, did_you_mean
+from tov.errors import ConfigError, ModelError, did_you_mean
 from tov.methods.base import Method, PoolStats, Scorer, Stage
-from tov.methods.shared.gradients import Checkpoint, Moments, cosines, projected, summed
+from tov.methods.shared.gradients import Checkpoint
+from tov.methods.shared.influence import influence, row_features, target_means
 from tov.methods.shared.options import option
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import (
@@ -38,13 +36,12 @@ from tov.methods.shared.warm_up import (
     warm_up_cost,
     warmed_up,
 )
-from tov.model.adapters import parameters, write_state
-from tov.model.gradients import Run, batches_of, flat_gradients, per_example_gradients
+from tov.model.adapters import write_state
+from tov.model.gradients import batches_of, per_example_gradients
 from tov.progress import Progress, each
 from tov.scores.store import ShardStore, features_of
 from tov.selection.choose import Best
 from tov.selection.round_robin import top_candidates
-from tov.text.batches import Batch, collate
 from tov.text.encode import Encoded
 
 if TYPE_CHECKING:
@@ -56,189 +53,49 @@ if TYPE_CHECKING:
     from tov.scores.table import Columns
 
 Form = Literal["adam", "sgd"]
-TARGET_NUMBERS = 1 << 30
-"""Numbers of sub-tasks' mean whole gradients that are held at most, over all checkpoints: 4 GiB in fp32."""
-HELD_NUMBERS = 1 << 27
-"""Numbers of target rows' whole gradients that are held at once in the exact form: 512 MiB in fp32."""
 
 
-@torch.no_grad()
-def less_targets(
-    adapted: Any,
-    checkpoints: Sequence[Checkpoint],
-    target: Encoded,
-    *,
-    subtasks: Sequence[int] | np.ndarray | None = None,
-    projection: Projection | None,
-    batch_tokens: int,
-) -> list[Tensor]:
-    """For each checkpoint (S, d): the mean over a sub-task's rows of R^T g / |R^T g|, g the plain gradient (the SGD form).
-
-    The cosine with a mean of unit vectors is the mean of the cosines, so a row of the target need not be kept: S d numbers a
-    checkpoint instead of M d. Without a projection (S, P), the means of g / |g|. The model is left in the last checkpoint's
-    state.
-
-    Args:
-        adapted: a PeftModel.
-        checkpoints: from `warm_up`.
-        target: M rows; those without a scored token do not count.
-        subtasks: (M,) the sub-task of each row, 0 to S - 1; None for one.
-        projection: R, the same as for the pool; None for the exact form.
-        batch_tokens: most tokens in a batch.
-
-    Raises:
-        DataError: a sub-task has no row with a scored token, or not every row has a sub-task.
-        ConfigError: whole gradients of so many sub-tasks are more than `TARGET_NUMBERS`.
-    """
-    of_row = np.zeros(len(target), np.int64) if subtasks is None else np.asarray(subtasks)
-    if len(of_row) != len(target):
-        raise DataError(
-            f"Sub-tasks are given for {len(of_row)} rows, but the target has {len(target)}.",
-            fix="Give each target row a sub-task.",
-        )
-    counts = np.bincount(of_row[target.scored_counts > 0], minlength=int(of_row.max(initial=0)) + 1)
-    if not counts.all():
-        raise DataError(
-            f"The sub-task {int(np.argmin(counts))} of the target has no row with a scored token.",
-            fix="Number sub-tasks from 0 without gaps, or raise --max-length.",
-        )
-    batches, means = batches_of(target, batch_tokens), []
-    if projection is None:
-        size = sum(parameter.numel() for parameter in parameters(adapted).values())
-        if len(counts) * size * len(checkpoints) > TARGET_NUMBERS:
-            raise ConfigError(
-                f"Whole gradients of {len(counts):,} sub-tasks, {size:,} numbers each at "
-                f"{len(checkpoints)} checkpoints, are {len(counts) * size * len(checkpoints) * 4 / 2**30:.1f} GiB.",
-                allowed=f"{TARGET_NUMBERS * 4 >> 30} GiB",
-                fix="Project them (less/dim=8192), lower less/lora_r, or name a coarser less/subtask_column.",
-            )
-        most = max(1, HELD_NUMBERS // size)
-        batches = [collate(target, one.rows[at : at + most]) for one in batches for at in range(0, len(one.rows), most)]
-    with per_example_gradients(adapted) as run:
-        for k, checkpoint in enumerate(checkpoints):
-            write_state(adapted, checkpoint.state)
-            walk = each(batches, k, len(checkpoints))
-            means.append(_subtask_means(adapted, run, walk, of_row, counts, projection))
-    return means
-
-
-def _subtask_means(
-    adapted: Any,
-    run: Run,
-    batches: Iterable[Batch],
-    of_row: np.ndarray,
-    counts: np.ndarray,
-    projection: Projection | None,
-) -> Tensor:
-    total: Any = 0
-    for batch in batches:
-        whole = (
-            flat_gradients(adapted, run, batch) if projection is None else projected(adapted, run, batch, projection)
-        )
-        features = functional.normalize(whole)
-        member = torch.from_numpy(of_row[batch.rows][None] == np.arange(len(counts))[:, None]).to(features)  # (S, B)
-        total = total + member @ features
-    return total / torch.from_numpy(counts).to(total)[:, None]
-
-
-@torch.no_grad()
-def subtask_scores(
-    adapted: Any,
-    checkpoints: Sequence[Checkpoint],
-    targets: Sequence[Tensor],
-    rows: Encoded,
-    *,
-    projection: Projection | None,
-    batch_tokens: int,
-    form: Form = "adam",
-) -> np.ndarray:
-    """(rows, S) sum_k w_k mean_z cos(R^T u_k(x), R^T g_k(z)) over rows z of each sub-task; from -1 to 1, larger is better.
-
-    u is the row's Adam direction (`tov.methods.shared.gradients.adam_direction`) at checkpoint k, or the row's plain
-    gradient (form `sgd`); w_k = eta_k / sum of all eta. Without a projection the cosines are those of the whole u and
-    g. NaN for rows without a scored token. A row is forgotten as soon as its cosines are taken: nothing of N x M or N x
-    d is held.
-
-    Source: LESS (Xia et al. 2024, arXiv 2402.04333), Eq. 3 and Section 3.2. Differs: rows go in batches; the projection is the
-    same for any block size and device, and may be left out; each target row is normalised before the mean over a sub-task's
-    rows.
-
-    Args:
-        adapted: a PeftModel; left in the last checkpoint's state.
-        checkpoints: from `warm_up`, with moments.
-        targets: from `less_targets`, of the same checkpoints and projection.
-        rows: encoded rows of the pool, any part of it.
-        projection: R; None for the exact form.
-        batch_tokens: most tokens in a batch.
-        form: how a pool row's gradient is taken.
+def in_form(checkpoints: Sequence[Checkpoint], form: Form) -> list[Checkpoint]:
+    """The checkpoints with the moments that the form takes: all, or none.
 
     Raises:
         ModelError: a checkpoint has no moments, in the Adam form.
-        NumericError: a log-loss is not a finite number.
     """
-    weights, moments = epoch_weights(checkpoints), _moments(checkpoints, form)
-    if len(targets) != len(checkpoints):
-        raise ConfigError(
-            f"There are {len(checkpoints)} checkpoints, but target features of {len(targets)}.",
-            allowed="target features of every checkpoint",
-            fix="Take the target features at these checkpoints.",
-        )
-
-    def weighed(k: int, run: Run, batch: Batch) -> Tensor:
-        if projection is None:
-            return weights[k] * cosines(adapted, run, batch, targets[k], moments[k])
-        features = functional.normalize(projected(adapted, run, batch, projection, moments[k]))
-        return weights[k] * features @ targets[k].to(features).T
-
-    return summed(adapted, checkpoints, rows, weighed, batch_tokens=batch_tokens)
-
-
-def _moments(checkpoints: Sequence[Checkpoint], form: Form) -> list[Moments | None]:
-    moments = [checkpoint.moments if form == "adam" else None for checkpoint in checkpoints]
-    if form == "adam" and None in moments:
+    if form == "sgd":
+        return [replace(checkpoint, moments=None) for checkpoint in checkpoints]
+    if any(checkpoint.moments is None for checkpoint in checkpoints):
         raise ModelError(
             "LESS needs the optimizer's moments at every checkpoint, but one has none.",
             fix="Take checkpoints from warm_up.",
         )
-    return moments
+    return list(checkpoints)
 
 
 @torch.no_grad()
 def less_features(
-    adapted: Any,
-    checkpoint: Checkpoint,
-    rows: Encoded,
-    *,
-    projection: Projection,
-    batch_tokens: int,
-    form: Form = "adam",
+    adapted: Any, checkpoint: Checkpoint, rows: Encoded, *, projection: Projection, batch_tokens: int
 ) -> np.ndarray:
     """(rows, d) fp32 R^T u / |R^T u| of each row at one checkpoint, for a store; NaN for rows without a scored token.
 
-    Arguments and errors as of `subtask_scores`.
+    Arguments and errors as of `tov.methods.shared.influence.influence`.
     """
-    [moments], batches = _moments([checkpoint], form), batches_of(rows, batch_tokens)
     features = np.full((len(rows), projection.size), np.nan, np.float32)
     write_state(adapted, checkpoint.state)
     with per_example_gradients(adapted) as run:
-        for batch in each(batches):
-            features[batch.rows] = (
-                functional.normalize(projected(adapted, run, batch, projection, moments)).cpu().numpy()
-            )
+        for batch in each(batches_of(rows, batch_tokens)):
+            features[batch.rows] = row_features(adapted, run, batch, projection, checkpoint, unit=True).cpu().numpy()
     return features
 
 
-def stored_scores(
-    checkpoints: Sequence[Checkpoint], targets: Sequence[Tensor], features: Sequence[Tensor]
-) -> np.ndarray:
-    """(rows, S) as `subtask_scores`, from features that `less_features` has made at the same checkpoints.
+def stored_scores(weights: Sequence[float], targets: Sequence[Tensor], features: Sequence[Tensor]) -> np.ndarray:
+    """(rows, S) as `influence`, from features that `less_features` has made at the same checkpoints.
 
     Args:
-        checkpoints: for their rates.
-        targets: (S, d) a checkpoint, from `less_targets`.
+        weights: of the checkpoints.
+        targets: (S, d) a checkpoint, from `target_means`.
         features: (rows, d) a checkpoint. In fp16 a cosine is off by about 1e-4.
     """
-    terms = zip(epoch_weights(checkpoints), targets, features, strict=True)
+    terms = zip(weights, targets, features, strict=True)
     scores = torch.stack([weight * (rows.to(target) @ target.T) for weight, target, rows in terms]).sum(0)
     return scores.cpu().double().numpy()
 
@@ -287,7 +144,7 @@ class LessScorer(Scorer):
     Attributes:
         warm_up: the folder of the checkpoints.
         subtasks: names, in the order of the features.
-        targets: for each checkpoint (S, d), from `less_targets`.
+        targets: for each checkpoint (S, d), from `target_means`.
         projection: R; None for the exact form.
         form: how a pool row's gradient is taken.
         batch_tokens: most tokens in a batch.
@@ -305,7 +162,8 @@ class LessScorer(Scorer):
     @contextmanager
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
         """As of `Scorer.open`: `score_less`, the largest over sub-tasks; where there are several also `score_less:NAME`."""
-        checkpoints, names = checkpoints_in(Path(self.warm_up)), self.subtasks
+        checkpoints, names = in_form(checkpoints_in(Path(self.warm_up)), self.form), self.subtasks
+        weights = epoch_weights(checkpoints)
         assert self.model
         opened = None if self.stores else models.open(self.model)
 
@@ -314,16 +172,14 @@ class LessScorer(Scorer):
                 features = [
                     torch.from_numpy(features_of(store.read(shard.start))[shard.places]) for store in self.stores
                 ]
-                return stored_scores(checkpoints, self.targets, features)
-            return subtask_scores(
-                opened.adapted, checkpoints, self.targets, shard.encoded, projection=self.projection,
-                batch_tokens=self.batch_tokens, form=self.form,
+                return stored_scores(weights, self.targets, features)
+            return influence(
+                opened.adapted, checkpoints, weights, self.targets, shard.encoded, unit=True, projection=self.projection,
+                batch_tokens=self.batch_tokens,
             )  # fmt: skip
 
         def score(shard: Shard) -> Columns:
             scores = by_subtask(shard)
-            if scores.shape[1] < len(names):  # no row here has a scored token
-                scores = np.full((len(shard.rows), len(names)), np.nan)
             columns = {f"{OF_SUBTASK}{_quoted(name)}": scores[:, place] for place, name in enumerate(names)}
             return {"score_less": scores.max(1), **(columns if len(names) > 1 else {})}
 
@@ -356,11 +212,11 @@ class LessFeatures:
     @contextmanager
     def open(self, models: Models) -> Iterator[Callable[[Shard], np.ndarray]]:
         """As of `tov.engine.base.ShardTask.open`."""
-        opened, checkpoint = models.open(self.model), checkpoints_in(Path(self.warm_up))[self.number]
-        how: dict[str, Any] = {
-            "projection": self.projection, "batch_tokens": self.batch_tokens, "form": self.form,
-        }  # fmt: skip
-        yield lambda shard: less_features(opened.adapted, checkpoint, shard.encoded, **how)
+        opened = models.open(self.model)
+        [checkpoint] = in_form([checkpoints_in(Path(self.warm_up))[self.number]], self.form)
+        yield lambda shard: less_features(
+            opened.adapted, checkpoint, shard.encoded, projection=self.projection, batch_tokens=self.batch_tokens
+        )
 
 
 class Less(Method):
@@ -388,11 +244,8 @@ class Less(Method):
 
     def prepare(self, work: Work) -> Scorer:
         """Warms up, takes the target's features, and stores the pool's gradients if asked to."""
-        subtasks, shared, options = (
-            _subtasks(work.target.pool, work.options.subtask_column),
-            _shared(work),
-            work.options,
-        )
+        shared, options = _shared(work), work.options
+        subtasks = _subtasks(work.target.pool, options.subtask_column)
         warm = warmed_up(shared)
         opened, batch_tokens, projection = warm.opened, work.batch_tokens(warm.opened), projection_of(work)
         target, row_ids = work.encode_target(opened.encode)
@@ -400,14 +253,10 @@ class Less(Method):
         _check_rule(work.settings, names)
         of_row = np.array([names.index(subtasks[row]) for row in row_ids], np.int64)
         with target_stage(work, target, len(warm.checkpoints)):
-            targets = less_targets(
-                opened.adapted,
-                warm.checkpoints,
-                target,
-                subtasks=of_row,
-                projection=projection,
+            targets = target_means(
+                opened.adapted, warm.checkpoints, target, subtasks=of_row, unit=True, projection=projection,
                 batch_tokens=batch_tokens,
-            )
+            )  # fmt: skip
         stores = _stored(shared, warm.folder, opened, len(warm.checkpoints), projection) if options.store else ()
         loaded = opened.loaded
         return LessScorer(

@@ -55,6 +55,15 @@ class Compared:
         """The report in Markdown."""
         return (self.folder / "report.md").read_text(encoding="utf-8")
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the command prints with --json."""
+        return {"folder": str(self.folder), "results": self.results}
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        return f"{self.report}\nreport: {self.folder / 'report.md'}, with the figures gain.svg and loss.svg"
+
 
 def compare(
     *,

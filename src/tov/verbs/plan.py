@@ -50,6 +50,11 @@ class Plan:
 
     facts: dict[str, Any]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the command prints with --json."""
+        return self.facts
+
     def __str__(self) -> str:
         return _text(self.facts)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
+from tov.report.summary import composition_table
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
@@ -57,6 +58,28 @@ class Result:
         """
         return open_path(fitted(self.run))
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the command prints with --json."""
+        manifest = self.manifest
+        return {
+            "folder": str(self.folder), "status": manifest.status, "summary": manifest.summary, "timings": manifest.timings
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        """What the command prints: what there is, and what to do next."""
+        if "scores" not in self.summary:
+            return (
+                f"path of {self.summary['epochs']} epochs in {self.folder / 'path'}\n"
+                f"score a pool with it: tov score --from {self.folder} --pool POOL --out OUT"
+            )
+        facts = self.summary["scores"]
+        return "\n".join([
+            f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {self.folder / 'summary.md'}",
+            *(f"  {count:,} rows without a score: {reason}" for reason, count in facts["left_out"].items()),
+            f"choose from them: tov select --from {self.folder} --n 1000 --out OUT",
+        ])  # fmt: skip
+
     def __fspath__(self) -> str:
         """A result may be given wherever its folder may."""
         return str(self.folder)
@@ -70,6 +93,15 @@ class Picked(Result):
     def dataset(self) -> datasets.Dataset:
         """(n rows) the chosen rows: original columns, then tov_row_id, tov_source, tov_score, tov_reason."""
         return training_file.read_selected(self.folder)
+
+    def __str__(self) -> str:
+        """What the command prints: the composition, notes, and where the rows are."""
+        choice = self.summary["choice"]
+        return "\n".join([
+            composition_table(choice), *(f"note: {note}" for note in self.summary["notes"]), "",
+            f"{choice['n']:,} rows in {self.folder / 'selected.jsonl'} (and .parquet)",
+            f"report: {self.folder / 'summary.md'}",
+        ])  # fmt: skip
 
 
 def fitted(run: Run) -> Path:

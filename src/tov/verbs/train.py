@@ -56,6 +56,18 @@ class Trained(Result):
         """The PEFT adapter: `adapter_model.safetensors` (with a classifier's head) and `adapter_config.json`."""
         return self.folder / "adapter"
 
+    def __str__(self) -> str:
+        """What the command prints: rows, losses, test before and after, where the adapter is and how to load it, notes."""
+        facts, unit = self.summary, TASKS[(self.manifest.trained or {})["task"]].unit
+        first, *rest = facts["losses"]
+        lines = [
+            f"trained on {_what(facts)}: log-loss {_fall(first, rest[-1]) if rest else f'{first:.4f}'} nats a {unit}"
+        ]
+        lines += [f"test ({facts['test']['rows']:,} rows): {line}" for line in _test_lines(facts, unit)]
+        lines += [f"note: {note}" for note in facts["notes"]]
+        lines += ["", f"adapter: {self.adapter}", *(f"    {line}" for line in _snippet(self)), ""]
+        return "\n".join([*lines, f"report: {self.folder / 'summary.md'}"])
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -322,17 +334,6 @@ def _test_facts(
         "metric": task.metric if metrics[0] is not None else None,
         "metric_before": metrics[0], "metric_after": metrics[1],
     }  # fmt: skip
-
-
-def describe(trained: Trained) -> str:
-    """What the command prints: rows, losses, test before and after, where the adapter is and how to load it, notes."""
-    facts, unit = trained.summary, TASKS[(trained.manifest.trained or {})["task"]].unit
-    first, *rest = facts["losses"]
-    lines = [f"trained on {_what(facts)}: log-loss {_fall(first, rest[-1]) if rest else f'{first:.4f}'} nats a {unit}"]
-    lines += [f"test ({facts['test']['rows']:,} rows): {line}" for line in _test_lines(facts, unit)]
-    lines += [f"note: {note}" for note in facts["notes"]]
-    lines += ["", f"adapter: {trained.adapter}", *(f"    {line}" for line in _snippet(trained)), ""]
-    return "\n".join([*lines, f"report: {trained.folder / 'summary.md'}"])
 
 
 def _what(facts: dict[str, Any]) -> str:

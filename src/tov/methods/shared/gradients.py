@@ -1,34 +1,28 @@
 """From rows to what gradient methods compare: gradients at stored checkpoints, as Adam would use them, and projected.
 
-Knows checkpoints and rows as tokens; must not know how a method weighs them. Rows go through in batches; of a batch only what
-`score` makes of it is kept.
+Knows a batch of rows and the state in the model; must not know how a method weighs checkpoints (`influence`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tov.errors import ModelError
 from tov.methods.shared.projection import Projection, add_projected
-from tov.model.adapters import State, parameters, write_state
-from tov.model.gradients import Run, batches_of, per_example_gradients, places
-from tov.progress import each
+from tov.model.adapters import State, parameters
+from tov.model.gradients import Run, places
 from tov.text.batches import Batch
-from tov.text.encode import Encoded
 
 FIRST_DECAY, SECOND_DECAY, EPS = 0.9, 0.999, 1e-8
 CACHED_NUMBERS = 1 << 18
 """Numbers of a layer's gradients that a CPU turns into Adam directions at once: what stays in its cache, twice as fast."""
 Moments = Mapping[str, tuple[Tensor, Tensor]]
 """Adam's first and second moment of each parameter, by the names of `tov.model.adapters.parameters`."""
-Score = Callable[[int, Run, Batch], Tensor]
-"""(B, S) numbers of a batch's rows at checkpoint k (from 0), which is in the model."""
 
 
 @dataclass(frozen=True)
@@ -118,29 +112,36 @@ def projected(adapted: Any, run: Run, batch: Batch, projection: Projection, mome
     return out[0]
 
 
-def cosines(adapted: Any, run: Run, batch: Batch, vectors: Tensor, moments: Moments | None = None) -> Tensor:
-    """(B, S) <g / |g|, vector> of a batch's rows, or <u / |u|, vector>, of whole gradients, layer by layer: 2 P S FLOPs a row.
+def products(
+    adapted: Any, run: Run, batch: Batch, vectors: Tensor, moments: Moments | None = None, *, unit: bool
+) -> Tensor:
+    """(B, S) <g, vector> of a batch's rows, or <u, vector>, of whole gradients, layer by layer: 2 P S FLOPs a row.
 
     Args:
         adapted: a PeftModel.
         run: from `tov.model.gradients.per_example_gradients`.
         batch: B rows.
-        vectors: (S, P), as they are; a row whose direction is zero has cosine 0.
+        vectors: (S, P), as they are.
         moments: of every parameter, or None.
+        unit: whether a row's gradient or direction is divided by its length; one that is zero has products 0.
 
     Raises:
         ModelError: a parameter has no moments.
     """
-    products: list[Tensor] = []
+    found: list[Tensor] = []
     squares: list[Tensor] = []
 
     def take(place: slice, directions: Tensor) -> None:
-        products.append(directions @ vectors[:, place].to(directions).T)
-        squares.append(torch.linalg.vector_norm(directions, dim=1).square_())
+        found.append(directions @ vectors[:, place].to(directions).T)
+        if unit:
+            squares.append(torch.linalg.vector_norm(directions, dim=1).square_())
 
     _directions(adapted, run, batch, moments, take)
+    total = torch.stack(found).sum(0)
+    if not unit:
+        return total
     length = torch.stack(squares).sum(0).sqrt_()
-    return torch.stack(products).sum(0) / length.clamp_min_(torch.finfo(length.dtype).tiny)[:, None]
+    return total / length.clamp_min_(torch.finfo(length.dtype).tiny)[:, None]
 
 
 def _directions(
@@ -161,29 +162,3 @@ def _directions(
         take(where[name], gradients.flatten(1))
 
     run(batch, direct)
-
-
-def summed(
-    adapted: Any, checkpoints: Sequence[Checkpoint], rows: Encoded, score: Score, *, batch_tokens: int
-) -> np.ndarray:
-    """(rows, S) float64 sums over checkpoints of what `score` gives; NaN for rows without a scored token.
-
-    The model is left in the last checkpoint's state.
-
-    Args:
-        adapted: a PeftModel.
-        checkpoints: each is put into the model once.
-        rows: encoded rows.
-        score: of a batch; its result is all that is kept.
-        batch_tokens: most tokens in a batch.
-    """
-    batches, sums = batches_of(rows, batch_tokens), dict[int, np.ndarray]()
-    with per_example_gradients(adapted) as run:
-        for k, checkpoint in enumerate(checkpoints):
-            write_state(adapted, checkpoint.state)
-            for number, batch in enumerate(each(batches, k, len(checkpoints))):
-                sums[number] = sums.get(number, 0.0) + score(k, run, batch).cpu().double().numpy()
-    placed = np.full((len(rows), sums[0].shape[1] if sums else 1), np.nan)
-    for number, values in sums.items():
-        placed[batches[number].rows] = values
-    return placed
