@@ -149,7 +149,7 @@ def test_log_losses_equal_those_computed_one_token_at_a_time(
     assert max(len(ids) for ids, _ in rows) <= 80, "the rows of this test must fit --max-length"
     states = log_p_of(case.fitted / "path" / "epoch-1", resolve(case.model), rows, (4.0,))
     found = 0.0
-    for measure, which in (("loss_base", "base"), ("loss_target", "target")):
+    for measure, which in (("loss_base", 0), ("loss_target", 1)):
         slow = np.array([-sum(row) / len(row) for row in states[which]])
         found = max(found, float(np.abs(here[measure] - slow).max()))
     record_property("largest gap, nat a token", found)
