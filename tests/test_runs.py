@@ -17,6 +17,7 @@ import torch
 import tov
 import tov.data.pool
 import tov.inputs.read
+from faults import kill_for_real
 from test_compare import QUICK, compare
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.comparison.grid import read_grid
@@ -253,6 +254,28 @@ def test_the_path_of_a_scored_pool_is_that_it_was_scored_with(tmp_path: Path, ti
     fitted = select(tmp_path / "run", tiny_folder)
     scored = tov.score(fitted, make_rows(10, seed=7), out=tmp_path / "scored", quiet=True)
     assert scored.path.fingerprint == fitted.path.fingerprint
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_a_killed_scoring_goes_on_and_ends_with_the_same_files(
+    tmp_path: Path, tiny_folder: Path, files: dict[str, str]
+) -> None:
+    """Killed at its third shard: the two before it are not scored again."""
+    fitted = select(tmp_path / "run", tiny_folder)
+    whole = tov.score(fitted, files["pool"], out=tmp_path / "whole", shard_rows=8, quiet=True)
+    command = ["score", "--from", str(fitted.folder), "--pool", files["pool"], "--shard-rows", "8", "--quiet"]
+    kill_for_real([*command, "--out", str(tmp_path / "killed")], naming="rows-000000000016")
+    first = [
+        (file.name, file.stat().st_mtime_ns) for file in sorted((tmp_path / "killed" / "scores").glob("rows-*.parquet"))
+    ]
+    assert len(first) == 2
+    made = tov.score(fitted, files["pool"], out=tmp_path / "killed", shard_rows=8, quiet=True)
+    found = sorted((made.folder / "scores").glob("rows-*.parquet"))
+    assert [(file.name, file.stat().st_mtime_ns) for file in found[:2]] == first
+    assert [file.read_bytes() for file in found] == [
+        file.read_bytes() for file in sorted((whole.folder / "scores").glob("rows-*.parquet"))
+    ]
+    assert not list(made.folder.rglob("*.tmp"))
 
 
 # What a report tells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 import tov
+from faults import kill_for_real, killed
 from oracle.classifier import label_logprob, tag_logprobs
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
 from tov.cli.main import main
@@ -308,20 +310,33 @@ def test_a_finished_training_is_returned_at_once(
     assert again.manifest == trained.manifest
 
 
-def test_an_interrupted_training_starts_over(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, picked: tov.Picked, trained: final.Trained
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+@pytest.mark.parametrize("really", [False, True])
+def test_a_killed_training_starts_over(
+    tmp_path: Path, picked: tov.Picked, trained: final.Trained, really: bool
 ) -> None:
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(final, "save", stop)
-    with pytest.raises(KeyboardInterrupt):
-        final.train(picked.folder, out=tmp_path / "m", **QUICK)
-    monkeypatch.undo()
+    """Killed while its adapter is half written."""
+    moment = {"naming": "adapter_model.safetensors"}
+    if really:
+        flags = [
+            "--num-train-epochs",
+            "3",
+            "--train-batch-size",
+            "4",
+            "--train-learning-rate",
+            "1e-2",
+            "--device",
+            "cpu",
+        ]
+        kill_for_real(["train", str(picked.folder), "--out", str(tmp_path / "m"), *flags], **moment)
+    else:
+        with killed(**moment):
+            final.train(picked.folder, out=tmp_path / "m", **QUICK)
     made = final.train(picked.folder, out=tmp_path / "m", **QUICK)
     assert made.manifest.status == "finished"
     file = "adapter_model.safetensors"
     assert (made.adapter / file).read_bytes() == (trained.adapter / file).read_bytes()
+    assert not list(made.folder.rglob("*.tmp"))
 
 
 def test_another_training_in_the_folder_is_refused(

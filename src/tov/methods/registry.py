@@ -5,6 +5,7 @@ A package adds one by an entry point of the group `tov.methods`, whose name is t
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 
 from tov.errors import ConfigError, did_you_mean
@@ -14,6 +15,7 @@ GROUP = "tov.methods"
 """Entry points that are methods."""
 
 
+@functools.cache
 def built_in() -> dict[str, Method]:
     """Name -> method, of those in the box, in the order in which they are shown."""
     from tov.methods.dsir import Dsir
@@ -47,9 +49,10 @@ def find_method(name: str, *, flag: str = "--methods") -> Method:
     Raises:
         ConfigError: there is none, or its plug-in is broken.
     """
-    boxed, others = built_in(), plug_ins()
+    boxed = built_in()
     if name in boxed:
         return boxed[name]
+    others = plug_ins()  # reads every installed package's metadata: 40 ms
     if name in others:
         return load_plug_in(others[name])
     known = [*boxed, *others]
