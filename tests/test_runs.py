@@ -261,7 +261,7 @@ def test_a_killed_scoring_goes_on_and_ends_with_the_same_files(
     tmp_path: Path, tiny_folder: Path, files: dict[str, str]
 ) -> None:
     """Killed at its third shard: the two before it are not scored again."""
-    fitted = select(tmp_path / "run", tiny_folder)
+    fitted = select(tmp_path / "run", tiny_folder, dtype="fp32", device="cpu")
     whole = tov.score(fitted, files["pool"], out=tmp_path / "whole", shard_rows=8, quiet=True)
     command = ["score", "--from", str(fitted.folder), "--pool", files["pool"], "--shard-rows", "8", "--quiet"]
     kill_for_real([*command, "--out", str(tmp_path / "killed")], naming="rows-000000000016")

@@ -315,8 +315,8 @@ def test_a_finished_training_is_returned_at_once(
 def test_a_killed_training_starts_over(
     tmp_path: Path, picked: tov.Picked, trained: final.Trained, really: bool
 ) -> None:
-    """Killed while its adapter is half written."""
-    moment = {"naming": "adapter_model.safetensors"}
+    """Killed when its adapter is written and has no name yet."""
+    moment = {"naming": "adapter"}
     if really:
         flags = [
             "--num-train-epochs",
