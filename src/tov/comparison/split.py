@@ -76,7 +76,7 @@ def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[I
 
 
 def _check_column(group_by: str, pool: Pool, role: str) -> None:
-    columns = {name for source in pool.sources for name in source.table.column_names}
+    columns = {name for source in pool.sources for name in source.table.columns}
     if group_by not in columns:
         raise ConfigError(
             f"--group-by {group_by}: the {role} has no such column{did_you_mean(group_by, columns)}.",

@@ -14,8 +14,7 @@ from typing import Any
 
 import datasets
 
-from tov.data.diagnose import decode_line
-from tov.data.exact import open_bytes
+from tov.data.text_files import decode_line, open_bytes
 from tov.errors import DataError
 from tov.files import content_digest
 

@@ -13,19 +13,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import datasets
 import numpy as np
-import pyarrow as pa
 
 from tov.data.cells import BadRow
-from tov.data.diagnose import explain_file
 from tov.data.labels import LabelMap, Reading
 from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
+from tov.data.tables import Part, without_padding
 from tov.errors import DataError, did_you_mean
 
 READ_ROWS = 1000
-"""Rows read from Arrow at once, where they lie side by side."""
+"""Rows read at once, where they lie side by side."""
 AT_ONCE = 8192
 """Rows read at once, where they lie anywhere: a source is asked once for all of them that it has."""
 R = TypeVar("R")
@@ -80,7 +78,7 @@ class Pool:
     def where(self, row_id: int) -> str:
         """`pool.jsonl, row 17` (counted from 1, as lines are): for messages."""
         index = int(self.source_index(np.array([row_id]))[0])
-        return f"{self.sources[index].location}, row {row_id - int(self.starts[index]) + 1}"
+        return self.sources[index].table.where(row_id - int(self.starts[index]))
 
     def rows(self, start: int, stop: int) -> Iterator[Row | BadRow]:
         """The rows from `start` up to `stop` in order; one that cannot be used comes as its `BadRow`."""
@@ -122,26 +120,17 @@ class Pool:
 
     def _cells(self, index: int, places: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The same rows as they stand."""
-        source = self.sources[index]
-        try:
-            block = source.table[places]
-        except UnicodeDecodeError as error:  # Arrow's JSON reader lets any bytes pass
-            for path in source.files:
-                explain_file(path)
-            raise DataError(
-                f"{source.location}: a text in rows {places[0] + 1} to {places[-1] + 1} is not UTF-8 ({error.reason}).",
-                fix="Convert the file to UTF-8.",
-            ) from None
-        names = list(block)
-        for values in zip(*block.values(), strict=True):
-            yield dict(zip(names, values, strict=True))
+        return self.sources[index].table.rows(places)
 
     def _convert(self, index: int, row: dict[str, Any]) -> Row | BadRow:
+        layout = self.layouts[index]
+        if self.sources[index].table.padded:
+            row = {name: without_padding(value) for name, value in row.items()}
         for ours, theirs in self.columns.items():
             if theirs in row:
                 row[ours] = row[theirs]
         try:
-            return self.layouts[index].convert(row, self.readings[index])
+            return layout.convert({**dict.fromkeys(layout.columns), **row}, self.readings[index])
         except BadRow as bad:
             return bad
 
@@ -149,9 +138,12 @@ class Pool:
         """(N,) a column's values as text; None where a row (or its source) has none."""
         values: list[str | None] = []
         for source in self.sources:
-            has = column is not None and column in source.table.column_names
-            cells = source.table[column] if has else [None] * len(source.table)
-            values += [None if cell is None else str(cell) for cell in cells]
+            if column is None or column not in source.table.columns:
+                values += [None] * len(source.table)
+                continue
+            for row in source.table.rows(range(len(source.table))):
+                cell = row.get(column)
+                values.append(None if cell is None else str(cell))
         return values
 
     def original(self, row_id: int) -> dict[str, Any]:
@@ -162,24 +154,10 @@ class Pool:
         """The pool of these rows alone, which must be in order; every source stays, even with no row left."""
         indices, starts = self.source_index(row_ids), self.starts
         sources = tuple(
-            replace(source, table=source.table.select(row_ids[indices == index] - starts[index]))
+            replace(source, table=Part(source.table, row_ids[indices == index] - starts[index]))
             for index, source in enumerate(self.sources)
         )
         return replace(self, sources=sources)
-
-    def take(self, row_ids: np.ndarray) -> datasets.Dataset:
-        """The original rows with these ids, in this order, all columns as they are (absent ones null)."""
-        indices, starts = self.source_index(row_ids), self.starts
-        parts, order = [], []
-        for index, source in enumerate(self.sources):
-            mine = np.flatnonzero(indices == index)
-            for places in (mine[first : first + AT_ONCE] for first in range(0, len(mine), AT_ONCE)):
-                part = source.table.select(row_ids[places] - starts[index])
-                parts.append(part.with_format("arrow")[:].combine_chunks())
-                order.append(places)
-        table = pa.concat_tables(parts, promote_options="permissive")
-        back = np.argsort(np.concatenate(order), kind="stable")
-        return datasets.Dataset(table.take(pa.array(back)))
 
 
 @dataclass(frozen=True)
@@ -232,7 +210,7 @@ def open_pool(
         repair_bio: whether tags that are not BIO2 are made so.
 
     Raises:
-        DataError: an input cannot be read, has no layout of the task, or two sources' columns cannot be put in one table.
+        DataError: an input cannot be read, or has no layout of the task.
     """
     columns = columns or {}
     sources = open_sources(inputs)
@@ -243,18 +221,15 @@ def open_pool(
         source_layouts.append(_layout(source, columns, layouts, task))
         task = source_layouts[0].task
     readings = tuple(
-        Reading(_names_of(source.table, layout.labels, columns), (label_map or LabelMap()).of(source.name), repair_bio)
+        Reading(_names_of(source, layout.labels, columns), (label_map or LabelMap()).of(source.name), repair_bio)
         for source, layout in zip(sources, source_layouts, strict=True)
     )
-    _one_schema(sources)
     return Pool(sources, tuple(source_layouts), readings, dict(columns))
 
 
-def _names_of(table: datasets.Dataset, column: str, columns: Mapping[str, str]) -> tuple[str, ...]:
-    """The names that a dataset gives to the label ids of a column (`ClassLabel`, or a list of them), or none."""
-    feature: Any = table.features.get(columns.get(column, column)) or table.features.get(column)
-    feature = getattr(feature, "feature", feature)
-    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+def _names_of(source: Source, column: str, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """The names that a source gives to the label ids of a column, or none."""
+    return source.table.label_names(columns.get(column, column)) or source.table.label_names(column)
 
 
 def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
@@ -264,7 +239,7 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
         DataError: no input has the column.
     """
     sources = [source for pool in pools for source in pool.sources]
-    names = {name for source in sources for name in source.table.column_names}
+    names = {name for source in sources for name in source.table.columns}
     for ours, theirs in columns.items():
         if theirs not in names:
             raise DataError(
@@ -276,7 +251,7 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
 
 
 def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout], task: str | None) -> Layout:
-    names = source.table.column_names
+    names = source.table.columns
     renamed = [ours for ours, theirs in columns.items() if theirs in names]
     layout = layout_of([*names, *renamed], layouts, task)
     if layout is None:
@@ -302,31 +277,6 @@ def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout
             fix=f"Rename them, or say which is which, e.g. --columns {example}",
         )
     return layout
-
-
-def _one_schema(sources: tuple[Source, ...]) -> None:
-    """Checks before any work that the chosen rows of all sources will fit one output table."""
-    schema = sources[0].table.features.arrow_schema
-    for position, source in enumerate(sources[1:], 1):
-        try:
-            schema = pa.unify_schemas([schema, source.table.features.arrow_schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            clash = next((earlier for earlier in sources[:position] if not _fit(earlier, source)), sources[0])
-            raise DataError(
-                f"{clash.location} and {source.location} have a column of different types: {error}",
-                allowed="one type a column, over all sources",
-                fix="Give the column one type, rename it in one of them, or leave it out.",
-            ) from None
-
-
-def _fit(first: Source, second: Source) -> bool:
-    try:
-        pa.unify_schemas(
-            [first.table.features.arrow_schema, second.table.features.arrow_schema], promote_options="permissive"
-        )
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return False
-    return True
 
 
 def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> Index:

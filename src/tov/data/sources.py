@@ -6,14 +6,12 @@ Must not know what is in the rows.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +20,10 @@ import pyarrow as pa
 
 from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
 from tov.data.conll import is_conll, load_conll
-from tov.data.diagnose import COMPRESSED, explain_file
-from tov.data.exact import load_exact, needs_exact, open_bytes
+from tov.data.csv_rows import load_csv
+from tov.data.json_rows import JsonTable
+from tov.data.tables import ArrowTable, ListTable, Table
+from tov.data.text_files import COMPRESSED
 from tov.errors import DataError
 from tov.files import content_digest, digest
 
@@ -33,18 +33,32 @@ BUILDERS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
     ".arrow": "arrow", ".txt": "conll", **dict.fromkeys(CONLL_SUFFIXES, "conll"),
 }  # fmt: skip
-"""Suffix -> who reads it: a builder of `datasets`, or `tov.data.conll`. A .txt or .tsv file is looked into."""
+"""Suffix -> format. A .txt or .tsv file is looked into."""
+_SPLITS = {
+    "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}  # fmt: skip
+"""Split -> words in file names that mean it, as `datasets` has them."""
 _HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:-]+))?$")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input: its name in every table, where it came from, its rows."""
+    """One input.
+
+    Attributes:
+        name: in every table.
+        location: where it came from, for messages.
+        table: its rows.
+        files: that it was read from.
+        notes: what the user is told of the reading.
+    """
 
     name: str
     location: str
-    table: datasets.Dataset
+    table: Table
     files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
@@ -62,13 +76,14 @@ def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
         name, count = source.name, 2
         while name in taken:
             name, count = f"{source.name}-{count}", count + 1
-        named.append(Source(name, source.location, source.table, source.files))
+        named.append(replace(source, name=name))
     return tuple(named)
 
 
 def _open(value: Input) -> list[Source]:
     if isinstance(value, datasets.Dataset):
-        return [Source("memory", f"<Dataset of {len(value)} rows>", value)]
+        location = f"<Dataset of {len(value)} rows>"
+        return [Source("memory", location, ArrowTable(value, location))]
     if isinstance(value, (datasets.DatasetDict, datasets.IterableDataset)):
         raise DataError(
             f"tov got a {type(value).__name__} as an input.",
@@ -77,7 +92,8 @@ def _open(value: Input) -> list[Source]:
         )
     if not isinstance(value, (str, Path)):
         rows = list(value)
-        return [Source("memory", f"<list of {len(rows)} rows>", datasets.Dataset.from_list(rows))]
+        location = f"<list of {len(rows)} rows>"
+        return [Source("memory", location, ListTable(rows, location))]
     text = str(value)
     name, _, rest = text.partition("=")
     if rest and not Path(text).exists() and re.fullmatch(r"[\w.-]+", name):
@@ -161,17 +177,51 @@ def _from_folder(name: str | None, path: Path, split: str | None = None) -> Sour
                 allowed=", ".join(f"{path}:{key}" for key in splits),
                 fix=f"Write {path}:{splits[0]}" if splits else "Save the data set anew: it has no split.",
             )
-        return Source(name or path.name, f"{path}:{split}", _from_disk(path / split))
+        location = f"{path}:{split}"
+        return Source(name or path.name, location, ArrowTable(_from_disk(path / split), location))
     if (path / "dataset_info.json").exists() and (path / "state.json").exists():
-        return Source(name or path.name, str(path), _from_disk(path))
-    files = sorted(file for file in path.rglob("*") if _suffix(file) in BUILDERS and file.is_file())
+        return Source(name or path.name, str(path), ArrowTable(_from_disk(path), str(path)))
+    files = sorted(
+        file for file in path.rglob("*") if _suffix(file) in BUILDERS and file.is_file() and not _hidden(file, path)
+    )
     if not files:
         raise DataError(
             f"The folder {path} holds no data file.",
             allowed=f"a save_to_disk folder, or files {', '.join(BUILDERS)}",
             fix="Name a folder or file that holds rows.",
         )
-    return Source(name or path.name, str(path), _load_files(files), tuple(files))
+    files, notes = _of_split(files, path, split)
+    location = f"{path}:{split}" if split else str(path)
+    return Source(name or path.name, location, _load_files(files), tuple(files), tuple(notes))
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _of_split(files: list[Path], folder: Path, split: str | None) -> tuple[list[Path], list[str]]:
+    """The files of one split where a folder holds several, and what is said of the others; all files where it does not."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", str(file.relative_to(folder)).lower())
+        found.setdefault(next((name for name, known in _SPLITS.items() if set(known) & set(words)), ""), []).append(
+            file
+        )
+    splits = [name for name in found if name]
+    if split is None and len(splits) < 2:
+        return files, []
+    wanted = split or "train"
+    if wanted not in splits:
+        raise DataError(
+            f"{folder} holds files of the splits {', '.join(splits) or '(none)'}, but none of {wanted}.",
+            allowed=", ".join(f"{folder}:{name}" for name in splits) or str(folder),
+            fix="Name one of them, or the files by a glob.",
+        )
+    others = [f"{len(left)} {name or 'other'}" for name, left in found.items() if name != wanted]
+    note = (
+        f"{folder}: of the split {wanted} {len(found[wanted])} files are read, and not the others ({', '.join(others)})"
+    )
+    return found[wanted], [note] if others else []
 
 
 def _from_disk(folder: Path) -> datasets.Dataset:
@@ -193,7 +243,7 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _load_files(paths: list[Path]) -> datasets.Dataset:
+def _load_files(paths: list[Path]) -> Table:
     kinds = {_suffix(path) for path in paths}
     builders = {BUILDERS.get(kind) for kind in kinds}
     readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
@@ -222,9 +272,7 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
             raise
-        for path in paths:
-            explain_file(path)
-        if "corresponds to no data" in str(error) or not any(_has_content(path) for path in paths):
+        if "corresponds to no data" in str(error):
             raise DataError(f"{paths[0]} has no rows.", fix="Name a file with at least one row.") from None
         cause = error.__cause__ or error
         raise DataError(
@@ -232,56 +280,24 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
         ) from error
 
 
-def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
+def _load(builder: str, paths: list[Path], kinds: set[str]) -> Table:
+    if builder == "json":
+        return JsonTable(paths)
+    location = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     sniffed = kinds <= {".txt", ".tsv"} and all(is_conll(path) for path in paths)
     if sniffed or (builder == "conll" and kinds != {".txt"}):
-        return load_conll(paths)
+        return ArrowTable(load_conll(paths), location)
     if builder == "conll":
         raise DataError(
             f"{paths[0]} is a text file, but no CoNLL file with a word and its tag on each line.",
             allowed=", ".join(suffix for suffix in BUILDERS if suffix not in CONLL_SUFFIXES and suffix != ".txt"),
             fix='Write each row of text as a line of JSON: {"text": "the row"}',
         )
-    if builder == "json" and needs_exact(paths):
-        return load_exact(paths)
-    options: dict[str, Any] = {}
     if builder == "csv":
-        # A guessed type would make 7 of "007" and nothing of "NA": every cell is the text that it is.
-        sep = "\t" if kinds == {".tsv"} else ","
-        options = {"features": _text_columns(paths, sep), "sep": sep, "keep_default_na": False}
+        return ArrowTable(load_csv(paths, "\t" if kinds == {".tsv"} else ","), location)
     # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
-    name = digest([content_digest(path) for path in paths])
-    return datasets.load_dataset(builder, name, data_files=[str(path) for path in paths], split="train", **options)
-
-
-def _text_columns(paths: list[Path], sep: str) -> datasets.Features:
-    first, *others = (_header(path, sep) for path in paths)
-    for path, names in zip(paths[1:], others, strict=True):
-        if set(names) != set(first):
-            raise DataError(
-                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(first)}.",
-                allowed="the same columns in all files of one input",
-                fix="Name them as two inputs.",
-            )
-    return datasets.Features({name: datasets.Value("string") for name in first})
-
-
-def _header(path: Path, sep: str) -> list[str]:
-    with open_bytes(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
-        cells = next((row for row in csv.reader(text, delimiter=sep) if row), [])
-    names = [name or f"Unnamed: {place}" for place, name in enumerate(cells)]  # as pandas, which reads the rows, has it
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise DataError(f"{path} has two columns '{twice}'.", fix="Rename one of them.")
-    return names
-
-
-def _has_content(path: Path) -> bool:
-    """Whether a text file holds more than white space (any other file: yes)."""
-    if path.suffix in COMPRESSED or _suffix(path) not in (".json", ".jsonl", ".ndjson", ".csv", ".tsv"):
-        return True
-    with open(path, "rb") as file:
-        return any(line.strip() for line in file)
+    name, files = digest([content_digest(path) for path in paths]), [glob.escape(str(path)) for path in paths]
+    return ArrowTable(datasets.load_dataset(builder, name, data_files=files, split="train"), location)
 
 
 def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
@@ -300,4 +316,4 @@ def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
             f"'{location}' is no file here, and the Hub did not send it: {reason}",
             fix="Check the path. A Hub dataset needs a connection, or HF_HUB_OFFLINE=1 and a filled cache.",
         ) from None
-    return Source(name or hub["name"].rpartition("/")[2], location, table)
+    return Source(name or hub["name"].rpartition("/")[2], location, ArrowTable(table, location))

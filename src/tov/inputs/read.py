@@ -114,12 +114,13 @@ def labels_of(rows: PoolRows, target: Indexed, settings: DataSettings) -> tuple[
     return TASKS[rows.task].head_labels(target.index.labels, rows.index.labels, names, label_map)
 
 
-def repair_notes(**indices: Index) -> list[str]:
-    """What --repair-bio changed, a line for each of the named indices that it changed."""
-    return [
-        f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2"
-        for name, index in indices.items()
-        if index.repaired
+def reading_notes(**inputs: Indexed) -> list[str]:
+    """What is said of how the named inputs were read: files left aside, tags repaired."""
+    notes = [note for one in inputs.values() for source in one.pool.sources for note in source.notes]
+    return notes + [
+        f"--repair-bio made the tags of {one.index.repaired:,} {name} rows BIO2"
+        for name, one in inputs.items()
+        if one.index.repaired
     ]
 
 

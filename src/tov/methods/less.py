@@ -341,7 +341,7 @@ def _subtasks(target: Pool, column: str | None) -> list[str]:
     """
     if column is None:
         return target.source_names(np.arange(len(target)))
-    columns = sorted({name for source in target.sources for name in source.table.column_names})
+    columns = sorted({name for source in target.sources for name in source.table.columns})
     if column not in columns:
         raise ConfigError(
             f"subtask_column={column}: the target has no such column{did_you_mean(column, columns)}.",

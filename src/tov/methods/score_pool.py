@@ -21,7 +21,7 @@ from tov.engine.local import LocalEngine
 from tov.engine.models import Models, ModelSpec
 from tov.errors import NumericError
 from tov.files import digest
-from tov.inputs.read import Indexed, PoolRows, repair_notes, usable_rows
+from tov.inputs.read import Indexed, PoolRows, reading_notes, usable_rows
 from tov.methods.base import Method, Scorer
 from tov.methods.shared.options import LoraOptions
 from tov.methods.spec import Variant, read_by
@@ -108,7 +108,7 @@ def score_pool(
         ]
         prepared = Prepared(run, rows, settings, variant.method, options, labels, scorers, made_from)
         fill_table(prepared, models, engine, quiet=quiet)
-        for note in repair_notes(**{name: target.index for name, target in targets.items()}, pool=rows.index):
+        for note in reading_notes(**targets, pool=rows):
             run.note_line(note)
         run.note(cost=_cost(run))
 

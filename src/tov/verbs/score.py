@@ -24,7 +24,7 @@ from tov.inputs.named import (
     remember,
     target_identity,
 )
-from tov.inputs.read import read_pool, repair_notes
+from tov.inputs.read import read_pool, reading_notes
 from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import open_path
@@ -99,7 +99,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         assert scorer
         prepared = Prepared(run, rows, settings, method, None, labels, {DEFAULT_TARGET: scorer}, None)
         fill_table(prepared, models, LocalEngine(models), quiet=config.quiet)
-        run.note(summary={"scores": facts_of(run.scores), "notes": repair_notes(pool=rows.index)})
+        run.note(summary={"scores": facts_of(run.scores), "notes": reading_notes(pool=rows)})
         write_text(run.folder / "summary.md", summary_markdown(run.manifest))
         run.finish()
     return Result(run)

@@ -88,6 +88,7 @@ def run_select(
         return Picked(done)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_columns(rows.pool)
+    training_file.try_writing(rows.pool)
     check_n(config.n, rows)
     check_choice(variant, config, rows, target, config.n)
     identity = select_identity(config, variant, rows, target)
@@ -194,11 +195,11 @@ def _choose_and_write(
         scores = read_table(run.scores, len(pool), columns=columns_for(variant.method, config, run.scores))
         choice, values = choose_rows(variant.method, config, scores, run, n=config.n, seed=seed)
         check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids))
-        training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
+        written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     run.note(summary={
         "choice": choice_facts(scores, choice.row_ids, choice.reasons, values),
         "scores": facts or facts_of(run.scores),
-        "notes": [*run.manifest.notes, *choice.notes],
+        "notes": [*run.manifest.notes, *choice.notes, *written],
     })  # fmt: skip
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()

@@ -6,7 +6,6 @@ as read, too, in columns of the task (`tov_tokens` and `tov_tags`, `tov_label`),
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import datasets
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from tov.data.cells import BadRow
 from tov.data.pool import Pool
+from tov.data.written import Columns, JsonLines, columns_of, joined
 from tov.errors import DataError
 from tov.files import atomic
 from tov.tasks import TASKS
@@ -34,20 +34,12 @@ def check_columns(pool: Pool) -> None:
         DataError: a source has a column of such a name.
     """
     for source in pool.sources:
-        taken = [name for name in our_columns() if name in source.table.column_names]
+        taken = [name for name in our_columns() if name in source.table.columns]
         if taken:
             raise DataError(
                 f"{source.location} already has the column {taken[0]}, which tov writes.",
                 fix="Rename or drop the column.",
             )
-
-
-def selected_dataset(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> datasets.Dataset:
-    """The chosen rows as a dataset: original columns (null where a source has none), then ours."""
-    table = pool.take(row_ids).with_format("arrow")[:]
-    for name, column in _our_columns(pool, row_ids, reasons, scores).items():
-        table = table.append_column(name, column)
-    return datasets.Dataset(table.replace_schema_metadata(None))
 
 
 def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> dict[str, pa.Array]:
@@ -64,8 +56,8 @@ def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: n
     return columns
 
 
-def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> None:
-    """Writes `selected.parquet` (one schema, nulls where a source lacks a column) and `selected.jsonl` (each row as it was).
+def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> list[str]:
+    """Writes `selected.parquet` (one schema, nulls where a row lacks a column) and `selected.jsonl` (each row as it was).
 
     Args:
         folder: the run folder.
@@ -73,14 +65,51 @@ def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.nd
         row_ids: (n,) the chosen rows, in output order.
         reasons: (n,) "score" or "random".
         scores: (n,) the score that chose, NaN where a row has none (written as null).
+
+    Returns:
+        What was written otherwise than it was read, in sentences.
     """
-    dataset = selected_dataset(pool, row_ids, reasons, scores)
+    ours = _our_columns(pool, row_ids, reasons, scores)
     with atomic(folder / "selected.parquet") as temporary:
-        pq.write_table(dataset.with_format("arrow")[:], temporary, compression="zstd")
-    ours = dataset.select_columns([name for name in our_columns() if name in dataset.column_names])
+        table, notes = _table(pool, row_ids, ours)
+        pq.write_table(table, temporary, compression="zstd")
+    lines = JsonLines()
     with atomic(folder / "selected.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for row, added in zip(pool.originals(row_ids), ours.with_format("arrow")[:].to_pylist(), strict=True):
-            file.write(json.dumps({**row, **added}, ensure_ascii=False, default=str) + "\n")
+        for row, added in zip(pool.originals(row_ids), pa.table(ours).to_pylist(), strict=True):
+            file.write(lines.line({**row, **added}))
+    return [*notes, *lines.notes]
+
+
+def try_writing(pool: Pool, most: int = 64) -> None:
+    """Writes rows from all over the pool into memory, so that what would fail at the end fails now.
+
+    Raises:
+        DataError: a row cannot be written.
+    """
+    row_ids = np.unique(np.linspace(0, len(pool) - 1, most).astype(np.int64))
+    table, _ = _table(pool, row_ids, {})
+    pq.write_table(table, pa.BufferOutputStream())
+    lines = JsonLines()
+    for row in pool.originals(row_ids):
+        lines.line(row)
+
+
+def _table(pool: Pool, row_ids: np.ndarray, ours: dict[str, pa.Array]) -> tuple[pa.Table, list[str]]:
+    """The chosen rows in one schema, the columns of ours last; and which columns no schema holds."""
+    indices, starts = pool.source_index(row_ids), pool.starts
+    parts, order = list[Columns](), []
+    for index in np.unique(indices).tolist():
+        places = np.flatnonzero(indices == index)
+        source = pool.sources[index]
+        parts.append(columns_of(source.table, (row_ids[places] - starts[index]).tolist()))
+        order.append(places)
+    back = pa.array(np.argsort(np.concatenate(order), kind="stable"))
+    columns, as_text = joined(parts)
+    columns = {name: column.take(back) for name, column in columns.items()}
+    notes = [
+        f"selected.parquet: {', '.join(as_text)} as JSON text, because no one type holds all of its values"
+    ] * bool(as_text)
+    return pa.table({**columns, **ours}), notes
 
 
 def read_selected(folder: Path) -> datasets.Dataset:

@@ -20,7 +20,7 @@ from tov.data.rows import hexes
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ModelError
 from tov.inputs.draw import draw_rows
-from tov.inputs.read import repair_notes
+from tov.inputs.read import reading_notes
 from tov.methods.base import Method, PoolStats, Scorer, Stage, column_of
 from tov.methods.tov.fit import base_size_for, fit, schedule_for
 from tov.methods.tov.path import StoredPath, clear, finish, open_path, save_step
@@ -195,7 +195,7 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
     notes = [
         *schedule.notes,
         *([f"{lost:,} target rows have no scored token within --max-length and were left out"] if lost else []),
-        *repair_notes(target=index, pool=rows.index),
+        *reading_notes(target=work.target, pool=rows),
     ]
     finish(folder, {
         "format": 1,

@@ -1,0 +1,196 @@
+"""Rows of one source by position, each as the user has it: keys in their order, absent keys absent, numbers exact.
+
+What a row means is for layouts (`tov.data.rows`); where it came from for `tov.data.sources`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from tov.errors import DataError, kind_of
+
+
+class Table(Protocol):
+    """Rows by position, from 0."""
+
+    columns: tuple[str, ...]
+    """Every key that a row has, in order of appearance."""
+    padded: bool
+    """Whether a null in a struct may be padding: Arrow gives every struct of a column the same keys."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows at these places, in this order, for the caller to change."""
+
+    def where(self, place: int) -> str:
+        """Where a row stands, for messages."""
+
+    def label_names(self, column: str) -> tuple[str, ...]:
+        """The names that the data set gives to the label ids of a column, or none."""
+
+    def arrow(self, places: Sequence[int]) -> pa.Table | None:
+        """The rows with the types that the source gives them; None where it gives none."""
+
+
+class ListTable:
+    """Rows in memory."""
+
+    padded = False
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], location: str) -> None:
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, Mapping):
+                raise DataError(
+                    f"{location}, row {number}: this is {kind_of(row)}, not a mapping of columns to values.",
+                    allowed="a dict a row",
+                    fix="Correct or delete the row.",
+                )
+            check_characters(row, f"{location}, row {number}")
+        self._rows, self._location = rows, location
+        self.columns = tuple(dict.fromkeys(itertools.chain.from_iterable(rows)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """As of `Table`."""
+        return (dict(self._rows[place]) for place in places)
+
+    def where(self, place: int) -> str:
+        """As of `Table`."""
+        return f"{self._location}, row {place + 1}"
+
+    def label_names(self, column: str) -> tuple[str, ...]:
+        """None: a list says nothing of its columns."""
+        return ()
+
+    def arrow(self, places: Sequence[int]) -> pa.Table | None:
+        """None: a list has no types."""
+        return None
+
+
+class ArrowTable:
+    """Rows of a `datasets.Dataset`: of the Hub, of Parquet and Arrow files, in memory."""
+
+    padded = True
+
+    def __init__(self, dataset: datasets.Dataset, location: str) -> None:
+        self._dataset = dataset.with_format(None)
+        self._location = location
+        self.columns: tuple[str, ...] = tuple(dataset.column_names)
+        raw = {name: _undecoded(feature) for name, feature in dataset.features.items()}
+        self._raw = self._dataset
+        if raw != dict(dataset.features):  # an image is what the file has of it, not what a library makes of that
+            self._raw = self._dataset.cast(datasets.Features(raw))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """As of `Table`."""
+        try:
+            block = self._raw[list(places)]
+        except UnicodeDecodeError as error:  # Arrow lets any bytes pass
+            raise DataError(
+                f"{self._location}: a text in rows {places[0] + 1} to {places[-1] + 1} is not UTF-8 ({error.reason}).",
+                fix="Write the file anew with UTF-8 text.",
+            ) from None
+        names = list(block)
+        for values in zip(*block.values(), strict=True):
+            yield dict(zip(names, values, strict=True))
+
+    def where(self, place: int) -> str:
+        """As of `Table`."""
+        return f"{self._location}, row {place + 1}"
+
+    def label_names(self, column: str) -> tuple[str, ...]:
+        """Of a `ClassLabel`, or a list of them."""
+        feature: Any = self._dataset.features.get(column)
+        feature = getattr(feature, "feature", feature)
+        return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
+
+    def arrow(self, places: Sequence[int]) -> pa.Table | None:
+        """As of `Table`."""
+        return self._dataset.select(list(places)).with_format("arrow")[:].combine_chunks()
+
+
+def _undecoded(feature: Any) -> Any:
+    """A feature whose values stay encoded: `{"bytes", "path"}` in place of a decoded image, sound or video."""
+    if isinstance(feature, dict):
+        return {name: _undecoded(one) for name, one in feature.items()}
+    if hasattr(feature, "feature") and not isinstance(feature, datasets.ClassLabel):
+        inner = _undecoded(feature.feature)
+        return feature if inner == feature.feature else datasets.List(inner)
+    if getattr(feature, "decode", None) is True:
+        return type(feature)(decode=False)
+    return feature
+
+
+class Part:
+    """Some rows of another table."""
+
+    def __init__(self, table: Table, places: np.ndarray) -> None:
+        self._table, self._places = table, places
+        self.columns, self.padded = table.columns, table.padded
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _of(self, places: Sequence[int]) -> list[int]:
+        return [int(self._places[place]) for place in places]
+
+    def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """As of `Table`."""
+        return self._table.rows(self._of(places))
+
+    def where(self, place: int) -> str:
+        """As of `Table`."""
+        return self._table.where(int(self._places[place]))
+
+    def label_names(self, column: str) -> tuple[str, ...]:
+        """As of `Table`."""
+        return self._table.label_names(column)
+
+    def arrow(self, places: Sequence[int]) -> pa.Table | None:
+        """As of `Table`."""
+        return self._table.arrow(self._of(places))
+
+
+def without_padding(value: Any) -> Any:
+    """A value of Arrow without the nulls in its structs, which nobody may have written."""
+    if isinstance(value, Mapping):
+        return {name: without_padding(one) for name, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [without_padding(one) for one in value]
+    return value
+
+
+def check_characters(row: Any, place: str) -> None:
+    """Raises DataError if a text holds half a character, which JSON and Python can spell and no text file can hold."""
+    try:
+        _check_texts(row)
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise DataError(
+            f"{place}: a text holds half a character, the lone surrogate \\u{half:04x}.",
+            fix="Correct the line: a text was cut in the middle of a character, or two texts were joined there.",
+        ) from None
+
+
+def _check_texts(value: Any) -> None:
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            _check_texts(name)
+            _check_texts(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            _check_texts(one)

@@ -1,0 +1,214 @@
+"""The user's rows on their way out: as a line of JSON with every value exact, and as Arrow columns of one type each."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from tov.data.tables import Table, without_padding
+from tov.errors import DataError, kind_of
+
+Columns: TypeAlias = dict[str, "pa.Array | list[Any]"]
+"""A source's columns over some of its rows: with its types, or as values where it gives none."""
+MOST_FIELDS = 256
+"""Keys of a nested column beyond which it is a mapping of names to values and no struct: every row would be padded with all."""
+
+
+class JsonLines:
+    """Rows as lines of JSON, and what JSON could not hold of them."""
+
+    def __init__(self) -> None:
+        self._not_finite = 0
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """A row as a line. Bytes become base64, dates ISO 8601, decimals text, numbers that are not finite null (counted).
+
+        Raises:
+            DataError: a value has no form in JSON.
+        """
+        try:
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
+        except ValueError:
+            self._not_finite += 1
+            text = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_plain)
+        return text + "\n"
+
+    @property
+    def notes(self) -> list[str]:
+        """What was written otherwise than it was read."""
+        if not self._not_finite:
+            return []
+        return [f"selected.jsonl: {self._not_finite:,} rows hold NaN or Infinity, which JSON lacks: written as null"]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a value that it cannot."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, decimal.Decimal):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    if hasattr(value, "save") and hasattr(value, "mode"):  # an image of Pillow, as `datasets` decodes one
+        return _image(value)
+    raise DataError(
+        f"A row holds {kind_of(value)}, which has no form in JSON.",
+        allowed="text, numbers, lists, mappings, bytes, dates, images",
+        fix="Convert the value, or leave its column out.",
+    )
+
+
+def _image(image: Any) -> dict[str, str | None]:
+    """As `datasets.Image(decode=False)` has it, the bytes in base64."""
+    if getattr(image, "filename", ""):
+        return {"bytes": None, "path": str(image.filename)}
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return {"bytes": base64.b64encode(buffer.getvalue()).decode("ascii"), "path": None}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    if isinstance(value, np.ndarray):
+        return _finite(value.tolist())
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
+
+
+def columns_of(table: Table, places: Sequence[int]) -> Columns:
+    """The columns of some rows of a table."""
+    typed = table.arrow(places)
+    if typed is not None:
+        return {name: typed[name].combine_chunks() for name in typed.column_names}
+    rows = list(table.rows(places))
+    return {name: [row.get(name) for row in rows] for name in table.columns}
+
+
+def joined(parts: Sequence[Columns]) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
+    """Parts one below another, null where a part lacks a column; and the names of the columns that had to become JSON text.
+
+    A column that one type holds exactly has that type, nested or not. The others (text here and a number there, integers beyond
+    64 bits, more than `MOST_FIELDS` keys) hold each value as JSON.
+
+    Args:
+        parts: at least one; columns of one part have equal lengths.
+    """
+    sizes = [len(next(iter(part.values()))) for part in parts]
+    columns, as_text = dict[str, pa.ChunkedArray](), list[str]()
+    for name in dict.fromkeys(name for part in parts for name in part):
+        column = [part.get(name, pa.nulls(size)) for part, size in zip(parts, sizes, strict=True)]
+        whole = _of_one_type(column)
+        if whole is None:
+            as_text.append(name)
+            whole = pa.chunked_array([pa.array(_as_json(one), pa.string()) for one in column])
+        columns[name] = whole
+    return columns, as_text
+
+
+def _of_one_type(parts: Sequence[pa.Array | list[Any]]) -> pa.ChunkedArray | None:
+    arrays = []
+    for part in parts:
+        array = _exact(part) if isinstance(part, list) else part
+        if array is None:
+            return None
+        arrays.append(array)
+    try:
+        schemas = [pa.schema([("column", array.type)]) for array in arrays]
+        kind = _readable(pa.unify_schemas(schemas, promote_options="permissive").field(0).type)
+        return pa.chunked_array([array.cast(kind) for array in arrays], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, _NoType):
+        return None
+
+
+def _exact(values: list[Any]) -> pa.Array | None:
+    """An array from which the very values come back, but for nulls of keys that they lack; None where no type does."""
+    if len(_fields(values)) > MOST_FIELDS:
+        return None
+    for kind in (None, pa.uint64()):
+        try:
+            array = pa.array(values, kind)
+        except (pa.ArrowException, OverflowError, ValueError, TypeError, AttributeError):
+            continue
+        if _same(without_padding(array.to_pylist()), without_padding(values)):
+            return array
+    return None
+
+
+def _fields(value: Any, prefix: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
+    """The paths of all keys of all mappings in it."""
+    found = set[tuple[str, ...]]()
+    if isinstance(value, Mapping):
+        for name, one in value.items():
+            path = (*prefix, str(name))
+            found |= {path, *_fields(one, path)}
+    elif isinstance(value, list):
+        for one in value:
+            if isinstance(one, (Mapping, list)):
+                found |= _fields(one, prefix)
+    return found
+
+
+def _same(one: Any, two: Any) -> bool:
+    """Equal, and of the same kinds: 1 is neither True nor "1"; NaN equals NaN; a tuple is a list."""
+    if isinstance(one, Mapping) and isinstance(two, Mapping):
+        return one.keys() == two.keys() and all(_same(one[name], two[name]) for name in one)
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
+        return len(one) == len(two) and all(map(_same, one, two))
+    if isinstance(one, bool) != isinstance(two, bool):
+        return False
+    return bool(one == two) or (isinstance(one, float) and isinstance(two, float) and one != one and two != two)
+
+
+class _NoType(Exception):
+    """A type that Parquet, or its readers, lack."""
+
+
+def _readable(kind: pa.DataType) -> pa.DataType:
+    """A type that all readers of Parquet know: without null types, dictionaries and views."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_struct(kind):
+        if not kind.num_fields:
+            raise _NoType
+        return pa.struct([field.with_type(_readable(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_list_view(kind):
+        return pa.list_(_readable(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_readable(kind.value_type))
+    if pa.types.is_string_view(kind):
+        return pa.large_string()
+    if pa.types.is_binary_view(kind):
+        return pa.large_binary()
+    return kind
+
+
+def _as_json(values: pa.Array | list[Any]) -> list[str | None]:
+    if not isinstance(values, list):
+        values = values.to_pylist()
+    lines = JsonLines()
+    return [None if value is None else lines.line({"value": value})[len('{"value": ') : -2] for value in values]
