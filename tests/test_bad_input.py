@@ -417,13 +417,6 @@ def _(b: Bench) -> list[str]:
     )
 
 
-@bad("one column, two types", "meta", "one.jsonl", "two.jsonl", "rename")
-def _(b: Bench) -> list[str]:
-    write_jsonl(b / "one.jsonl", [{**row, "meta": "x"} for row in POOL[:15]])
-    write_jsonl(b / "two.jsonl", [{**row, "meta": [1]} for row in POOL[15:]])
-    return [*b.select(pool=None), "--pool", str(b / "one.jsonl"), str(b / "two.jsonl")]
-
-
 @bad("a pool that has our columns", "tov_score", "Rename or drop")
 def _(b: Bench) -> list[str]:
     return b.select(pool=write_jsonl(b / "pool.jsonl", [{**row, "tov_score": 1.0} for row in POOL]))

@@ -72,7 +72,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path, self._file = path, open_plain(path)
-        weakref.finalize(self, self._file.close)
+        weakref.finalize(self, self._file.close)  # also when what follows finds the file broken
         starts, numbers, columns = list[int](), list[int](), dict[str, None]()
         at = len(BOM) if self._file.read(len(BOM)) == BOM else 0
         self._file.seek(at)

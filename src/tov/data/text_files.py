@@ -34,26 +34,33 @@ def open_plain(path: Path) -> BinaryIO:
     Raises:
         DataError: it cannot be decompressed, or is UTF-16.
     """
-    if path.suffix.lower() not in COMPRESSED:
-        file: Any = open(path, "rb")  # noqa: SIM115
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115
-        try:
-            with open_bytes(path) as packed:
-                while block := packed.read(BLOCK_BYTES):
-                    file.write(block)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            raise DataError(
-                f"{path} cannot be read: {error}",
-                fix="Copy or pack the file again: it is cut, or not what its suffix says.",
-            ) from error
+    packed = path.suffix.lower() in COMPRESSED
+    file: Any = tempfile.TemporaryFile() if packed else open(path, "rb")  # noqa: SIM115
+    try:
+        if packed:
+            _unpack(path, file)
+        _check_encoding(file.read(64), path)
         file.seek(0)
-    _check_encoding(file.read(64), path)
-    file.seek(0)
+    except BaseException:
+        file.close()
+        raise
     opened: BinaryIO = file
     return opened
+
+
+def _unpack(path: Path, file: BinaryIO) -> None:
+    try:
+        with open_bytes(path) as packed:
+            while block := packed.read(BLOCK_BYTES):
+                file.write(block)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DataError(
+            f"{path} cannot be read: {error}",
+            fix="Copy or pack the file again: it is cut, or not what its suffix says.",
+        ) from error
+    file.seek(0)
 
 
 def _check_encoding(head: bytes, path: Path) -> None:

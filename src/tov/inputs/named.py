@@ -21,7 +21,10 @@ from tov.files import content_digest
 from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
+from tov.scores.store import read_hashes
 
+READ_AT_ONCE = 1 << 16
+"""Rows whose hashes are compared at once."""
 Inputs: TypeAlias = Input | Sequence[Input]
 
 
@@ -135,14 +138,30 @@ def pool_again(origin: Run, pools: Sequence[Input] | None, scored: int) -> Pool:
 
 
 def check_unchanged(pool: Pool, row_ids: np.ndarray, hashes: Sequence[str]) -> None:
-    """The chosen rows must still be the ones that were scored, whose content hashes these are.
+    """These rows must still be the ones that were scored, whose content hashes these are.
 
     Raises:
         DataError: one is another row now.
     """
     for row_id, row, scored in zip(row_ids.tolist(), pool.each(row_ids), hashes, strict=True):
-        if isinstance(row, BadRow) or content_hash(row) != int(scored, 16):
+        now = 0 if isinstance(row, BadRow) else content_hash(row)
+        if now != int(scored, 16):
             raise DataError(
                 f"{pool.where(row_id)} is no longer the row that was scored.",
                 fix="Put the pool's files back, or score the new pool: tov score --from RUN --pool POOL",
             )
+
+
+def check_pool_unchanged(origin: Run, pools: Sequence[Input] | None, pool: Pool) -> None:
+    """All rows of the pool must still be the ones that an earlier run has scored; read only if its files are not the same.
+
+    Raises:
+        DataError: as of `check_unchanged`, for the first row that has changed.
+    """
+    record = origin.manifest.inputs
+    now = _digests(pools or record.pool or [])
+    if now and all(record.files.get(file) == digest for file, digest in now.items()):
+        return
+    for start in range(0, len(pool), READ_AT_ONCE):
+        row_ids = np.arange(start, min(start + READ_AT_ONCE, len(pool)))
+        check_unchanged(pool, row_ids, read_hashes(origin.scores, row_ids))

@@ -147,7 +147,7 @@ def work_on(
         if changed and not _gives_way(run):
             raise _another_run(folder, changed)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone_in(folder):
+    with alone_in(folder):
         run = _own(folder, identity=identity, command=command, settings=settings, force=force)
         sweep_temporaries(folder)
         try:
@@ -198,8 +198,12 @@ def _gives_way(run: Run) -> bool:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Locks a folder, where system and disk know locks; a kill frees it."""
+def alone_in(folder: Path) -> Iterator[None]:
+    """Locks a folder for the block, where system and disk know locks; a kill frees it.
+
+    Raises:
+        RunError: another process is at work there.
+    """
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()

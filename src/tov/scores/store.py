@@ -146,7 +146,7 @@ def read_hashes(folder: Path, row_ids: np.ndarray) -> list[str]:
     """(n,) content hashes of these rows, as the score table has them, without a column of all rows in memory.
 
     Raises:
-        RunError: a shard is broken.
+        RunError: a shard is broken, or one is missing.
     """
     files = _files(folder)
     starts = np.array([int(file.stem.partition("-")[2]) for file in files])
@@ -157,6 +157,8 @@ def read_hashes(folder: Path, row_ids: np.ndarray) -> list[str]:
     hashes = np.empty(len(row_ids), dtype=object)
     for group, (_, shard) in zip(groups, _read_shards([files[at] for at in touched], ["hash"]), strict=True):
         places = row_ids[group] - starts[shard_of[group]]
+        start = int(starts[shard_of[group[0]]])
+        _check_gap(folder, start + len(shard), start + int(places.max()) + 1)
         hashes[group] = shard["hash"].take(pa.array(places)).to_pylist()
     return list(hashes)
 

@@ -19,7 +19,7 @@ from tov.engine.models import Lora, ModelSpec, Opened
 from tov.errors import ConfigError
 from tov.inputs.draw import encode_scored
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
-from tov.inputs.read import Indexed, PoolRows, check_n, usable_rows
+from tov.inputs.read import Indexed, PoolRows, check_n, reading_notes, usable_rows
 from tov.methods.base import PoolStats, Stage
 from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
@@ -30,7 +30,7 @@ from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.text.encode import IGNORED, Encoded
 from tov.verbs.select import select_identity
-from tov.verbs.training_file import check_columns
+from tov.verbs.training_file import check_writable
 
 SAMPLE = 4096
 """Usable pool rows that are made tokens of, drawn at random where there are more."""
@@ -102,7 +102,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         if variant.method.takes != "best":
             raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
     first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
-    check_columns(rows.pool)
+    check_writable(rows.pool)
     check_n(config.n or 1, rows)
     spec = ModelSpec.of(first, labels)
     opened = spec.open()
@@ -141,7 +141,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "bytes": sum(weight.nbytes for weight in opened.adapted.parameters() if not weight.requires_grad),
             "trained": trained(first), "max_length": opened.encode.max_length,
         },
-        "example": _example(wanted, opened), "methods": methods,
+        "example": _example(wanted, opened), "methods": methods, "notes": reading_notes(target=target, pool=rows),
     })  # fmt: skip
 
 
@@ -251,7 +251,8 @@ def _text(facts: dict[str, Any]) -> str:
     shown = table(["method", "tokens forward", "tokens backward", "passes", "on disk"], rows)
     lines = [f"{name:8}{text}" for name, text in head.items()]
     legend = f"passes: over the pool, forward; a backward pass counts as {BACKWARD}. Nothing was run."
-    return "\n".join([*lines, "", shown, "", legend])
+    notes = [f"note: {note}" for note in facts["notes"]]
+    return "\n".join([*lines, *notes, "", shown, "", legend])
 
 
 def _shortened(text: str) -> str:

@@ -72,7 +72,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         {**{name: getattr(before, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
     )
     rows = read_pool(pools, settings, stored.prompts, decontaminate=settings.decontaminate)
-    training_file.check_columns(rows.pool)
+    training_file.check_writable(rows.pool)
     labels = tuple(stored.manifest["labels"])
     task = TASKS[settings.task or ""]
     check_known(rows.index.labels, [source.name for source in rows.pool.sources], task.row_labels(labels))

@@ -15,6 +15,7 @@ from tov.errors import RunError
 from tov.files import write_text
 from tov.inputs.named import (
     Inputs,
+    check_pool_unchanged,
     check_unchanged,
     list_inputs,
     name_inputs,
@@ -31,7 +32,8 @@ from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, with_effect
 from tov.report.numbers import choice_facts, facts_read, score_facts
 from tov.report.summary import summary_markdown
-from tov.runs.folder import Run, differences, open_run, run_folder, work_on
+from tov.runs.folder import Run, alone_in, differences, open_run, run_folder, work_on
+from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
@@ -87,8 +89,7 @@ def run_select(
     if done and not differences(_part(done.manifest.identity), _settings(config.for_task(_task(done)), variant)):
         return Picked(done)
     config, target, rows, labels = read_inputs(config, pools, targets)
-    training_file.check_columns(rows.pool)
-    training_file.try_writing(rows.pool)
+    training_file.check_writable(rows.pool)
     check_n(config.n, rows)
     check_choice(variant, config, rows, target, config.n)
     identity = select_identity(config, variant, rows, target)
@@ -105,7 +106,21 @@ def run_select(
                 run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, quiet=config.quiet
             )
             _choose_and_write(run, rows.pool, variant, config, config.seed)
+        else:
+            _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
     return Picked(run)
+
+
+def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
+    """The scores stand, as the model sees the same rows; the files written are of the rows as they are today."""
+    with alone_in(run.folder):
+        written = training_file.write_again(run.folder, pool)
+        if written is not None:
+            run.event("rows written again")
+            note = "columns that the model does not see have changed: the files hold the rows as they are now"
+            notes = [*run.manifest.summary["notes"], note, *written]
+            run.note(inputs=inputs, summary={**run.manifest.summary, "notes": notes})
+            write_text(run.folder / "summary.md", summary_markdown(run.manifest))
 
 
 def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> dict[str, Any]:
@@ -165,6 +180,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         normalize = config.normalize or TASKS[origin.manifest.model.task].defaults.normalize
         config = config.model_copy(update={"normalize": normalize})
     pool = pool_again(origin, pools, scoring.rows or rows_in(origin.scores))
+    check_pool_unchanged(origin, pools, pool)
     seed = config.seed if config.seed is not None else origin.manifest.seed or 0
     identity = {
         "method": variant.method.name,

@@ -6,6 +6,7 @@ as read, too, in columns of the task (`tov_tokens` and `tov_tags`, `tov_label`),
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import datasets
@@ -27,11 +28,13 @@ def our_columns() -> tuple[str, ...]:
     return ("tov_row_id", "tov_source", "tov_score", "tov_reason", *of_tasks)
 
 
-def check_columns(pool: Pool) -> None:
-    """Our columns must not be in the way of the user's.
+def check_writable(pool: Pool, most: int = 64) -> None:
+    """Our columns must not be in the way of the user's, and rows from all over the pool must have a form in the files.
+
+    They are written into memory, so that what would fail at the end fails before anything is scored.
 
     Raises:
-        DataError: a source has a column of such a name.
+        DataError: a source has a column of such a name, or a row cannot be written.
     """
     for source in pool.sources:
         taken = [name for name in our_columns() if name in source.table.columns]
@@ -40,6 +43,12 @@ def check_columns(pool: Pool) -> None:
                 f"{source.location} already has the column {taken[0]}, which tov writes.",
                 fix="Rename or drop the column.",
             )
+    row_ids = np.unique(np.linspace(0, len(pool) - 1, most).astype(np.int64))
+    table, _ = _table(pool, row_ids, {})
+    pq.write_table(table, pa.BufferOutputStream())
+    lines = JsonLines()
+    for row in pool.originals(row_ids):
+        lines.line(row)
 
 
 def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> dict[str, pa.Array]:
@@ -80,18 +89,25 @@ def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.nd
     return [*notes, *lines.notes]
 
 
-def try_writing(pool: Pool, most: int = 64) -> None:
-    """Writes rows from all over the pool into memory, so that what would fail at the end fails now.
+def write_again(folder: Path, pool: Pool) -> list[str] | None:
+    """Writes a finished run's files anew if a chosen row has changed in what the model does not see; its place stays its own.
 
-    Raises:
-        DataError: a row cannot be written.
+    Returns:
+        As of `write_selected`; None where the files are those of today's rows.
     """
-    row_ids = np.unique(np.linspace(0, len(pool) - 1, most).astype(np.int64))
-    table, _ = _table(pool, row_ids, {})
-    pq.write_table(table, pa.BufferOutputStream())
-    lines = JsonLines()
-    for row in pool.originals(row_ids):
-        lines.line(row)
+    chosen = pq.read_table(folder / "selected.parquet", columns=["tov_row_id", "tov_score", "tov_reason"])
+    row_ids = chosen["tov_row_id"].to_numpy()
+    ours, lines = our_columns(), JsonLines()
+    with open(folder / "selected.jsonl", encoding="utf-8") as file:
+        for line, row in zip(file, pool.originals(row_ids), strict=True):
+            written = {name: value for name, value in json.loads(line).items() if name not in ours}
+            if json.loads(lines.line(row)) != written:
+                break
+        else:
+            return None
+    reasons = np.array(chosen["tov_reason"].to_pylist())
+    scores = np.array(chosen["tov_score"].to_numpy(zero_copy_only=False), float)
+    return write_selected(folder, pool, row_ids, reasons, scores)
 
 
 def _table(pool: Pool, row_ids: np.ndarray, ours: dict[str, pa.Array]) -> tuple[pa.Table, list[str]]:
