@@ -235,7 +235,7 @@ def open_pool(
         DataError: an input cannot be read, has no layout of the task, or two sources' columns cannot be put in one table.
     """
     columns = columns or {}
-    sources = open_sources(inputs)
+    sources = open_sources(inputs, columns)
     if not sources:
         raise DataError("No input was named.", fix="Name at least one file, folder or Hub dataset.")
     source_layouts: list[Layout] = []
@@ -265,8 +265,9 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
     """
     sources = [source for pool in pools for source in pool.sources]
     names = {name for source in sources for name in source.table.column_names}
+    numbers = {number for source in sources for number in source.numbered}
     for ours, theirs in columns.items():
-        if theirs not in names:
+        if theirs not in names | numbers:
             raise DataError(
                 f"--columns {ours}={theirs}: there is no column '{theirs}'{did_you_mean(theirs, names)} in "
                 f"{', '.join(dict.fromkeys(source.location for source in sources))}.",

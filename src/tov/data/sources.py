@@ -21,7 +21,7 @@ import datasets
 import pyarrow as pa
 
 from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
-from tov.data.conll import is_conll, load_conll
+from tov.data.conll import column_numbers, is_conll, load_conll
 from tov.data.diagnose import COMPRESSED, explain_file
 from tov.data.exact import load_exact, needs_exact, open_bytes
 from tov.errors import DataError
@@ -45,15 +45,18 @@ class Source:
     location: str
     table: datasets.Dataset
     files: tuple[Path, ...] = ()
+    numbered: frozenset[str] = frozenset()
+    """Values of `--columns` that the reader of CoNLL files has taken for numbers of columns."""
 
 
-def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
-    """Opens every input, in order, as sources with distinct names.
+def open_sources(inputs: Sequence[Input], columns: Mapping[str, str] | None = None) -> tuple[Source, ...]:
+    """Opens every input, in order, as sources with distinct names; `columns` may name those of CoNLL files by number.
 
     Raises:
         DataError: nothing there, unknown format, broken content (with file and line), no rows.
     """
-    sources = [source for one in inputs for source in _open(one)]
+    columns = columns or {}
+    sources = [source for one in inputs for source in _open(one, columns)]
     named: list[Source] = []
     for source in sources:
         if not len(source.table):
@@ -62,11 +65,12 @@ def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
         name, count = source.name, 2
         while name in taken:
             name, count = f"{source.name}-{count}", count + 1
-        named.append(Source(name, source.location, source.table, source.files))
+        numbered = {columns[ours] for ours in column_numbers(columns)} if _all_conll(source.files, columns) else ()
+        named.append(Source(name, source.location, source.table, source.files, frozenset(numbered)))
     return tuple(named)
 
 
-def _open(value: Input) -> list[Source]:
+def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
     if isinstance(value, datasets.Dataset):
         return [Source("memory", f"<Dataset of {len(value)} rows>", value)]
     if isinstance(value, (datasets.DatasetDict, datasets.IterableDataset)):
@@ -81,10 +85,10 @@ def _open(value: Input) -> list[Source]:
     text = str(value)
     name, _, rest = text.partition("=")
     if rest and not Path(text).exists() and re.fullmatch(r"[\w.-]+", name):
-        return [_one_source(name, rest)]
+        return [_one_source(name, rest, columns)]
     if not Path(text).exists() and glob.has_magic(text):
-        return [_one_source(_stem(path), str(path)) for path in _matches(text)]
-    return [_one_source(None, text)]
+        return [_one_source(_stem(path), str(path), columns) for path in _matches(text)]
+    return [_one_source(None, text, columns)]
 
 
 def _stem(path: Path) -> str:
@@ -100,18 +104,18 @@ def _matches(pattern: str) -> list[Path]:
     return paths
 
 
-def _one_source(name: str | None, location: str) -> Source:
+def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> Source:
     path = Path(location).expanduser()
     if path.is_dir():
-        return _from_folder(name, path)
+        return _from_folder(name, path, columns)
     if path.exists():
-        return Source(name or _stem(path), location, _load_files([path]), (path,))
+        return Source(name or _stem(path), location, _load_files([path], columns), (path,))
     if glob.has_magic(location):
         paths = _matches(location)
-        return Source(name or "glob", location, _load_files(paths), tuple(paths))
+        return Source(name or "glob", location, _load_files(paths, columns), tuple(paths))
     split_folder, _, split = location.rpartition(":")
     if split_folder and Path(split_folder).is_dir():
-        return _from_folder(name, Path(split_folder), split)
+        return _from_folder(name, Path(split_folder), columns, split)
     hub = _HUB_ID.match(location)
     if hub and path.suffix not in BUILDERS:
         return _from_hub(name, location, hub)
@@ -150,7 +154,7 @@ def _near(path: Path) -> str:
     return f" (did you mean '{folder / near[0]}'?)" if near else ""
 
 
-def _from_folder(name: str | None, path: Path, split: str | None = None) -> Source:
+def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split: str | None = None) -> Source:
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
         if split is None and len(splits) == 1:
@@ -171,7 +175,7 @@ def _from_folder(name: str | None, path: Path, split: str | None = None) -> Sour
             allowed=f"a save_to_disk folder, or files {', '.join(BUILDERS)}",
             fix="Name a folder or file that holds rows.",
         )
-    return Source(name or path.name, str(path), _load_files(files), tuple(files))
+    return Source(name or path.name, str(path), _load_files(files, columns), tuple(files))
 
 
 def _from_disk(folder: Path) -> datasets.Dataset:
@@ -193,7 +197,7 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _load_files(paths: list[Path]) -> datasets.Dataset:
+def _load_files(paths: list[Path], columns: Mapping[str, str]) -> datasets.Dataset:
     kinds = {_suffix(path) for path in paths}
     builders = {BUILDERS.get(kind) for kind in kinds}
     readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
@@ -216,7 +220,7 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
     builder = builders.pop()
     assert builder
     try:
-        return _load(builder, paths, kinds)
+        return _load(builder, paths, kinds, columns)
     except DataError:
         raise
     except Exception as error:
@@ -232,10 +236,9 @@ def _load_files(paths: list[Path]) -> datasets.Dataset:
         ) from error
 
 
-def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
-    sniffed = kinds <= {".txt", ".tsv"} and all(is_conll(path) for path in paths)
-    if sniffed or (builder == "conll" and kinds != {".txt"}):
-        return load_conll(paths)
+def _load(builder: str, paths: list[Path], kinds: set[str], columns: Mapping[str, str]) -> datasets.Dataset:
+    if _all_conll(paths, columns):
+        return load_conll(paths, columns)
     if builder == "conll":
         raise DataError(
             f"{paths[0]} is a text file, but no CoNLL file with a word and its tag on each line.",
@@ -252,6 +255,14 @@ def _load(builder: str, paths: list[Path], kinds: set[str]) -> datasets.Dataset:
     # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
     name = digest([content_digest(path) for path in paths])
     return datasets.load_dataset(builder, name, data_files=[str(path) for path in paths], split="train", **options)
+
+
+def _all_conll(paths: Sequence[Path], columns: Mapping[str, str]) -> bool:
+    """Whether files are read as CoNLL files; .txt and .tsv files are looked into."""
+    kinds = {_suffix(path) for path in paths}
+    if kinds <= {".txt", ".tsv"}:
+        return bool(paths) and all(is_conll(path, columns) for path in paths)
+    return kinds <= {*CONLL_SUFFIXES, ".txt"}
 
 
 def _text_columns(paths: list[Path], sep: str) -> datasets.Features:
