@@ -30,8 +30,27 @@ _LINE_END = re.compile(r"\r*\n|\r")
 _DOCUMENT = re.compile(r"[ \t]*(?:\d+[ \t]+)?-DOCSTART-(?:[ \t(]|$)", re.IGNORECASE)
 _NO_WORD = re.compile(r"\d+[-.]\d+")
 _CHUNKS = frozenset(
-    "ADJP ADVP CONJP INTJ LST NP PP PRT SBAR UCP VP ADJC ADVC CONJC NC PC VC".split()
-)  # of CoNLL-2003, English and German
+    {
+        "ADJP",
+        "ADVP",
+        "CONJP",
+        "INTJ",
+        "LST",
+        "NP",
+        "PP",
+        "PRT",
+        "SBAR",
+        "UCP",
+        "VP",
+        "ADJC",
+        "ADVC",
+        "CONJC",
+        "NC",
+        "PC",
+        "VC",
+    }
+)
+"""Kinds of syntactic chunks in CoNLL-2003, English and German: tags of a layer that is not one of entities."""
 _SNIFFED_BYTES = 1 << 14
 _BLOCK = 10_000
 """Sentences in a record batch."""
@@ -63,7 +82,7 @@ class _Form:
 
     Attributes:
         width: columns that most lines have.
-        exact: whether every line must have so many, as the tag is in the last; otherwise only so many that word and tag are there.
+        exact: whether every line must have so many, as the tag is in the last; else enough for word and tag to be there.
         counted: whether the first column counts the words.
         word: place of the word's column, from 0.
         tag: place of the tag's.
@@ -105,7 +124,7 @@ def column_numbers(columns: Mapping[str, str]) -> dict[str, int]:
 
 
 def is_conll(path: Path, columns: Mapping[str, str] | None = None) -> bool:
-    """Whether a .txt or .tsv file holds a word and a tag on each of its first lines (UTF-16: yes, so that reading it says so)."""
+    """Whether a .txt or .tsv file holds a word and a tag on each of its first lines, or is UTF-16 (reading it says so)."""
     at = column_numbers(columns or {}).get(TAGS, -1)
     try:
         with open_bytes(path) as file:

@@ -17,9 +17,9 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from tov.data.cells import BadRow
+from tov.data.cells import BadRow, NotGold
 from tov.data.diagnose import explain_file
-from tov.data.labels import LabelMap, Reading
+from tov.data.labels import LabelMap, Reading, Spans
 from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
 from tov.errors import DataError, did_you_mean
@@ -192,6 +192,9 @@ class Index:
         bad: row_id -> why it cannot be used.
         labels: each source's labels (entity types, classes); none for instruction tuning.
         repaired: rows whose tags were made BIO2.
+        not_gold: row_ids of rows that say themselves that their labels are not right.
+        rejected: how many such rows were read, with those that a subset has no more.
+        cut_spans: entities that begin or end inside a word.
     """
 
     content: np.ndarray
@@ -199,6 +202,9 @@ class Index:
     bad: dict[int, str]
     labels: tuple[frozenset[str], ...] = ()
     repaired: int = 0
+    not_gold: frozenset[int] = frozenset()
+    rejected: int = 0
+    cut_spans: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -206,10 +212,11 @@ class Index:
         return hashlib.sha256(self.content.tobytes()).hexdigest()[:16]
 
     def subset(self, row_ids: np.ndarray) -> Index:
-        """The index of these rows alone; `labels` and `repaired` stay those of all."""
+        """The index of these rows alone; `labels` and the counts stay those of all."""
         places = {int(row_id): place for place, row_id in enumerate(row_ids)}
         bad = {places[row_id]: reason for row_id, reason in self.bad.items() if row_id in places}
-        return replace(self, content=self.content[row_ids], prompt=self.prompt[row_ids], bad=bad)
+        not_gold = frozenset(places[row_id] for row_id in self.not_gold if row_id in places)
+        return replace(self, content=self.content[row_ids], prompt=self.prompt[row_ids], bad=bad, not_gold=not_gold)
 
 
 def open_pool(
@@ -339,10 +346,15 @@ def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> 
     content, prompt = np.zeros(len(pool), np.uint64), np.zeros(len(pool), np.uint64)
     bad: dict[int, str] = {}
     labels: list[frozenset[str]] = []
-    repaired = 0
+    not_gold: set[int] = set()
+    repaired = cut_spans = 0
     for start, stop in itertools.pairwise(pool.starts.tolist()):
         source_labels: set[str] = set()
+        spans = Spans()
         for row_id, row in enumerate(pool.rows(start, stop), start):
+            if isinstance(row, NotGold):
+                not_gold.add(row_id)
+                continue
             if isinstance(row, BadRow):
                 if on_bad_row == "error":
                     raise _unusable(pool.where(row_id), row, role)
@@ -351,8 +363,11 @@ def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> 
             content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
             source_labels |= row.labels
             repaired += row.repaired
+            spans.add(row_id, row)
+        spans.check(pool.where)
+        cut_spans += spans.cut
         labels.append(frozenset(source_labels))
-    return Index(content, prompt, bad, tuple(labels), repaired)
+    return Index(content, prompt, bad, tuple(labels), repaired, frozenset(not_gold), len(not_gold), cut_spans)
 
 
 def _unusable(place: str, row: BadRow, role: str) -> DataError:
