@@ -118,7 +118,7 @@ def column_numbers(columns: Mapping[str, str]) -> dict[str, int]:
             raise DataError(
                 f"--columns {ours}={number}: column {number} of a CoNLL file {problem}.",
                 allowed="two different numbers, counted from 1",
-                fix=f"Name the word's column and the tag's, e.g. --columns {WORDS}=2 {TAGS}=3",
+                fix=f"Name the word's column and the tag's, for example: --columns {WORDS}=2 {TAGS}=3",
             )
     return {ours: int(number) - 1 for ours, number in named.items()}
 
