@@ -218,6 +218,20 @@ def test_words_lost_to_truncation_are_counted(encoder: Path, tmp_path: Path) -> 
     assert f"{lost} words of" in (tmp_path / "run" / "summary.md").read_text()
 
 
+@pytest.mark.parametrize(("task", "unit"), [("ner", "words"), ("classification", "tokens")])
+def test_a_plan_and_a_run_say_what_is_cut(task: str, unit: str, encoder: Path, tmp_path: Path) -> None:
+    picked = select(task, tmp_path, str(encoder), max_length=12)
+    lost = picked.scores["lost"].to_numpy()
+    cut = int((lost > 0).sum())
+    assert 0 < cut < len(lost)
+    assert f"{lost.sum()} {unit} of {cut} rows: beyond --max-length" in (tmp_path / "run" / "summary.md").read_text()
+    files = {role: str(tmp_path / f"{role}.jsonl") for role in ("pool", "target")}
+    planned = tov.plan(
+        model=str(encoder), **files, max_length=12, dtype="fp32", device="cpu", decontaminate=False, quiet=True
+    )
+    assert f"cut at 12 tokens: {cut} rows, which lose {lost.sum()} {unit}" in str(planned)
+
+
 @pytest.fixture(scope="module")
 def subject(encoder: Path) -> Any:
     loaded = load_model(str(encoder), task=NER, labels=TAGS, dtype="fp32", device="cpu")

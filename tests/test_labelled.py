@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import write_jsonl
+from tov.config.records import DataSettings
+from tov.config.settings import build
 from tov.data import pool as pools
-from tov.data.cells import BadRow
+from tov.data.cells import BadRow, NotGold
+from tov.data.decontamination import NOT_GOLD, USABLE, exclusions, left_out
 from tov.data.labels import LabelMap, Reading
 from tov.data.pool import index_rows
 from tov.errors import DataError
+from tov.inputs.read import Indexed, read_target, reading_notes
 from tov.tasks import TASKS, all_layouts
 from tov.tasks.classification import Labelled, from_label
 from tov.tasks.ner import Tagged, from_spans, from_tags
@@ -96,8 +101,11 @@ def test_a_conll_file_may_have_a_bom_and_windows_line_ends(tmp_path: Path) -> No
         (["B-PER", "E-PER", "S-LOC"], ["B-PER", "I-PER", "B-LOC"]),
         (["B-PER", "L-PER", "U-LOC"], ["B-PER", "I-PER", "B-LOC"]),
         (["I-PER", "O", "I-PER"], ["B-PER", "O", "B-PER"]),
+        (["B-PER", "M-PER", "E-PER"], ["B-PER", "I-PER", "I-PER"]),
+        (["S-PER", "S-PER", "W-PER"], ["B-PER", "B-PER", "B-PER"]),
+        (["E-PER", "I-PER", "E-PER"], ["B-PER", "B-PER", "I-PER"]),
     ],
-    ids=["IOB1", "another type", "BIOES", "BILOU", "after O"],
+    ids=["IOB1", "another type", "BIOES", "BILOU", "after O", "BMES", "single", "after an end"],
 )
 def test_tags_are_made_bio2_only_when_asked(tags: list[str], repaired: list[str]) -> None:
     row = {"tokens": ["a", "b", "c"], "ner_tags": tags}
@@ -111,12 +119,39 @@ def test_tags_are_made_bio2_only_when_asked(tags: list[str], repaired: list[str]
 
 
 @given(
-    st.lists(st.sampled_from(["O", "B-A", "I-A", "E-A", "S-A", "B-B", "I-B", "L-B", "U-B"]), min_size=1, max_size=12)
+    st.lists(
+        st.sampled_from(["O", "B-A", "I-A", "E-A", "S-A", "B-B", "I-B", "L-B", "U-B", "M-B"]), min_size=1, max_size=12
+    )
 )
 def test_repaired_tags_are_bio2_and_keep_every_word_and_type(tags: list[str]) -> None:
     made = from_tags({"tokens": ["w"] * len(tags), "ner_tags": tags}, Reading(repair=True)).tags
     assert [tag[2:] for tag in made] == [tag[2:] for tag in tags]
     assert from_tags({"tokens": ["w"] * len(tags), "ner_tags": list(made)}, Reading()).tags == made
+
+
+@pytest.mark.parametrize(
+    ("tag", "remedy"),
+    [
+        ("b-per", "write B-per, or --label-map with 'b-per: B-per'."),
+        ("B_PER", "write B-PER"),
+        ("PER-B", "write B-PER"),
+        ("e-PER", "write E-PER, or --label-map with 'e-PER: E-PER', and --repair-bio"),
+        ("o", "'o: O'"),
+        ("PER", "'PER: I-PER', and --repair-bio"),
+        ("E-PER", "--repair-bio"),
+        ("7", "'3: B-PER'"),
+    ],
+)
+def test_a_tag_of_another_shape_is_answered_with_how_to_write_it(tag: str, remedy: str) -> None:
+    with pytest.raises(BadRow, match=rf"word 2 'b' has the tag '{tag}', but must have O, B-TYPE or I-TYPE") as caught:
+        from_tags({"tokens": ["a", "b"], "ner_tags": ["O", tag]}, Reading())
+    assert remedy in caught.value.fix
+
+
+def test_bare_types_are_read_by_the_label_map_that_the_error_names() -> None:
+    reading = Reading(mapping={"PER": "I-PER", "LOC": "I-LOC"}, repair=True)
+    row = {"tokens": ["a", "b", "c", "d"], "ner_tags": ["PER", "PER", "LOC", "O"]}
+    assert from_tags(row, reading).tags == ("B-PER", "I-PER", "B-LOC", "O")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +180,10 @@ def test_a_sentence_that_cannot_be_used_says_why(row: dict[str, Any], said: str)
         ([{"start": 3, "end": 3, "label": "X"}], "entity 1 is at 3:3"),
         ([{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 4, "label": "Y"}], "0:3 and 2:4 overlap"),
         ([{"start": 4, "end": 5, "label": "X"}], "holds no word"),
+        ([{"start": 5, "end": 2, "label": "X"}], "entity 1 is at 5:2"),
+        ([{"start": -2, "end": 2, "label": "X"}], "entity 1 is at -2:2"),
+        ([{"start": 0.0, "end": 2.0, "label": "X"}], "entity 1 has a float for its start"),
+        ([{"start": 0, "end": None, "label": "X"}], "entity 1 has missing for its end"),
         ([{"start": 0, "label": "X"}], "must have start, end and label"),
         ([{"start": 0, "end": 2, "label": 7}], "an int for a label"),
         (None, "entities is missing"),
@@ -172,6 +211,89 @@ def test_spans_become_tags_that_give_the_spans_back(text: str, data: st.DataObje
         elif tag == "I-X":
             found[-1] += word
     assert found == inside
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "tags"),
+    [
+        ("राम दिल्ली में", "दिल्ली", ["O", "B-X", "O"]),
+        ("ไปที่กรุงเทพฯ", "กรุงเทพ", ["O"] * 3 + ["B-X"] + ["I-X"] * 5 + ["O"]),
+        ("彼は東京に", "東京", ["O", "O", "B-X", "I-X", "O"]),
+        ("Zoe\u0308 lacht", "Zoe\u0308", ["B-X", "O"]),
+    ],
+    ids=["Hindi", "Thai", "Japanese", "decomposed"],
+)
+def test_no_word_is_cut_by_a_span_in_any_script(text: str, name: str, tags: list[str]) -> None:
+    start = text.index(name)
+    row = {"text": text, "entities": [{"start": start, "end": start + len(name), "label": "X"}]}
+    made = from_spans(row, Reading())
+    assert list(made.tags) == tags
+    assert (made.spans, made.cuts) == (1, ())
+
+
+def spanned(count: int, cut: int, path: Path) -> str:
+    """Rows of one span each, the last of which end inside a word."""
+    rows = [
+        {
+            "text": f"{at} Rome fell",
+            "entities": [{"start": len(str(at)) + 1, "end": end + len(str(at)), "label": "LOC"}],
+        }
+        for at in range(count)
+        for end in [5 if at < count - cut else 3]
+    ]
+    return str(write_jsonl(path, rows))
+
+
+def test_spans_that_cut_words_are_counted_and_many_are_refused(tmp_path: Path) -> None:
+    pool = open_pool([spanned(100, 3, tmp_path / "few.jsonl")])
+    few = index_rows(pool)
+    assert few.cut_spans == 3
+    assert reading_notes(pool=Indexed(pool, few)) == [
+        "3 entities of pool rows begin or end inside a word, which was cut there"
+    ]
+    assert index_rows(open_pool([spanned(4, 1, tmp_path / "one.jsonl")])).cut_spans == 1, "one is no habit"
+    said = r"many.jsonl, row 97: the LOC at 3:5, 'Ro', cuts 'Rome'. So it is with 4 of the source's 100 entities"
+    for action in ("error", "skip"):
+        with pytest.raises(DataError, match=said) as caught:
+            index_rows(open_pool([spanned(100, 4, tmp_path / "many.jsonl")]), on_bad_row=action)
+        assert "not bytes" in str(caught.value)
+
+
+def prodigy(answers: list[str | None], path: Path) -> str:
+    rows = [
+        {"text": f"{at} Rome", "spans": [{"start": 2, "end": 6, "label": "LOC"}], "answer": answer}
+        for at, answer in enumerate(answers)
+    ]
+    return str(write_jsonl(path, rows))
+
+
+def test_rows_that_an_annotator_rejected_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = prodigy(["accept", "reject", "ignore", None], tmp_path / "a.jsonl")
+    pool = open_pool([path], columns={"entities": "spans"})
+    index = index_rows(pool)
+    assert (index.not_gold, index.rejected, index.bad) == ({1, 2}, 2, {})
+    codes = exclusions(index, np.empty(0, np.uint64), decontaminate=True)
+    assert codes.tolist() == [USABLE, NOT_GOLD, NOT_GOLD, USABLE]
+    assert left_out(codes, index) == "2 answer is reject or ignore"
+    assert reading_notes(pool=Indexed(pool, index)) == [
+        "2 pool rows have the answer reject or ignore and were left out"
+    ]
+    part = index.subset(np.array([2, 3]))
+    assert part.not_gold == {0}
+    settings = build(DataSettings, {"columns": {"entities": "spans"}})
+    target = read_target([path], settings)
+    assert [row.words[0] for row in target.rows] == ["0", "3"]
+    assert len(target) == 2, "row numbers of the target are those of its gold rows"
+    assert target.index.rejected == 2
+    with pytest.raises(DataError, match="All 1 rows of the target have the answer reject or ignore"):
+        read_target([prodigy(["reject"], tmp_path / "b.jsonl")], settings)
+
+
+def test_an_answer_that_is_the_label_is_no_verdict_on_it() -> None:
+    with pytest.raises(NotGold, match="its answer is reject"):
+        from_label({"text": "a", "label": "SPAM", "answer": "reject"}, Reading())
+    assert from_label({"text": "a", "label": "reject", "answer": "reject"}, Reading()).label == "reject"
+    assert from_label({"text": "a", "label": "x", "answer": ["reject"]}, Reading()).label == "x"
 
 
 def test_a_label_map_renames_and_drops_by_source(tmp_path: Path) -> None:

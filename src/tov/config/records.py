@@ -55,8 +55,14 @@ class DataSettings(Settings):
         None,
         file=True,
     )
-    repair_bio: bool = setting("fit", "convert IOB1, BIOES and BILOU tags to BIO2, and count the converted rows", False)
-    columns: dict[str, str] = setting("fit", "your names of columns, e.g. prompt=question completion=answer", {})
+    repair_bio: bool = setting(
+        "fit", "convert IOB1, BIOES, BILOU and BMES tags to BIO2, and count the converted rows", False
+    )
+    columns: dict[str, str] = setting(
+        "fit",
+        "your names of columns, e.g. prompt=question completion=answer; of a CoNLL file their numbers: tokens=2 ner_tags=3",
+        {},
+    )
     on_bad_row: Literal["error", "skip"] = setting(
         "fit", "action on an unusable pool row: stop with an error, or skip and count the row", "error"
     )

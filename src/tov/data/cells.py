@@ -21,6 +21,17 @@ class BadRow(ValueError):
         self.fix = fix
 
 
+class NotGold(BadRow):
+    """A row that says itself that its labels are not right: it is left out and counted, and never an error."""
+
+
+def check_gold(row: Mapping[str, Any]) -> None:
+    """Raises NotGold if an annotator rejected or skipped the row, as Prodigy's column `answer` says it."""
+    answer = row.get("answer")
+    if answer in ("reject", "ignore") and row.get("label") != answer:  # unless `answer` is the label itself
+        raise NotGold(f"its answer is {answer}, so its labels are not gold")
+
+
 def as_text(value: Any, what: str) -> str:
     """A text, or OpenAI's list of text parts joined.
 

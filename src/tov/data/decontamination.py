@@ -6,8 +6,11 @@ import numpy as np
 
 from tov.data.pool import Index
 
-USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST = range(6)
-REASONS = ("", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens", "prompt in test")
+USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST, NOT_GOLD = range(7)
+REASONS = (
+    "", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens", "prompt in test",
+    "answer is reject or ignore",
+)  # fmt: skip
 """The words for the codes above; they stand in the score table's column `excluded`."""
 
 
@@ -45,4 +48,5 @@ def exclusions(
     if test_prompts is not None:
         codes[np.isin(pool.prompt, test_prompts)] = IN_TEST
     codes[list(pool.bad)] = UNREADABLE
+    codes[list(pool.not_gold)] = NOT_GOLD
     return codes

@@ -5,7 +5,7 @@ A label is whatever target and pool must agree on; must not know tasks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from tov.errors import DataError
 
 SHOWN = 40
 """Labels that a message lists."""
+MOST_CUT = 0.03
+"""Share of a source's spans that may begin or end inside a word: more are wrong offsets, not loose ends of words."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,47 @@ class Reading:
     names: tuple[str, ...] = ()
     mapping: Mapping[str, str] = field(default_factory=dict)
     repair: bool = False
+
+
+@dataclass
+class Spans:
+    """Entities of one source that are given as spans of characters, counted over its rows.
+
+    Attributes:
+        count: all of them.
+        cut: those that begin or end inside a word.
+        first: the row_id of the first row with such a one, and what it cuts.
+    """
+
+    count: int = 0
+    cut: int = 0
+    first: tuple[int, str] | None = None
+
+    def add(self, row_id: int, row: Any) -> None:
+        """Counts those of a row, if its task has any (`spans`, and `cuts` in words)."""
+        cuts = getattr(row, "cuts", ())
+        self.count += getattr(row, "spans", 0)
+        self.cut += len(cuts)
+        if cuts and self.first is None:
+            self.first = (row_id, cuts[0])
+
+    def check(self, where: Callable[[int], str]) -> None:
+        """Spans must be of whole words, but for a few.
+
+        Args:
+            where: says of a row_id which row it is.
+
+        Raises:
+            DataError: more than `MOST_CUT` of them, and more than one, are not; with the first row.
+        """
+        if self.first is not None and self.cut > max(1, MOST_CUT * self.count):
+            row_id, cut = self.first
+            raise DataError(
+                f"{where(row_id)}: {cut}. So it is with {self.cut:,} of the source's {self.count:,} entities.",
+                allowed=f"at most {100 * MOST_CUT:g} % that begin or end inside a word",
+                fix="Check that start and end count characters from 0, with the end excluded: not bytes, and not JavaScript's "
+                "UTF-16 units. Where words are meant to be parted there, give them yourself, as tokens and ner_tags.",
+            )
 
 
 def label_text(value: Any, what: str, reading: Reading) -> str:

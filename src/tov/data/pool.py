@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tov.data.cells import BadRow
-from tov.data.labels import LabelMap, Reading
+from tov.data.cells import BadRow, NotGold
+from tov.data.labels import LabelMap, Reading, Spans
 from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
 from tov.data.tables import Part, without_padding
@@ -170,6 +170,9 @@ class Index:
         bad: row_id -> why it cannot be used.
         labels: each source's labels (entity types, classes); none for instruction tuning.
         repaired: rows whose tags were made BIO2.
+        not_gold: row_ids of rows that say themselves that their labels are not right.
+        rejected: how many such rows were read, with those that a subset has no more.
+        cut_spans: entities that begin or end inside a word.
     """
 
     content: np.ndarray
@@ -177,6 +180,9 @@ class Index:
     bad: dict[int, str]
     labels: tuple[frozenset[str], ...] = ()
     repaired: int = 0
+    not_gold: frozenset[int] = frozenset()
+    rejected: int = 0
+    cut_spans: int = 0
 
     @property
     def fingerprint(self) -> str:
@@ -184,10 +190,11 @@ class Index:
         return hashlib.sha256(self.content.tobytes()).hexdigest()[:16]
 
     def subset(self, row_ids: np.ndarray) -> Index:
-        """The index of these rows alone; `labels` and `repaired` stay those of all."""
+        """The index of these rows alone; `labels` and the counts stay those of all."""
         places = {int(row_id): place for place, row_id in enumerate(row_ids)}
         bad = {places[row_id]: reason for row_id, reason in self.bad.items() if row_id in places}
-        return replace(self, content=self.content[row_ids], prompt=self.prompt[row_ids], bad=bad)
+        not_gold = frozenset(places[row_id] for row_id in self.not_gold if row_id in places)
+        return replace(self, content=self.content[row_ids], prompt=self.prompt[row_ids], bad=bad, not_gold=not_gold)
 
 
 def open_pool(
@@ -213,7 +220,7 @@ def open_pool(
         DataError: an input cannot be read, or has no layout of the task.
     """
     columns = columns or {}
-    sources = open_sources(inputs)
+    sources = open_sources(inputs, columns)
     if not sources:
         raise DataError("No input was named.", fix="Name at least one file, folder or Hub dataset.")
     source_layouts: list[Layout] = []
@@ -240,8 +247,9 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
     """
     sources = [source for pool in pools for source in pool.sources]
     names = {name for source in sources for name in source.table.columns}
+    numbers = {number for source in sources for number in source.numbered}
     for ours, theirs in columns.items():
-        if theirs not in names:
+        if theirs not in names | numbers:
             raise DataError(
                 f"--columns {ours}={theirs}: there is no column '{theirs}'{did_you_mean(theirs, names)} in "
                 f"{', '.join(dict.fromkeys(source.location for source in sources))}.",
@@ -288,10 +296,15 @@ def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> 
     content, prompt = np.zeros(len(pool), np.uint64), np.zeros(len(pool), np.uint64)
     bad: dict[int, str] = {}
     labels: list[frozenset[str]] = []
-    repaired = 0
+    not_gold: set[int] = set()
+    repaired = cut_spans = 0
     for start, stop in itertools.pairwise(pool.starts.tolist()):
         source_labels: set[str] = set()
+        spans = Spans()
         for row_id, row in enumerate(pool.rows(start, stop), start):
+            if isinstance(row, NotGold):
+                not_gold.add(row_id)
+                continue
             if isinstance(row, BadRow):
                 if on_bad_row == "error":
                     raise _unusable(pool.where(row_id), row, role)
@@ -300,8 +313,11 @@ def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> 
             content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
             source_labels |= row.labels
             repaired += row.repaired
+            spans.add(row_id, row)
+        spans.check(pool.where)
+        cut_spans += spans.cut
         labels.append(frozenset(source_labels))
-    return Index(content, prompt, bad, tuple(labels), repaired)
+    return Index(content, prompt, bad, tuple(labels), repaired, frozenset(not_gold), len(not_gold), cut_spans)
 
 
 def _unusable(place: str, row: BadRow, role: str) -> DataError:

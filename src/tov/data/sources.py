@@ -19,7 +19,7 @@ import datasets
 import pyarrow as pa
 
 from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
-from tov.data.conll import is_conll, load_conll
+from tov.data.conll import column_numbers, is_conll, load_conll
 from tov.data.csv_rows import load_csv
 from tov.data.json_rows import JsonTable
 from tov.data.tables import ArrowTable, ListTable, Table
@@ -59,15 +59,18 @@ class Source:
     table: Table
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    numbered: frozenset[str] = frozenset()
+    """Values of `--columns` that the reader of CoNLL files has taken for numbers of columns."""
 
 
-def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
-    """Opens every input, in order, as sources with distinct names.
+def open_sources(inputs: Sequence[Input], columns: Mapping[str, str] | None = None) -> tuple[Source, ...]:
+    """Opens every input, in order, as sources with distinct names; `columns` may name those of CoNLL files by number.
 
     Raises:
         DataError: nothing there, unknown format, broken content (with file and line), no rows.
     """
-    sources = [source for one in inputs for source in _open(one)]
+    columns = columns or {}
+    sources = [source for one in inputs for source in _open(one, columns)]
     named: list[Source] = []
     for source in sources:
         if not len(source.table):
@@ -76,11 +79,12 @@ def open_sources(inputs: Sequence[Input]) -> tuple[Source, ...]:
         name, count = source.name, 2
         while name in taken:
             name, count = f"{source.name}-{count}", count + 1
-        named.append(replace(source, name=name))
+        numbered = {columns[ours] for ours in column_numbers(columns)} if _all_conll(source.files, columns) else ()
+        named.append(replace(source, name=name, numbered=frozenset(numbered)))
     return tuple(named)
 
 
-def _open(value: Input) -> list[Source]:
+def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
     if isinstance(value, datasets.Dataset):
         location = f"<Dataset of {len(value)} rows>"
         return [Source("memory", location, ArrowTable(value, location))]
@@ -97,10 +101,10 @@ def _open(value: Input) -> list[Source]:
     text = str(value)
     name, _, rest = text.partition("=")
     if rest and not Path(text).exists() and re.fullmatch(r"[\w.-]+", name):
-        return [_one_source(name, rest)]
+        return [_one_source(name, rest, columns)]
     if not Path(text).exists() and glob.has_magic(text):
-        return [_one_source(_stem(path), str(path)) for path in _matches(text)]
-    return [_one_source(None, text)]
+        return [_one_source(_stem(path), str(path), columns) for path in _matches(text)]
+    return [_one_source(None, text, columns)]
 
 
 def _stem(path: Path) -> str:
@@ -116,18 +120,18 @@ def _matches(pattern: str) -> list[Path]:
     return paths
 
 
-def _one_source(name: str | None, location: str) -> Source:
+def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> Source:
     path = Path(location).expanduser()
     if path.is_dir():
-        return _from_folder(name, path)
+        return _from_folder(name, path, columns)
     if path.exists():
-        return Source(name or _stem(path), location, _load_files([path]), (path,))
+        return Source(name or _stem(path), location, _load_files([path], columns), (path,))
     if glob.has_magic(location):
         paths = _matches(location)
-        return Source(name or "glob", location, _load_files(paths), tuple(paths))
+        return Source(name or "glob", location, _load_files(paths, columns), tuple(paths))
     split_folder, _, split = location.rpartition(":")
     if split_folder and Path(split_folder).is_dir():
-        return _from_folder(name, Path(split_folder), split)
+        return _from_folder(name, Path(split_folder), columns, split)
     hub = _HUB_ID.match(location)
     if hub and path.suffix not in BUILDERS:
         return _from_hub(name, location, hub)
@@ -166,7 +170,7 @@ def _near(path: Path) -> str:
     return f" (did you mean '{folder / near[0]}'?)" if near else ""
 
 
-def _from_folder(name: str | None, path: Path, split: str | None = None) -> Source:
+def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split: str | None = None) -> Source:
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
         if split is None and len(splits) == 1:
@@ -192,7 +196,7 @@ def _from_folder(name: str | None, path: Path, split: str | None = None) -> Sour
         )
     files, notes = _of_split(files, path, split)
     location = f"{path}:{split}" if split else str(path)
-    return Source(name or path.name, location, _load_files(files), tuple(files), tuple(notes))
+    return Source(name or path.name, location, _load_files(files, columns), tuple(files), tuple(notes))
 
 
 def _hidden(file: Path, folder: Path) -> bool:
@@ -243,7 +247,7 @@ def _suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def _load_files(paths: list[Path]) -> Table:
+def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
     kinds = {_suffix(path) for path in paths}
     builders = {BUILDERS.get(kind) for kind in kinds}
     readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
@@ -266,7 +270,7 @@ def _load_files(paths: list[Path]) -> Table:
     builder = builders.pop()
     assert builder
     try:
-        return _load(builder, paths, kinds)
+        return _load(builder, paths, kinds, columns)
     except DataError:
         raise
     except Exception as error:
@@ -280,13 +284,12 @@ def _load_files(paths: list[Path]) -> Table:
         ) from error
 
 
-def _load(builder: str, paths: list[Path], kinds: set[str]) -> Table:
+def _load(builder: str, paths: list[Path], kinds: set[str], columns: Mapping[str, str]) -> Table:
     if builder == "json":
         return JsonTable(paths)
     location = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    sniffed = kinds <= {".txt", ".tsv"} and all(is_conll(path) for path in paths)
-    if sniffed or (builder == "conll" and kinds != {".txt"}):
-        return ArrowTable(load_conll(paths), location)
+    if _all_conll(paths, columns):
+        return ArrowTable(load_conll(paths, columns), location)
     if builder == "conll":
         raise DataError(
             f"{paths[0]} is a text file, but no CoNLL file with a word and its tag on each line.",
@@ -298,6 +301,14 @@ def _load(builder: str, paths: list[Path], kinds: set[str]) -> Table:
     # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
     name, files = digest([content_digest(path) for path in paths]), [glob.escape(str(path)) for path in paths]
     return ArrowTable(datasets.load_dataset(builder, name, data_files=files, split="train"), location)
+
+
+def _all_conll(paths: Sequence[Path], columns: Mapping[str, str]) -> bool:
+    """Whether files are read as CoNLL files; .txt and .tsv files are looked into."""
+    kinds = {_suffix(path) for path in paths}
+    if kinds <= {".txt", ".tsv"}:
+        return bool(paths) and all(is_conll(path, columns) for path in paths)
+    return kinds <= {*CONLL_SUFFIXES, ".txt"}
 
 
 def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:

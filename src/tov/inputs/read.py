@@ -75,9 +75,22 @@ def open_rows(inputs: Sequence[Input], settings: DataSettings) -> Pool:
 
 
 def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = "target") -> Indexed:
-    """The target (or the test); every row must be usable."""
+    """The target (or the test); every row must be usable. Those that an annotator rejected are left out.
+
+    Raises:
+        DataError: a row cannot be used, or all are rejected.
+    """
     pool = open_rows(inputs, settings)
-    return Indexed(pool, index_rows(pool, role=role))
+    index = index_rows(pool, role=role)
+    if index.not_gold:
+        gold = np.setdiff1d(np.arange(len(pool)), list(index.not_gold))
+        if not len(gold):
+            raise DataError(
+                f"All {len(pool):,} rows of the {role} have the answer reject or ignore.",
+                fix="Name rows with the answer accept, or delete the column `answer` if it does not say who accepted them.",
+            )
+        pool, index = pool.subset(gold), index.subset(gold)
+    return Indexed(pool, index)
 
 
 def read_pool(
@@ -115,13 +128,16 @@ def labels_of(rows: PoolRows, target: Indexed, settings: DataSettings) -> tuple[
 
 
 def reading_notes(**inputs: Indexed) -> list[str]:
-    """What is said of how the named inputs were read: files left aside, tags repaired."""
+    """What is said of how the named inputs were read: files left aside, what was changed or left out, a line a kind."""
     notes = [note for one in inputs.values() for source in one.pool.sources for note in source.notes]
-    return notes + [
-        f"--repair-bio made the tags of {one.index.repaired:,} {name} rows BIO2"
-        for name, one in inputs.items()
-        if one.index.repaired
-    ]
+    for name, index in ((name, one.index) for name, one in inputs.items()):
+        if index.repaired:
+            notes.append(f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2")
+        if index.cut_spans:
+            notes.append(f"{index.cut_spans:,} entities of {name} rows begin or end inside a word, which was cut there")
+        if index.rejected:
+            notes.append(f"{index.rejected:,} {name} rows have the answer reject or ignore and were left out")
+    return notes
 
 
 def usable_rows(rows: Iterable[Row | BadRow]) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tov.data.cells import BadRow, as_text
+from tov.data.cells import BadRow, as_text, check_gold
 from tov.data.labels import LabelMap, Reading, agreed_labels, label_text, listed, nothing_to_tell_apart
 from tov.data.rows import Layout
 from tov.tasks.base import Defaults, Task
@@ -47,6 +47,7 @@ class Labelled:
 
 def from_label(row: Mapping[str, Any], reading: Reading) -> Labelled:
     """`text` with `label`: a string or an id."""
+    check_gold(row)
     text = as_text(row["text"], "text")
     if not text.strip():
         raise BadRow("the text is empty")
@@ -84,17 +85,25 @@ class Classification(Task[Labelled]):
         from tov.text.encode import IGNORED, pack
 
         places = {label: place for place, label in enumerate(labels)}
-        encoded = tokenizer(
-            [row.text for row in rows], truncation=True, max_length=max_length, return_attention_mask=False
-        )
+        texts = [row.text for row in rows]
+        whole = tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]
+        long = [place for place, ids in enumerate(whole) if len(ids) > max_length]
+        kept = list(whole)
+        if long:
+            cut = tokenizer(
+                [texts[place] for place in long], truncation=True, max_length=max_length, return_attention_mask=False
+            )["input_ids"]
+            for place, ids in zip(long, cut, strict=True):
+                kept[place] = ids
         special = tokenizer.num_special_tokens_to_add()
         packed = []
-        for ids, row in zip(encoded["input_ids"], rows, strict=True):
+        for ids, row in zip(kept, rows, strict=True):
             marked = np.full(len(ids), IGNORED)
             marked[0] = places[row.label]
             packed.append((np.array(ids), marked))
         sizes = np.array([max(1, len(ids) - special) for ids, _ in packed])
-        return pack(packed, sizes, np.zeros(len(rows), np.int64))
+        lost = np.array([len(ids) - len(left) for ids, left in zip(whole, kept, strict=True)])
+        return pack(packed, sizes, lost)
 
     def head_labels(
         self,

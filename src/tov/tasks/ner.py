@@ -7,14 +7,15 @@ repair, where asked), the label map (the entity type).
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tov.data.cells import BadRow, as_list, as_text, named_kind
+from tov.data.cells import BadRow, as_list, as_text, check_gold, named_kind
 from tov.data.labels import LabelMap, Reading, agreed_labels, label_text, nothing_to_tell_apart
 from tov.data.rows import Layout
+from tov.data.tags import OUTSIDE, TAG, bio2
+from tov.data.words import cut_at, word_places
 from tov.errors import ModelError
 from tov.tasks.base import Defaults, Task
 
@@ -23,11 +24,9 @@ if TYPE_CHECKING:
 
     from tov.text.encode import Encoded
 
-OUTSIDE = "O"
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
-_TAG = re.compile(r"(?P<place>[BI])-(?P<type>.+)", re.DOTALL)
-_OTHER_TAG = re.compile(r"(?P<place>[ESLU])-(?P<type>.+)", re.DOTALL)
-_REPAIR = "--repair-bio makes the tags BIO2 and counts what it changed."
+PROBE = ("Ann", "lives", "in", "Oslo,", "isn't", "she?")
+"""Words that show whether a tokenizer takes them as it takes the words of a text."""
+_BARE = {"add_special_tokens": False, "return_attention_mask": False}
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,15 @@ class Tagged:
         words: (T,) words.
         tags: (T,) `O`, `B-TYPE` or `I-TYPE`.
         repaired: whether a tag was made BIO2.
+        spans: entities that were given as spans of characters.
+        cuts: those of them that begin or end inside a word, in words.
     """
 
     words: tuple[str, ...]
     tags: tuple[str, ...]
     repaired: bool = field(default=False, compare=False)
+    spans: int = field(default=0, compare=False)
+    cuts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def text(self) -> str:
@@ -67,16 +70,17 @@ class Tagged:
 
 def from_tags(row: Mapping[str, Any], reading: Reading) -> Tagged:
     """`tokens` with `ner_tags`: tags as strings or ids."""
-    return _from_tags(row["tokens"], row["ner_tags"], "ner_tags", reading)
+    return _from_tags(row, "ner_tags", reading)
 
 
 def from_labels(row: Mapping[str, Any], reading: Reading) -> Tagged:
     """`tokens` with `labels`: tags as strings or ids."""
-    return _from_tags(row["tokens"], row["labels"], "labels", reading)
+    return _from_tags(row, "labels", reading)
 
 
-def _from_tags(tokens: Any, tags: Any, name: str, reading: Reading) -> Tagged:
-    words, values = as_list(tokens, "tokens"), as_list(tags, name)
+def _from_tags(row: Mapping[str, Any], name: str, reading: Reading) -> Tagged:
+    check_gold(row)
+    words, values = as_list(row["tokens"], "tokens"), as_list(row[name], name)
     if len(words) != len(values):
         raise BadRow(f"there are {len(words)} tokens, but {len(values)} {name}")
     return _tagged(words, [label_text(tag, name, reading) for tag in values], reading)
@@ -85,12 +89,13 @@ def _from_tags(tokens: Any, tags: Any, name: str, reading: Reading) -> Tagged:
 def from_spans(row: Mapping[str, Any], reading: Reading) -> Tagged:
     """`text` with `entities`, each with `start`, `end` (characters, end excluded) and `label`.
 
-    Words are runs of word characters and single other signs, cut where an entity starts or ends.
+    Words are those of `tov.data.words`, cut where an entity starts or ends inside one.
     """
+    check_gold(row)
     text, spans = as_text(row["text"], "text"), _spans(row["entities"], as_text(row["text"], "text"))
-    edges = {edge for start, end, _ in spans for edge in (start, end)}
+    whole = word_places(text)
     words, tags, seen = [], [], set[int]()
-    for start, end in _word_places(text, edges):
+    for start, end in cut_at(whole, {edge for span in spans for edge in span[:2]}):
         inside = next((at for at, span in enumerate(spans) if span[0] <= start and end <= span[1]), None)
         words.append(text[start:end])
         tags.append(OUTSIDE if inside is None else f"{'I' if inside in seen else 'B'}-{spans[inside][2]}")
@@ -99,7 +104,16 @@ def from_spans(row: Mapping[str, Any], reading: Reading) -> Tagged:
     if len(seen) < len(spans):
         start, end, label = next(span for at, span in enumerate(spans) if at not in seen)
         raise BadRow(f"the {label} at {start}:{end} holds no word, but {text[start:end]!r}")
-    return _tagged(words, tags, reading)
+    cuts = tuple(_cuts(text, spans, whole))
+    return replace(_tagged(words, tags, reading), spans=len(spans), cuts=cuts)
+
+
+def _cuts(text: str, spans: Sequence[tuple[int, int, str]], words: Sequence[tuple[int, int]]) -> Iterator[str]:
+    """`the LOC at 0:6, 'Berlin', cuts 'Berliner'`, of each span that begins or ends inside a word."""
+    for start, end, label in spans:
+        cut = next((word for word in words if any(word[0] < edge < word[1] for edge in (start, end))), None)
+        if cut:
+            yield f"the {label} at {start}:{end}, {text[start:end]!r}, cuts {text[cut[0] : cut[1]]!r}"
 
 
 def _tagged(words: Sequence[Any], tags: list[str], reading: Reading) -> Tagged:
@@ -109,37 +123,14 @@ def _tagged(words: Sequence[Any], tags: list[str], reading: Reading) -> Tagged:
         if not isinstance(word, str) or not word.strip():
             raise BadRow(f"word {place} is {'empty' if isinstance(word, str) else named_kind(word)}")
     mapped = [reading.mapping.get(tag, tag) if tag not in (OUTSIDE, "") else tag for tag in tags]
-    checked = _bio(words, mapped, repair=reading.repair)
+    checked = bio2(words, mapped, repair=reading.repair)
     return Tagged(tuple(words), tuple(_mapped(tag, reading.mapping) for tag in checked), repaired=checked != mapped)
 
 
 def _mapped(tag: str, mapping: Mapping[str, str]) -> str:
+    """A BIO2 tag by its entity type; an entry that names a whole tag (`PER: I-PER`) has been applied before."""
     ours = mapping.get(tag[2:], tag[2:]) if tag != OUTSIDE else OUTSIDE
-    return OUTSIDE if ours == OUTSIDE else f"{tag[:2]}{ours}"
-
-
-def _bio(words: Sequence[str], tags: Sequence[str], *, repair: bool) -> list[str]:
-    """The tags, checked to be BIO2, or made so: IOB1, BIOES and BILOU lose nothing by it."""
-    out: list[str] = []
-    for place, (word, tag) in enumerate(zip(words, tags, strict=True)):
-        if tag == OUTSIDE:
-            out.append(tag)
-            continue
-        if repair and (other_tag := _OTHER_TAG.fullmatch(tag)):
-            tag = f"{'B' if other_tag['place'] in 'SU' else 'I'}-{other_tag['type']}"
-        match = _TAG.fullmatch(tag)
-        if not match:
-            fix = _REPAIR if _OTHER_TAG.fullmatch(tag) else "Tags can be named by --label-map, e.g. '3: B-PER'."
-            raise BadRow(f"word {place + 1} '{word}' has the tag '{tag}', but must have O, B-TYPE or I-TYPE", fix)
-        before = out[-1] if out else OUTSIDE
-        if match["place"] == "I" and before[2:] != match["type"]:
-            if not repair:
-                raise BadRow(
-                    f"word {place + 1} '{word}' has {tag} after {before}, but an entity starts with B-", _REPAIR
-                )
-            tag = f"B-{match['type']}"
-        out.append(tag)
-    return out
+    return OUTSIDE if ours == OUTSIDE else tag if TAG.fullmatch(ours) else f"{tag[:2]}{ours}"
 
 
 def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
@@ -150,8 +141,16 @@ def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
         if not isinstance(entity, Mapping) or not {"start", "end", "label"} <= set(entity):
             raise BadRow(f"entity {place} is {named_kind(entity)}, but must have start, end and label")
         start, end, label = entity["start"], entity["end"], entity["label"]
-        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(text)):
-            raise BadRow(f"entity {place} is at {start}:{end}, but the text has {len(text)} characters")
+        for name, value in (("start", start), ("end", end)):
+            if not isinstance(value, int):
+                raise BadRow(
+                    f"entity {place} has {named_kind(value)} for its {name}, but must have a number of characters"
+                )
+        if not 0 <= start < end <= len(text):
+            raise BadRow(
+                f"entity {place} is at {start}:{end}, but the text has {len(text)} characters",
+                "An entity starts at a character counted from 0 and ends, excluded, after it.",
+            )
         if not isinstance(label, str) or not label:
             raise BadRow(f"entity {place} has {named_kind(label)} for a label, but must have text")
         spans.append((start, end, label))
@@ -160,14 +159,6 @@ def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
         if earlier[1] > later[0]:
             raise BadRow(f"entities at {earlier[0]}:{earlier[1]} and {later[0]}:{later[1]} overlap")
     return spans
-
-
-def _word_places(text: str, edges: set[int]) -> list[tuple[int, int]]:
-    places: list[tuple[int, int]] = []
-    for match in _WORD.finditer(text):
-        cuts = [match.start(), *(at for at in range(match.start() + 1, match.end()) if at in edges), match.end()]
-        places += itertools.pairwise(cuts)
-    return places
 
 
 class NamedEntities(Task[Tagged]):
@@ -200,31 +191,40 @@ class NamedEntities(Task[Tagged]):
         from tov.text.encode import IGNORED, pack
 
         places = {label: place for place, label in enumerate(labels)}
+        space = leading_space(tokenizer)
         encoded = tokenizer(
-            [list(row.words) for row in rows], is_split_into_words=True, truncation=True, max_length=max_length,
-            return_attention_mask=False,
+            [_spaced(row.words, space) for row in rows], is_split_into_words=True, truncation=True, max_length=max_length,
+            return_attention_mask=False, return_offsets_mapping=True,
         )  # fmt: skip
         packed, sizes, lost = [], [], []
         for at, row in enumerate(rows):
-            tags, before = np.full(len(encoded["input_ids"][at]), IGNORED), None
+            tags, tagged = np.full(len(encoded["input_ids"][at]), IGNORED), set[int]()
             for token, word in enumerate(encoded.word_ids(at)):
-                if word is not None and word != before:
-                    tags[token] = places[row.tags[word]]
-                before = word
+                # A token of the space alone shows nothing of its word yet.
+                if word is None or word in tagged or (space and word and encoded["offset_mapping"][at][token][1] <= 1):
+                    continue
+                tags[token] = places[row.tags[word]]
+                tagged.add(word)
             packed.append((np.array(encoded["input_ids"][at]), tags))
             sizes.append(int((tags != IGNORED).sum()))
             lost.append(len(row.words) - sizes[-1])
         return pack(packed, np.array(sizes), np.array(lost))
 
     def open_tokenizer(self, name: str, load: Callable[..., Any]) -> Any:
-        """A fast one, which tells a word's tokens, and whose words begin with a space if it is of byte-level BPE."""
+        """A fast one, which tells a word's tokens. One whose words would stick together is asked to put a space before each,
+        as RoBERTa's authors have it; if it cannot, `encode` does it."""
         tokenizer = load()
         if not tokenizer.is_fast:
             raise ModelError(
                 f"The tokenizer of '{name}' does not tell which word a token is from.",
                 fix="Use a model with a tokenizer.json.",
             )
-        return tokenizer if getattr(tokenizer, "add_prefix_space", True) else load(add_prefix_space=True)
+        if getattr(tokenizer, "add_prefix_space", True) or not leading_space(tokenizer):
+            return tokenizer
+        spaced = load(add_prefix_space=True)
+        # Some put the space before each piece of a word as well, which makes `Oslo ,` of `Oslo,`.
+        wanted = tokenizer(" " + " ".join(PROBE), **_BARE)["input_ids"]
+        return spaced if spaced(list(PROBE), is_split_into_words=True, **_BARE)["input_ids"] == wanted else tokenizer
 
     def head_labels(
         self,
@@ -258,3 +258,22 @@ class NamedEntities(Task[Tagged]):
     def columns_as_read(self, rows: Sequence[Tagged]) -> Mapping[str, Sequence[Any]]:
         """Words and tags."""
         return {"tov_tokens": [row.words for row in rows], "tov_tags": [row.tags for row in rows]}
+
+
+def leading_space(tokenizer: Any) -> bool:
+    """Whether words must be given with their space in front, because the tokenizer would make `AnnlivesinOslo` of them.
+
+    It is tried: words that are given one by one must become the tokens that they are in a text.
+    """
+    alone = tokenizer(list(PROBE), is_split_into_words=True, **_BARE)["input_ids"]
+    text = tokenizer(" ".join(PROBE), **_BARE)["input_ids"]
+    if alone == text:
+        return False
+    spaced = tokenizer(_spaced(PROBE, True), is_split_into_words=True, **_BARE)["input_ids"]
+    return bool(spaced == text) or not any(map(str.isspace, tokenizer.decode(alone)))
+
+
+def _spaced(words: Sequence[str], space: bool) -> list[str]:
+    """Words as the tokenizer gets them. The first has no space before it, as at the start of a text: with it, a row's tokens
+    would not be those of its text, which the model is given once it is trained."""
+    return [f" {word}" if space and place else word for place, word in enumerate(words)]

@@ -25,7 +25,7 @@ class Encoded:
             labelled texts the label, at the first token.
         offsets: (rows + 1,) where each row starts.
         sizes: (rows,) the length that bins go by: scored tokens, words, or the tokens of a labelled text.
-        lost: (rows,) scored tokens or words that were cut off, or that the tokenizer makes nothing of.
+        lost: (rows,) of the same units, those that were cut off, and words that the tokenizer makes nothing of.
     """
 
     ids: np.ndarray

@@ -28,6 +28,7 @@ from tov.report.summary import table
 from tov.runs.folder import check_empty, run_folder, watch_run
 from tov.runs.manifest import FILE
 from tov.seeds import generator
+from tov.tasks import TASKS
 from tov.text.encode import IGNORED, Encoded
 from tov.verbs.select import select_identity
 from tov.verbs.training_file import check_writable
@@ -108,6 +109,8 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     opened = spec.open()
     encoded, drawn = _sample(rows, opened, first.seed)
     scored = encoded.scored_counts > 0
+    # A row within the limit can lose words too: those that the tokenizer makes nothing of.
+    cut = (encoded.lost > 0) & (encoded.lengths >= opened.encode.max_length)
     wanted, _ = encode_scored(target.pool, opened.encode)
     usable = int(rows.usable.sum())
     times = usable / max(len(encoded), 1)
@@ -132,7 +135,8 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "rows": len(rows.pool), "usable": usable, "left_out": left_out(rows.excluded, rows.index),
             "sources": dict(zip(sources.tolist(), counts.tolist(), strict=True)), "tokens": round(tokens),
             "scored_tokens": round(times * int(encoded.scored.sum())), "sampled": drawn,
-            "without_scored_token": round(times * int((~scored).sum())), "cut": round(times * int((encoded.lost > 0).sum())),
+            "without_scored_token": round(times * int((~scored).sum())), "cut": round(times * int(cut.sum())),
+            "cut_off": round(times * int(encoded.lost[cut].sum())),
         },
         "target": {"rows": len(target), "usable": len(wanted), "tokens": int(wanted.lengths.sum())},
         "model": {
@@ -231,7 +235,9 @@ def _text(facts: dict[str, Any]) -> str:
         "pool": f"{pool['rows']:,} rows ({sources}), {pool['usable']:,} may be chosen"
         + (f"; left out: {pool['left_out']}" if pool["left_out"] else ""),
         "": f"{pool['tokens']:,} tokens in those, {pool['scored_tokens']:,} of them scored; cut at "
-        f"{model['max_length']:,} tokens: {pool['cut']:,} rows; without a scored token: {pool['without_scored_token']:,}"
+        f"{model['max_length']:,} tokens: {pool['cut']:,} rows"
+        + (f", which lose {pool['cut_off']:,} {TASKS[model['task']].length}" if pool["cut_off"] else "")
+        + f"; without a scored token: {pool['without_scored_token']:,}"
         + (f" (estimated from {pool['sampled']:,} rows)" if pool["sampled"] else ""),
         "target": f"{target['usable']:,} of {target['rows']:,} rows have a scored token, {target['tokens']:,} tokens",
         "model": f"{model['name']} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
