@@ -173,6 +173,40 @@ def test_other_content_under_the_same_size_and_time_is_noticed(tmp_path: Path, t
     assert contents(first.folder) == before
 
 
+def test_a_column_that_the_model_does_not_see_is_written_as_it_is_today(tmp_path: Path, tiny_folder: Path) -> None:
+    """The scores stand; the files have today's rows, and the places that the rows had."""
+    rows = [{**row, "license": "old"} for row in make_rows(40, seed=1)]
+    given = {"pool": str(write_jsonl(tmp_path / "pool.jsonl", rows)), "target": make_rows(6, seed=2)}
+    given["target"] = str(write_jsonl(tmp_path / "target.jsonl", given["target"]))
+    first = select(tmp_path / "run", tiny_folder, **given)
+    scores = {file.name: file.read_bytes() for file in first.run.scores.iterdir()}
+    chosen = first.dataset.to_list()
+    write_jsonl(tmp_path / "pool.jsonl", [{**row, "license": "new"} for row in rows])
+    again = select(tmp_path / "run", tiny_folder, **given)
+    assert again.dataset.to_list() == [{**row, "license": "new"} for row in chosen]
+    lines = [json.loads(line) for line in (again.folder / "selected.jsonl").read_text().splitlines()]
+    assert {line["license"] for line in lines} == {"new"}
+    assert {file.name: file.read_bytes() for file in again.run.scores.iterdir()} == scores
+    assert any("the model does not see have changed" in note for note in again.summary["notes"])
+    before = contents(again.folder)
+    assert select(tmp_path / "run", tiny_folder, **given).dataset.to_list() == again.dataset.to_list()
+    assert contents(again.folder) == before, "the second time nothing was to be done"
+
+
+def test_choosing_again_from_a_changed_pool_names_the_first_row(tmp_path: Path, tiny_folder: Path) -> None:
+    """Also where the changed row is none of those chosen; another column may change."""
+    rows = make_rows(40, seed=1)
+    pool = str(write_jsonl(tmp_path / "pool.jsonl", rows))
+    first = select(tmp_path / "run", tiny_folder, pool=pool)
+    left = next(number for number in range(40) if number not in first.dataset["tov_row_id"])
+    write_jsonl(tmp_path / "pool.jsonl", [{**row, "note": "new"} for row in rows])
+    assert tov.reselect(first, n=4, out=tmp_path / "again", quiet=True).dataset[0]["note"] == "new"
+    rows[left] = {**rows[left], "completion": "other"}
+    write_jsonl(tmp_path / "pool.jsonl", rows)
+    with pytest.raises(DataError, match=rf"pool\.jsonl, row {left + 1} is no longer the row that was scored"):
+        tov.reselect(first, n=4, out=tmp_path / "third", quiet=True)
+
+
 def test_a_run_is_not_gone_on_with_in_another_dtype(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
