@@ -679,7 +679,7 @@ def _(b: Bench) -> list[str]:
     return b.reselect(b / "run")
 
 
-@bad("the model changed since the path was fitted", "no longer the one", "Put the old weights back")
+@bad("the model changed since the path was fitted", "no longer the one", "Put the old files back")
 def _(b: Bench) -> list[str]:
     run, model = b.finished(), tiny_model_folder(b.folder, seed=8, name="other")
     manifest = run / "path" / "manifest.json"

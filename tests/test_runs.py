@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tov.comparison.variants import check_settings
 from tov.config.records import CompareConfig, SelectConfig, TrainConfig
 from tov.config.settings import build
 from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.files import file_digest
 from tov.progress import file_size
 from tov.report.numbers import choice_facts
 from tov.runs.folder import work_on
@@ -171,6 +174,43 @@ def test_other_content_under_the_same_size_and_time_is_noticed(tmp_path: Path, t
     with pytest.raises(RunError, match=rf"holds another run(.|\n)*{name}[a-z.]*\.fingerprint: "):
         select(tmp_path / "run", tiny_folder, **given)
     assert contents(first.folder) == before
+
+
+def mutate_template(model: Path) -> None:
+    file = model / "chat_template.jinja"
+    file.write_text(file.read_text().replace("<|im_start|>", "<|im_start|> "))
+
+
+def mutate_vocabulary(model: Path) -> None:
+    facts = json.loads((model / "tokenizer.json").read_text())
+    facts["added_tokens"][-1]["lstrip"] = not facts["added_tokens"][-1]["lstrip"]
+    (model / "tokenizer.json").write_text(json.dumps(facts))
+
+
+def mutate_weights(model: Path) -> None:
+    file = model / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("mutate", [mutate_template, mutate_vocabulary, mutate_weights])
+def test_whatever_changes_a_score_is_noticed(tmp_path: Path, tiny_folder: Path, mutate: Callable[[Path], None]) -> None:
+    """Each input alone, under the same size and time where it can be: a stored path is not used with it."""
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    fitted = select(tmp_path / "run", model)
+    mutate(model)
+    with pytest.raises(ModelError, match="no longer the one"):
+        tov.score(fitted, make_rows(10, seed=7), out=tmp_path / "scored", quiet=True)
+
+
+def test_every_byte_of_a_large_file_counts(tmp_path: Path) -> None:
+    file, data = tmp_path / "weights", bytearray(40 << 20)
+    file.write_bytes(data)
+    was = file_digest(file)
+    data[(20 << 20) + 12_345] = 1
+    file.write_bytes(data)
+    assert file_digest(file) != was
 
 
 def test_a_column_that_the_model_does_not_see_is_written_as_it_is_today(tmp_path: Path, tiny_folder: Path) -> None:

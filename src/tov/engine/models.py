@@ -162,8 +162,11 @@ class Opened:
 
     @property
     def fingerprint(self) -> list[Any]:
-        """What numbers made by this model depend on beside the adapter's state: weights, dtype, kind of device, length."""
-        return [self.loaded.fingerprint, self.loaded.dtype, self.loaded.device.type, self.encode.max_length]
+        """What numbers made by this model depend on beside the adapter's state: weights, tokens, dtype, device, length."""
+        loaded = self.loaded
+        return [
+            loaded.fingerprint, loaded.tokenizer_fingerprint, loaded.dtype, loaded.device.type, self.encode.max_length
+        ]  # fmt: skip
 
 
 @dataclass

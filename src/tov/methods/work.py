@@ -113,7 +113,7 @@ class Work:
         return {
             "settings": {name: value for name, value in settings.items() if name != "shard_rows"},
             "pool": [self.rows.index.fingerprint, self.rows.excluded_fingerprint],
-            "model": [opened.loaded.fingerprint, opened.loaded.dtype, self.batch_tokens(opened)] if opened else None,
+            "model": [*opened.fingerprint, self.batch_tokens(opened)] if opened else None,
         }
 
     def artifact(
@@ -200,7 +200,8 @@ def model_record(opened: Opened, settings: Any) -> ModelRecord:
     loaded = opened.loaded
     return ModelRecord(
         name=settings.model, task=opened.spec.task, labels=list(loaded.labels), max_length=opened.encode.max_length,
-        fingerprint=loaded.fingerprint, dtype=loaded.dtype, device=str(loaded.device), settings=settings.of("fit", named=True),
+        fingerprint=loaded.fingerprint, tokenizer=loaded.tokenizer_fingerprint, dtype=loaded.dtype, device=str(loaded.device),
+        settings=settings.of("fit", named=True),
     )  # fmt: skip
 
 
@@ -208,8 +209,8 @@ def note_model(run: Run, record: ModelRecord) -> None:
     """Remembers the model of a run.
 
     Raises:
-        ModelError: an earlier call of the run had other weights, another dtype or another kind of device: numbers made by both
-            must not stand in one table.
+        ModelError: an earlier call of the run had other weights, another tokenizer, dtype or kind of device: numbers made by
+            both must not stand in one table.
     """
     was = run.manifest.model
     if was is None or was.fingerprint is None:
@@ -217,6 +218,7 @@ def note_model(run: Run, record: ModelRecord) -> None:
         return
     pairs = {
         "weights": (was.fingerprint, record.fingerprint),
+        "tokenizer or chat template": (was.tokenizer or record.tokenizer, record.tokenizer),
         "dtype": (was.dtype, record.dtype),
         "device": ((was.device or "").partition(":")[0], (record.device or "").partition(":")[0]),
     }
@@ -224,7 +226,7 @@ def note_model(run: Run, record: ModelRecord) -> None:
     if changed:
         raise ModelError(
             f"The model '{record.name}' is no longer the one that {run.folder} was begun with: {changed}.",
-            fix="Go on with the old weights on a machine like the first, or start over with --force, naming --dtype.",
+            fix="Go on with the old model on a machine like the first, or start over with --force, naming --dtype.",
         )
 
 

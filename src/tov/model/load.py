@@ -16,7 +16,8 @@ from tov.model.builtin import ALIASES, from_gguf, packaged_model
 from tov.model.kernels.memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+"""Files of a model's folder that may hold weights."""
 
 LARGEST_DEFAULT = 1024
 """Tokens a row may have where --max-length is not given and the model takes so many."""
@@ -50,6 +51,7 @@ class Loaded:
         device: where it is.
         dtype: "fp32" or "bf16".
         fingerprint: 16 hex digits of configuration and weights (a Hub model: of its commit).
+        tokenizer_fingerprint: 16 hex digits of what makes tokens of a row.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Loaded:
     device: torch.device
     dtype: str
     fingerprint: str
+    tokenizer_fingerprint: str
 
 
 def pick_device(name: str) -> torch.device:
@@ -204,7 +207,8 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     model = model.to(place).eval()
     model.requires_grad_(False)
-    return Loaded(name, model, tokenizer, labels, head, place, kind, _fingerprint(model, source))
+    marks = _fingerprint(model, source), tokenizer_fingerprint(tokenizer)
+    return Loaded(name, model, tokenizer, labels, head, place, kind, *marks)
 
 
 def _classifier(
@@ -251,11 +255,20 @@ def _from_pretrained(auto: Any, name: str, source: str, options: dict[str, Any])
 
 
 def _fingerprint(model: Any, source: str) -> str:
+    """Of every byte of the weights, whatever their format, and of the configuration."""
     commit = getattr(model.config, "_commit_hash", None)
     if commit:
         return str(commit)[:16]
     folder = Path(source)
-    weights = {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+    files = sorted(file for kind in WEIGHTS for file in folder.glob(kind))
+    weights = {file.name: file_digest(file) for file in files}
     settings = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
     settings.pop("transformers_version", None)
     return digest([settings, weights])
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """16 hex digits of what makes tokens of a row: vocabulary, rules, special tokens, chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else [type(tokenizer).__name__, tokenizer.get_vocab()]
+    return digest([rules, tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None)])

@@ -54,6 +54,7 @@ class ModelRecord(_Record):
         labels: of a classifier, by id.
         max_length: tokens a row may have.
         fingerprint: of configuration and weights; None where only the tokenizer was needed.
+        tokenizer: fingerprint of tokenizer and chat template; None in older runs.
         dtype: fp32 or bf16; None likewise.
         device: where it was; None likewise.
         settings: those of the run that a training on its rows takes over (`tov.config.records.PathSettings`).
@@ -64,6 +65,7 @@ class ModelRecord(_Record):
     labels: list[str] = []
     max_length: int
     fingerprint: str | None = None
+    tokenizer: str | None = None
     dtype: str | None = None
     device: str | None = None
     settings: dict[str, Any] = {}

@@ -76,10 +76,13 @@ class PathScorer(Scorer):
 def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, StoredPath]:
     assert spec
     opened, stored = models.open(spec), open_path(Path(path))
-    if stored.manifest["model_fingerprint"] != opened.loaded.fingerprint:
+    loaded, then = opened.loaded, stored.manifest
+    same_tokens = then.get("tokenizer_fingerprint", loaded.tokenizer_fingerprint) == loaded.tokenizer_fingerprint
+    if then["model_fingerprint"] != loaded.fingerprint or not same_tokens:
+        what = "model" if same_tokens else "tokenizer or chat template of the model"
         raise ModelError(
-            f"The model '{stored.manifest['model']}' is no longer the one that the path was fitted on.",
-            fix="Put the old weights back, or fit again (--force).",
+            f"The {what} '{then['model']}' is no longer the one that the path was fitted on.",
+            fix="Put the old files back, or fit again (--force).",
         )
     return opened, stored
 
@@ -199,7 +202,8 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
     ]
     finish(folder, {
         "format": 1,
-        "model": settings.model, "model_fingerprint": opened.loaded.fingerprint, "dtype": opened.loaded.dtype,
+        "model": settings.model, "model_fingerprint": opened.loaded.fingerprint,
+        "tokenizer_fingerprint": opened.loaded.tokenizer_fingerprint, "dtype": opened.loaded.dtype,
         "task": settings.task, "labels": list(opened.loaded.labels),
         "max_length": opened.encode.max_length, "epochs": schedule.epochs, "base_size": schedule.base_size,
         "rates": schedule.rates, "settings": settings.of("fit", named=True), "log": log, "notes": notes,
