@@ -5,7 +5,8 @@
 
 The run is synthetic, but written as tov writes one: `shard_table` in shards of 2,048 rows, a manifest (which the earlier commit
 must be able to read), ToV's 30 numbers a row (four scoring epochs and their mean). The pool is Parquet files of short questions
-and answers, one a source; the content hashes are those of its rows, which `select --from` looks at again. `datasets` reads the
+and answers, one a source; the content hashes are those of its rows. `select --from` digests the files, and looks at rows only
+where one has changed. `datasets` reads the
 files into its cache when a pool is first opened, which a run that scored the pool has done: those seconds are told under
 `made`, and are not part of the rest.
 
@@ -53,7 +54,7 @@ PARTS = {
     "read scores": ("tov.verbs.select.read_table",),
     "choose": ("tov.verbs.select.choose_rows",),
     "read hashes of the chosen": ("tov.verbs.select.read_hashes",),
-    "check rows": ("tov.verbs.select.check_unchanged",),
+    "check rows": ("tov.verbs.select.check_unchanged", "tov.verbs.select.check_pool_unchanged"),
     "write rows": ("tov.verbs.training_file.write_selected",),
     "numbers of the choice": ("tov.verbs.select.choice_facts",),
 }

@@ -199,18 +199,24 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
                 seed=seed,
                 **{name: getattr(origin.manifest, name) for name in fields},
             )
-            _choose_and_write(run, pool, variant, config, seed, origin.manifest.summary.get("scores"))
+            _choose_and_write(run, pool, variant, config, seed, origin)
     return Picked(run)
 
 
 def _choose_and_write(
-    run: Run, pool: Pool, variant: Variant, config: SelectionSettings, seed: int, facts: dict[str, Any] | None = None
+    run: Run, pool: Pool, variant: Variant, config: SelectionSettings, seed: int, origin: Run | None = None
 ) -> None:
-    """Of the run's scores: the choice, the training file, the summary; `facts` of the scores are computed if not given."""
+    """Of the run's scores: the choice, the training file, the summary.
+
+    `origin` is the run whose scores they are, with the very rows of this pool; without one the scan may have taken hours since
+    the rows were read, and the chosen ones are looked at again.
+    """
+    facts = origin.manifest.summary.get("scores") if origin else None
     with run.stage("select"):
         scores = read_table(run.scores, len(pool), columns=columns_for(variant.method, config, run.scores))
         choice, values = choose_rows(variant.method, config, scores, run, n=config.n, seed=seed)
-        check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids))
+        if origin is None:
+            check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids))
         written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     run.note(summary={
         "choice": choice_facts(scores, choice.row_ids, choice.reasons, values),
