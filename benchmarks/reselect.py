@@ -6,9 +6,8 @@
 The run is synthetic, but written as tov writes one: `shard_table` in shards of 2,048 rows, a manifest (which the earlier commit
 must be able to read), ToV's 30 numbers a row (four scoring epochs and their mean). The pool is Parquet files of short questions
 and answers, one a source; the content hashes are those of its rows. `select --from` digests the files, and looks at rows only
-where one has changed. `datasets` reads the
-files into its cache when a pool is first opened, which a run that scored the pool has done: those seconds are told under
-`made`, and are not part of the rest.
+where one has changed. `datasets` reads the files into its cache when a pool is first opened, which a run that scored the pool
+has done: those seconds are told under `made`, and are not part of the rest.
 
 Each choice is the command in a process of its own: wall time with all imports, CPU time, and the peak of its resident memory,
 in which the kernel counts the pages of the pool's memory map that were touched. The ratio is from --before-rows rows with both
