@@ -13,7 +13,7 @@ import torch
 
 from tov.data.rows import Row
 from tov.model.load import longest
-from tov.text.chat import Message, apply
+from tov.text.chat import Context, Message, apply
 from tov.text.encode import Encoder
 
 BATCH_ROWS = 16
@@ -27,6 +27,10 @@ class Asked(Row, Protocol):
     @property
     def prompt(self) -> Sequence[Message]:
         """The turns before the answer; none where there is nothing to ask."""
+
+    @property
+    def context(self) -> Context:
+        """What the chat template is given beside the turns."""
 
     @property
     def answer(self) -> str:
@@ -48,7 +52,7 @@ def answers(adapted: Any, encode: Encoder, rows: Sequence[Asked]) -> list[str]:
     max_length = min(encode.max_length, limit - NEW_TOKENS) if limit else encode.max_length
     adapted.eval()
     try:
-        prompts = [apply(tokenizer, row.prompt, generation_prompt=True) for row in rows]
+        prompts = [apply(tokenizer, row.prompt, row.context, generation_prompt=True) for row in rows]
         starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, encode, rows)
         batches = (prompts[at : at + BATCH_ROWS] for at in starts)
         return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, ends)]
