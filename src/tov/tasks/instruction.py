@@ -61,11 +61,11 @@ class Conversation:
     def question(self) -> list[str]:
         """Everything before the last assistant turn; system turns count only where there is nothing else.
 
-        Calls, tools, documents and settings of the template count too. Bare text stands for itself.
+        Calls, tools and documents count too, for what is asked depends on them. Bare text stands for itself.
         """
         turns = [message for message in self.prompt if message["role"] not in ("system", "developer")] or self.messages
         called = [_as_json(_without_ids(message)) for message in turns if message.get("tool_calls")]
-        beside = [_as_json(entry) for entry in _of_context(self.context)]
+        beside = [_as_json(settled(value)) for value in (self.context.tools, self.context.documents) if value]
         return [*(str(message["content"]) for message in turns), *called, *beside]
 
     @property

@@ -50,9 +50,6 @@ class Context:
     documents: tuple[Any, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.tools or self.documents or self.settings)
-
 
 NOTHING = Context()
 """The context of most rows."""
@@ -73,6 +70,8 @@ class Form:
     none: bool = False
 
 
+PLAINEST = Form()
+"""The form that most templates take."""
 FORMS = tuple(
     Form(parts, strings, none) for parts in (False, True) for none in (False, True) for strings in (False, True)
 )
@@ -124,7 +123,7 @@ def apply(
     messages: Sequence[Message],
     context: Context = NOTHING,
     *,
-    form: Form | None = None,
+    form: Form = PLAINEST,
     template: str | None = None,
     generation_prompt: bool = False,
 ) -> str:
@@ -134,15 +133,13 @@ def apply(
         tokenizer: as `prepare` returned it.
         messages: the turns.
         context: what the template is given beside them.
-        form: how they are written; None for the first that the template takes.
+        form: how they are written.
         template: another than the tokenizer's own.
         generation_prompt: whether the header of an answer to come follows.
 
     Raises:
         DataError: the template refuses the turns.
     """
-    if form is None:
-        return _by_first_form(tokenizer, messages, context, generation_prompt)
     extra: dict[str, Any] = dict(context.settings)
     extra |= {"tools": list(context.tools)} if context.tools else {}
     extra |= {"documents": list(context.documents)} if context.documents else {}
@@ -160,17 +157,6 @@ def apply(
             f"The model's chat template refuses a row with turns {roles}{begins(messages)}: {error}",
             fix="Reorder or merge the turns, or use a model whose template takes them.",
         ) from error
-
-
-def _by_first_form(tokenizer: Any, messages: Sequence[Message], context: Context, generation_prompt: bool) -> str:
-    first: DataError | None = None
-    for form in forms_for(messages):
-        try:
-            return apply(tokenizer, messages, context, form=form, generation_prompt=generation_prompt)
-        except DataError as error:
-            first = first or error
-    assert first is not None
-    raise first
 
 
 def write(tokenizer: Any, message: Message, form: Form) -> Message:

@@ -74,13 +74,16 @@ class Encoded:
         left_out = [part.left_out if len(part.left_out) else np.zeros(len(part), np.int64) for part in parts]
         return pack(rows, np.concatenate(sizes), np.concatenate(lost), np.concatenate(left_out))
 
+    def left_out_kinds(self) -> dict[str, int]:
+        """Of each kind that the chat template leaves out of rows, how many those are."""
+        counts = {kind: int((self.left_out >> bit & 1).sum()) for bit, kind in enumerate(KINDS)}
+        return {kind: count for kind, count in counts.items() if count}
+
     def left_out_notes(self, name: str) -> list[str]:
-        """`the model's chat template leaves out the tools of 3 target rows`: a line for each kind that it leaves out."""
-        counts = [(kind, int((self.left_out >> bit & 1).sum())) for bit, kind in enumerate(KINDS)]
+        """`the model's chat template leaves out the tools of 3 target rows`, a line for each kind."""
         return [
             f"the model's chat template leaves out the {kind} of {count:,} {name} rows"
-            for kind, count in counts
-            if count
+            for kind, count in self.left_out_kinds().items()
         ]
 
 

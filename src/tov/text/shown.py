@@ -9,12 +9,16 @@ from typing import Any
 
 from tov.text.chat import Context, Message
 
+EARLIER_REASONING = "reasoning of earlier turns"
+UNSCORED = "parts of turns that are not scored"
 KINDS = (
     "tools", "documents", "chat_template_kwargs", "system turns", "developer turns", "user turns", "tool results",
-    "reasoning of earlier turns", "parts of turns that are not scored",
+    EARLIER_REASONING, UNSCORED,
 )  # fmt: skip
 """What a template may leave out of a row without a word, none of it scored; `Encoded.left_out` has a bit for each."""
 _ROLES = {"system": "system turns", "developer": "developer turns", "user": "user turns", "tool": "tool results"}
+OF_TURNS = frozenset({*_ROLES.values(), UNSCORED})
+"""Those that may be shown where turns are written in another form."""
 _CONTEXT = {"tools": "tools", "documents": "documents", "settings": "chat_template_kwargs"}
 
 
@@ -69,9 +73,21 @@ def _lacks_call(text: str, function: Mapping[str, Any], said: Sequence[str]) -> 
     for key, value in arguments.items():
         if key not in text or not all(_count(text, leaf) for leaf in _leaves(value)):
             yield Lack("call", f"argument {key} of its call of {name}", "tool_calls")
-    as_json = [json.dumps(arguments, ensure_ascii=escaped) for escaped in (True, False)]
-    if arguments and str(arguments) in text and str(arguments) not in as_json:
-        yield Lack("call", f"the arguments of its call of {name} as JSON (it has Python's {arguments})", "tool_calls")
+    for mapping in _mappings(arguments):
+        as_json = {json.dumps(mapping, ensure_ascii=escaped) for escaped in (True, False)}
+        if str(mapping) in text and not any(way in text for way in as_json):
+            yield Lack("call", f"the arguments of its call of {name} as JSON (it has Python's {mapping})", "tool_calls")
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """All mappings in an argument that have entries."""
+    if isinstance(value, Mapping):
+        yield from [value] if value else []
+        for entry in value.values():
+            yield from _mappings(entry)
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _mappings(entry)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
