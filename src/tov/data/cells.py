@@ -31,8 +31,8 @@ def as_text(value: Any, what: str) -> str:
         return value
     if isinstance(value, Sequence) and value and all(_is_text_part(part) for part in value):
         return "".join(part["text"] for part in value)
-    kinds = [str(part.get("type")) for part in value if isinstance(part, Mapping)] if isinstance(value, list) else []
-    others = sorted(set(kinds) - {"text"})
+    parts = value if isinstance(value, list | tuple) else ()
+    others = sorted({str(part["type"]) for part in parts if isinstance(part, Mapping) and "type" in part} - {"text"})
     if others:
         raise BadRow(
             f"{what} has a part of type {', '.join(others)}, but only text is read",

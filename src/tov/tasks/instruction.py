@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tov.data.cells import as_text
+from tov.data.cells import BadRow, as_text
 from tov.data.rows import Convert, Layout, settled
 from tov.tasks.base import Defaults, Task
 from tov.tasks.turns import history, read_context, read_turns
@@ -128,10 +128,20 @@ def _pair(prompt: str, answer: str, row: Mapping[str, Any], before: Sequence[Mes
 def from_prompt_completion(row: Mapping[str, Any]) -> Conversation:
     """Two texts, or two lists of turns; an assistant's turn in the prompt is seen but not scored, as TRL has it."""
     prompt, completion = row["prompt"], row["completion"]
-    if not (isinstance(prompt, list) and isinstance(completion, list)):
+    as_turns = [_are_turns(prompt), _are_turns(completion)]
+    if any(as_turns) and not all(as_turns):
+        raise BadRow("of prompt and completion one is a list of turns, but both must be, or both text")
+    if not any(as_turns):
         return _pair(as_text(prompt, "prompt"), as_text(completion, "completion"), row)
     turns, unscored = read_turns([*prompt, *completion], row.get("system"), asked=len(prompt))
     return Conversation(turns, context=read_context(row), unscored=unscored)
+
+
+def _are_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, rather than text or its parts."""
+    return isinstance(value, list) and (
+        not value or any(isinstance(turn, Mapping) and "role" in turn for turn in value)
+    )
 
 
 def from_alpaca(row: Mapping[str, Any]) -> Conversation:

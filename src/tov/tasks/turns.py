@@ -28,9 +28,11 @@ FLAGS = ("weight", "train", "training", "train_on_turn")
 """Keys of a turn that say whether it is scored: OpenAI's, and those of axolotl."""
 DETAILS = ("train_detail", "training_detail")
 """Keys of axolotl's by which parts of a turn are trained on."""
-_OWN = ("messages", "conversation", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt",
-        "continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask", "padding",
-        "truncation", "max_length")  # fmt: skip
+_OWN = (
+    "messages", "conversation", "tools", "documents", "chat_template", "tokenize", "add_generation_prompt",
+    "continue_final_message", "return_dict", "return_tensors", "return_assistant_tokens_mask", "tokenizer_kwargs",
+    "padding", "truncation", "max_length",
+)  # fmt: skip
 """Settings of a rendering that are not the row's to say."""
 
 Turns = tuple[tuple[Message, ...], frozenset[int]]
@@ -86,10 +88,10 @@ def _read(message: Any, position: int) -> tuple[list[Message], bool]:
     role = _role(given, position)
     scored = _scored(given, role, position)
     where = f"turn {position} ({role})"
-    if given.get("from") is not None and "role" not in given:
+    if "role" not in given:
         given["content"] = given.get("value")
-        if given["from"] == "function_call":
-            given = {**given, **_called(given["content"], where)}
+    if "function_call" in (given.get("from"), given.get("role")):
+        given |= _called(given.get("content"), where)
     given["role"] = role
     read = _of_parts(given, role, where) if isinstance(given.get("content"), list) else [given]
     return [_turn(turn, turn["role"], where) for turn in read], scored
@@ -219,7 +221,7 @@ def _called(text: Any, where: str) -> dict[str, Any]:
 def _of_parts(given: Mapping[str, Any], role: str, where: str) -> list[Mapping[str, Any]]:
     """The turns that a list of parts is: results first, each a turn of a tool's, then what is left."""
     kinds = [part.get("type") if isinstance(part, Mapping) else None for part in given["content"]]
-    if all(kind == "text" for kind in kinds):
+    if None in kinds or set(kinds) <= {"text"}:
         return [given]
     _check_order(kinds, where)
     parts = list(zip(kinds, given["content"], strict=True))

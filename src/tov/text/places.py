@@ -122,12 +122,11 @@ def _around(talk: Talk, position: int) -> tuple[str, str] | None:
 
 def _said(message: Message, mark: str) -> dict[str, str]:
     """A turn's words and thoughts, each replaced by a mark; tags that a template looks for stay."""
-    said = {"content": re.sub(r"(?s)(<think>|^).*(</think>).*", rf"\1{mark}\2{mark}", message["content"])}
-    if said["content"] == message["content"]:
-        said["content"] = mark
-    if message.get("reasoning_content"):
-        said["reasoning_content"] = mark
-    return said
+    before, opened, _ = message["content"].partition("<think>")
+    words = mark
+    if "</think>" in message["content"]:
+        words = f"{mark if before.strip() else ''}{opened}{mark}</think>{mark}"
+    return {"content": words} | ({"reasoning_content": mark} if message.get("reasoning_content") else {})
 
 
 def _stops(talk: Talk, position: int, start: int, bound: int) -> Iterator[int]:
