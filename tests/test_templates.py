@@ -130,6 +130,9 @@ KINDS: dict[str, list[dict[str, Any]]] = {
     "weight 0": [user("zebra?"), said("Good day", weight=0), user("zebra"), said("Fine words")],
     "name": [user("zebra?", name="bob"), said("Good day")],
     "parts": [user([{"type": "text", "text": "zebra"}]), said([{"type": "text", "text": t} for t in ("Good", " day")])],
+    "the assistant opens": [said("Hello"), user("zebra?"), said("Good day")],
+    "an open tag": [user("zebra?"), said("<think>never closed")],
+    "two results": [user("zebra?"), calling({"place": "Oslo"}, {"place": "Rome"}), RESULT, RESULT, said("It rains.")],
     "prompt is the answer": [user("Good day"), said("Good day")],
 }  # fmt: skip
 ALWAYS = ("single", "multi", "spaces", "unicode", "looks like special tokens", "looks like roles", "weight 0", "name",

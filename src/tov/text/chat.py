@@ -118,6 +118,10 @@ def forms_for(messages: Sequence[Message]) -> tuple[Form, ...]:
     return tuple(form for form in FORMS if not (form.strings or form.none))
 
 
+class RefusedTurns(DataError):
+    """The template does not take these turns, in the form in which they were written."""
+
+
 def apply(
     tokenizer: Any,
     messages: Sequence[Message],
@@ -138,7 +142,7 @@ def apply(
         generation_prompt: whether the header of an answer to come follows.
 
     Raises:
-        DataError: the template refuses the turns.
+        RefusedTurns: the template refuses them, or shows parts as Python or JSON has them.
     """
     extra: dict[str, Any] = dict(context.settings)
     extra |= {"tools": list(context.tools)} if context.tools else {}
@@ -148,15 +152,26 @@ def apply(
     extra |= {"chat_template": template} if template else {}
     written = [write(tokenizer, message, form) for message in messages]
     try:
-        return str(
+        text = str(
             tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=generation_prompt, **extra)
         )
     except Exception as error:  # Jinja templates raise what they like
-        roles = ", ".join(str(message["role"]) for message in messages)
-        raise DataError(
-            f"The model's chat template refuses a row with turns {roles}{begins(messages)}: {error}",
-            fix="Reorder or merge the turns, or use a model whose template takes them.",
-        ) from error
+        raise _refused(messages, str(error)) from error
+    if form.parts and any(mark in text and not any(mark in turn["content"] for turn in messages) for mark in _RAW_PART):
+        raise _refused(messages, "it takes no contents in parts")
+    return text
+
+
+_RAW_PART = ("'type': 'text'", '"type": "text"')
+
+
+def _refused(messages: Sequence[Message], why: str) -> RefusedTurns:
+    roles = ", ".join(str(message["role"]) for message in messages)
+    error = DataError(
+        f"The model's chat template refuses a row with turns {roles}{begins(messages)}: {why}",
+        fix="Reorder or merge the turns, or use a model whose template takes them.",
+    )
+    return RefusedTurns(error.problem, fix=error.fix)
 
 
 def write(tokenizer: Any, message: Message, form: Form) -> Message:

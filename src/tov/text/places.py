@@ -46,9 +46,12 @@ def candidates(talk: Talk, position: int) -> Iterator[Span]:
     if start is None:
         return
     bound = _bound(talk, position, start)
-    for stop in _stops(talk, position, start, bound):
-        if start < stop <= bound:
-            yield start, stop
+    tag = re.search(r"<think>\s*\Z", talk.text[:start])
+    # A template may open the reasoning in its prompt, and this turn's words may themselves begin so.
+    for begin in [start, *([tag.start()] if tag else [])]:
+        for stop in _stops(talk, position, begin, bound):
+            if begin < stop <= bound:
+                yield begin, stop
 
 
 def _start(talk: Talk, position: int) -> int | None:
@@ -90,7 +93,9 @@ def _usual_prompt(talk: Talk) -> str:
 
 def _words_end(talk: Talk, position: int) -> int:
     """Where a turn's words end in the text; its end where that cannot be told."""
-    around = _around(talk, position) if position >= 0 else None
+    if position < 0:
+        return 0
+    around = _around(talk, position)
     return len(talk.text) - len(around[1]) if around and talk.text.endswith(around[1]) else len(talk.text)
 
 

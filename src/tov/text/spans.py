@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tov.errors import DataError
-from tov.text.chat import NOTHING, Context, Message, apply, begins, forms_for, is_answer
+from tov.text.chat import NOTHING, Context, Message, RefusedTurns, apply, begins, forms_for, is_answer
 from tov.text.places import Span, Talk, candidates
 from tov.text.shown import EARLIER_REASONING, OF_TURNS, UNSCORED, Lack, lacks, left_out_beside
 
@@ -74,9 +74,13 @@ def render(
         partial.append(rendered)
     if partial:
         return min(partial, key=lambda rendered: len(rendered.left_out & OF_TURNS))
-    # That the template takes one form, and leaves something out, says more than that it refuses another.
-    left_out = [error for error in errors if isinstance(error, _LeftOut)]
-    raise min(left_out, key=lambda error: error.count) if left_out else errors[0]
+    raise min(errors, key=_says_less)
+
+
+def _says_less(error: DataError) -> tuple[bool, bool, int]:
+    """That the template takes one form, and leaves something out, says more than that it refuses another."""
+    count = error.count if isinstance(error, _LeftOut) else 0
+    return isinstance(error, RefusedTurns), not count, count
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message], context: Context = NOTHING) -> str:
@@ -153,16 +157,17 @@ def _located(talk: Talk, position: int) -> tuple[Span, list[Lack]]:
         DataError: there is no span that holds all that the turn says.
     """
     last = position == max(at for at, message in enumerate(talk.messages) if is_answer(message))
-    best: list[Lack] | None = None
+    message = talk.messages[position]
+    best: list[Lack] = []
     for start, stop in candidates(talk, position):
-        lacking = lacks(talk.text[start:stop], talk.messages[position])
+        lacking = lacks(talk.text[start:stop], message)
         faults = [lack for lack in lacking if last or lack.kind != "reasoning"]
         if not faults:
             return (start, stop), lacking
-        best = faults if best is None or len(faults) < len(best) else best
-    if best is None or not lacks(talk.text, talk.messages[position]):
-        raise _cannot_tell(talk, position)
-    raise _left_out(talk, position, best)
+        best = faults if not best or len(faults) < len(best) else best
+    nowhere = lacks(talk.text, message)
+    told = best or [lack for lack in nowhere if lack.kind != "content"]
+    raise _left_out(talk, position, told) if nowhere and told else _cannot_tell(talk, position)
 
 
 # Templates that mark the assistant's text themselves
@@ -229,9 +234,16 @@ def _marked(talk: Talk) -> list[Span] | None:
 
 
 class _LeftOut(DataError):
-    """The template leaves out what is to be scored; `count` parts of it."""
+    """The template leaves out what is to be scored.
 
-    count = 0
+    Args:
+        error: what is said.
+        count: parts that are left out.
+    """
+
+    def __init__(self, error: DataError, count: int) -> None:
+        super().__init__(error.problem, fix=error.fix)
+        self.count = count
 
 
 def _cannot_tell(talk: Talk, position: int) -> DataError:
@@ -244,11 +256,10 @@ def _cannot_tell(talk: Talk, position: int) -> DataError:
 def _left_out(talk: Talk, position: int, lacking: Sequence[Lack]) -> _LeftOut:
     what = ", ".join(dict.fromkeys(lack.what for lack in lacking))
     keys = ", ".join(dict.fromkeys(lack.key for lack in lacking))
-    error = _LeftOut(
+    error = DataError(
         f"The model's chat template leaves out what turn {position + 1}{begins(talk.messages)} is scored by: {what}. "
         f"It makes this of the row:\n{talk.text[:2000]}",
         fix=f"Use a model, or a chat template, that shows it, or delete the key {keys} from the row, or set "
         '"weight": 0 on the turn, which is then seen but not scored.',
     )
-    error.count = len(lacking)
-    return error
+    return _LeftOut(error, len(lacking))
