@@ -16,8 +16,9 @@ from tov.errors import DataError, ModelError
 from tov.model.load import load_tokenizer
 from tov.tasks import TASKS
 from tov.tasks.instruction import Conversation, encode
-from tov.text.chat import prepare, render
+from tov.text.chat import prepare
 from tov.text.encode import IGNORED, Encoded
+from tov.text.spans import render
 
 CHATML = (
     "{% for message in messages %}"
@@ -310,12 +311,11 @@ def test_reasoning_that_the_template_drops_from_earlier_turns() -> None:
     )
 
 
-def test_reasoning_that_the_template_drops_everywhere() -> None:
-    case = CASES["deepseek"]
-    tokenizer = tokenizer_of(case)
+def test_reasoning_of_the_last_turn_that_the_template_drops_is_an_error() -> None:
+    tokenizer = tokenizer_of(CASES["deepseek"])
     row = chat("Say Yes.", "<think>hm</think>Yes.", "Why?", "<think>ah</think>Hello")
-    runs = scored_runs(tokenizer, encode(tokenizer, [row], max_length=4096))
-    assert runs == ["Yes.<｜end▁of▁sentence｜>", "Hello<｜end▁of▁sentence｜>"]
+    with pytest.raises(DataError, match=r"leaves out what turn 4 .* is scored by: its reasoning"):
+        encode(tokenizer, [row], max_length=4096)
 
 
 def test_a_conversation_that_the_assistant_opens() -> None:

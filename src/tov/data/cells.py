@@ -42,6 +42,13 @@ def as_text(value: Any, what: str) -> str:
         return value
     if isinstance(value, Sequence) and value and all(_is_text_part(part) for part in value):
         return "".join(part["text"] for part in value)
+    parts = value if isinstance(value, list | tuple) else ()
+    others = sorted({str(part["type"]) for part in parts if isinstance(part, Mapping) and "type" in part} - {"text"})
+    if others:
+        raise BadRow(
+            f"{what} has a part of type {', '.join(others)}, but only text is read",
+            "Delete the part or the row, or leave such rows out by --on-bad-row skip.",
+        )
     raise BadRow(f"{what} is {named_kind(value)}, but must be text")
 
 

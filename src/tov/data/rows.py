@@ -72,6 +72,13 @@ def layout_of(columns: Sequence[str], layouts: Sequence[Layout], task: str | Non
     return next((layout for layout in fitting if task in (None, layout.task)), None)
 
 
+def settled(value: Any) -> Any:
+    """A value as JSON has it, with keys in one order: file formats differ in that, and in nothing that a model sees."""
+    if isinstance(value, Mapping):
+        return {str(key): settled(value[key]) for key in sorted(value, key=str)}
+    return [settled(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 def _hash(value: Any) -> int:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

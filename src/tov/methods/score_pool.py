@@ -150,6 +150,8 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
 
     def passed(shard: Shard) -> int:
         run.spend(SCAN, passes[0] * shard.tokens, passes[1] * shard.tokens)
+        for kind in shard.encoded.left_out_kinds():
+            run.note_line(f"the model's chat template leaves out the {kind} of pool rows: `tov plan` counts them")
         return passes[0] * shard.tokens
 
     with run.stage(SCAN), track(SCAN, len(reader.pool), quiet=quiet) as progress:

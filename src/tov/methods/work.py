@@ -93,6 +93,8 @@ class Work:
         encoded, row_ids = encode_scored(self.target.pool, encode)
         lost = len(self.target) - len(row_ids)
         self.note(f"{lost:,} target rows have no scored token within --max-length and were left out" if lost else "")
+        for note in encoded.left_out_notes("target"):
+            self.note(note)
         return encoded, row_ids
 
     def batch_tokens(self, opened: Opened) -> int:

@@ -13,8 +13,9 @@ import torch
 
 from tov.data.rows import Row
 from tov.model.load import longest
-from tov.text.chat import Message, apply
+from tov.text.chat import Context, Message
 from tov.text.encode import Encoder
+from tov.text.spans import render_prompt
 
 BATCH_ROWS = 16
 NEW_TOKENS = 256
@@ -27,6 +28,10 @@ class Asked(Row, Protocol):
     @property
     def prompt(self) -> Sequence[Message]:
         """The turns before the answer; none where there is nothing to ask."""
+
+    @property
+    def context(self) -> Context:
+        """What the chat template is given beside the turns."""
 
     @property
     def answer(self) -> str:
@@ -48,7 +53,7 @@ def answers(adapted: Any, encode: Encoder, rows: Sequence[Asked]) -> list[str]:
     max_length = min(encode.max_length, limit - NEW_TOKENS) if limit else encode.max_length
     adapted.eval()
     try:
-        prompts = [apply(tokenizer, row.prompt, generation_prompt=True) for row in rows]
+        prompts = [render_prompt(tokenizer, row.prompt, row.context) for row in rows]
         starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, encode, rows)
         batches = (prompts[at : at + BATCH_ROWS] for at in starts)
         return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, ends)]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tov.data.cells import BadRow, as_text, named_kind
-from tov.data.rows import Convert, Layout
+from tov.data.cells import BadRow, as_text
+from tov.data.rows import Convert, Layout, settled
 from tov.tasks.base import Defaults, Task
-from tov.text.chat import Message, has_generation_mask, prepare, render, render_bare
+from tov.tasks.turns import history, read_context, read_turns
+from tov.text.chat import NOTHING, Context, Message, prepare
+from tov.text.shown import KINDS
+from tov.text.spans import Rendered, render, render_bare
 
 if TYPE_CHECKING:
     from tov.text.encode import Encoded
@@ -19,11 +23,17 @@ if TYPE_CHECKING:
 class Conversation:
     """What the model sees of a row: turns, of which the assistant's are scored.
 
-    `plain` marks bare text (one assistant turn, no chat template, every token scored).
+    Attributes:
+        messages: the turns.
+        plain: marks bare text (one assistant turn, no chat template, every token scored).
+        context: what the chat template is given beside the turns.
+        unscored: places of assistant turns that are seen but not scored.
     """
 
     messages: tuple[Message, ...]
     plain: bool = False
+    context: Context = NOTHING
+    unscored: frozenset[int] = frozenset()
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -37,22 +47,26 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """All turns, a line break between."""
-        return "\n".join(str(message["content"]) for message in self.messages)
+        """All that is said, thought and called, a line break between."""
+        return "\n".join(text for message in self.messages for text in _texts(message))
 
     @property
     def content(self) -> list[Any]:
-        """All that the model sees: roles, contents and tool calls, whatever file format they came in."""
-        return [[message["role"], message["content"], *_calls(message)] for message in self.messages]
+        """All that the model sees and which of it is scored, whatever file format it came in."""
+        turns: list[Any] = [[message["role"], message["content"], *_beside(message)] for message in self.messages]
+        unscored = [{"unscored": sorted(self.unscored)}] if self.unscored else []
+        return [*turns, *_of_context(self.context), *unscored]
 
     @property
     def question(self) -> list[str]:
         """Everything before the last assistant turn; system turns count only where there is nothing else.
 
-        Bare text stands for itself.
+        Calls, tools and documents count too, for what is asked depends on them. Bare text stands for itself.
         """
         turns = [message for message in self.prompt if message["role"] not in ("system", "developer")] or self.messages
-        return [str(message["content"]) for message in turns]
+        called = [_as_json(_without_ids(message)) for message in turns if message.get("tool_calls")]
+        beside = [_as_json(settled(value)) for value in (self.context.tools, self.context.documents) if value]
+        return [*(str(message["content"]) for message in turns), *called, *beside]
 
     @property
     def labels(self) -> set[str]:
@@ -65,92 +79,77 @@ class Conversation:
         return False
 
 
-def _calls(message: Message) -> list[Any]:
-    return [_settled(message["tool_calls"])] if message.get("tool_calls") else []
+def _texts(message: Message) -> list[str]:
+    """A turn's reasoning, words and calls."""
+    said = [str(message["content"])]
+    thought = [message["reasoning_content"]] if message.get("reasoning_content") else []
+    return [*thought, *said, *(_as_json(call["function"]) for call in message.get("tool_calls", ()))]
 
 
-def _settled(value: Any) -> Any:
-    """Without the nulls that Arrow adds and in one order of keys, which differ between file formats."""
-    if isinstance(value, Mapping):
-        return {key: _settled(value[key]) for key in sorted(value) if value[key] is not None}
-    return [_settled(entry) for entry in value] if isinstance(value, list) else value
+def _beside(message: Message) -> list[Any]:
+    """What a turn has beside role and content; in one order of keys, for file formats differ in it."""
+    calls = [settled(message["tool_calls"])] if message.get("tool_calls") else []
+    rest = {key: message[key] for key in ("name", "reasoning_content", "tool_call_id") if key in message}
+    return [*calls, *([rest] if rest else [])]
 
 
-SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "model": "assistant", "bot": "assistant", "bing": "assistant", "bard": "assistant", "system": "system",
-    "tool": "tool", "function": "tool", "observation": "tool", "function_response": "tool",
-}  # fmt: skip
-ROLES = ("system", "developer", "user", "assistant", "tool")
+def _of_context(context: Context) -> list[Any]:
+    pairs = {"tools": context.tools, "documents": context.documents, "chat_template_kwargs": context.settings}
+    return [{name: settled(value)} for name, value in pairs.items() if value]
 
 
-def _message(message: Any, position: int) -> Message:
-    if not isinstance(message, Mapping):
-        raise BadRow(f"turn {position} is {named_kind(message)}, but must have role and content")
-    role = message.get("role")
-    if role not in ROLES:
-        raise BadRow(f"turn {position} has role {role!r}, which is none of {', '.join(ROLES)}")
-    fields = {key: value for key, value in message.items() if value is not None}
-    if "content" not in fields and fields.get("tool_calls"):
-        return {**fields, "content": ""}
-    return {**fields, "content": as_text(fields.get("content"), f"turn {position} ({role}): content")}
+def _without_ids(message: Message) -> list[Any]:
+    return [settled(call["function"]) for call in message["tool_calls"]]
 
 
-def _turns(messages: Any) -> tuple[Message, ...]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise BadRow(f"the list of turns is {'empty' if messages == [] else named_kind(messages)}")
-    turns = tuple(_message(message, position) for position, message in enumerate(messages, 1))
-    # A trailing user turn has no answer to score and no effect on the answers before it.
-    while turns and turns[-1]["role"] != "assistant":
-        turns = turns[:-1]
-    if not turns:
-        raise BadRow("no assistant turn")
-    return turns
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def from_messages(row: Mapping[str, Any]) -> Conversation:
-    """OpenAI's and TRL's `messages`."""
-    return Conversation(_turns(row["messages"]))
+    """OpenAI's, Anthropic's and TRL's `messages`."""
+    turns, unscored = read_turns(row["messages"], row.get("system"))
+    return Conversation(turns, context=read_context(row), unscored=unscored)
 
 
 def from_sharegpt(row: Mapping[str, Any]) -> Conversation:
     """`conversations` of ShareGPT: from/value, or role/content."""
-    turns = row["conversations"]
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        raise BadRow(f"conversations is {named_kind(turns)}, but must be a list of turns")
-    messages: list[Any] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": row["system"]})
-    for position, turn in enumerate(turns, 1):
-        if isinstance(turn, Mapping) and turn.get("from") is not None:
-            role = SHAREGPT_ROLES.get(str(turn["from"]))
-            if role is None:
-                raise BadRow(f"turn {position} is from {turn['from']!r}, who is none of {', '.join(SHAREGPT_ROLES)}")
-            turn = {"role": role, "content": turn.get("value")}
-        messages.append(turn)
-    return Conversation(_turns(messages))
+    turns, unscored = read_turns(row["conversations"], row.get("system"))
+    return Conversation(turns, context=read_context(row), unscored=unscored)
 
 
-def _pair(prompt: str, answer: str, system: Any = None) -> Conversation:
+def _pair(prompt: str, answer: str, row: Mapping[str, Any], before: Sequence[Message] = ()) -> Conversation:
+    system = row.get("system")
     first = [{"role": "system", "content": as_text(system, "system")}] if system else []
-    turns = (*first, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
-    return Conversation(turns)
+    turns = (*first, *before, {"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
+    return Conversation(turns, context=read_context(row))
 
 
 def from_prompt_completion(row: Mapping[str, Any]) -> Conversation:
-    """Two texts, or two lists of turns."""
+    """Two texts, or two lists of turns; an assistant's turn in the prompt is seen but not scored, as TRL has it."""
     prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return Conversation(_turns([*prompt, *completion]))
-    return _pair(as_text(prompt, "prompt"), as_text(completion, "completion"), row.get("system"))
+    as_turns = [_are_turns(prompt), _are_turns(completion)]
+    if any(as_turns) and not all(as_turns):
+        raise BadRow("of prompt and completion one is a list of turns, but both must be, or both text")
+    if not any(as_turns):
+        return _pair(as_text(prompt, "prompt"), as_text(completion, "completion"), row)
+    turns, unscored = read_turns([*prompt, *completion], row.get("system"), asked=len(prompt))
+    return Conversation(turns, context=read_context(row), unscored=unscored)
+
+
+def _are_turns(value: Any) -> bool:
+    """Whether a value is a list of turns, rather than text or its parts."""
+    return isinstance(value, list) and (
+        not value or any(isinstance(turn, Mapping) and "role" in turn for turn in value)
+    )
 
 
 def from_alpaca(row: Mapping[str, Any]) -> Conversation:
-    """`instruction`, `input`, `output`."""
+    """`instruction`, `input`, `output`, and `history`, the turns before."""
     prompt, extra = as_text(row["instruction"], "instruction"), row.get("input")
     if extra:
         prompt = f"{prompt}\n\n{as_text(extra, 'input')}"
-    return _pair(prompt, as_text(row["output"], "output"), row.get("system"))
+    return _pair(prompt, as_text(row["output"], "output"), row, tuple(history(row)))
 
 
 def from_text(row: Mapping[str, Any]) -> Conversation:
@@ -169,31 +168,31 @@ def encode(tokenizer: Any, rows: Sequence[Conversation], *, max_length: int) -> 
         max_length: tokens a row may have.
 
     Raises:
-        DataError: the chat template refuses a row, or its assistant part cannot be told.
+        DataError: the chat template refuses a row or leaves out what is to be scored, or its assistant part cannot be told.
     """
     import numpy as np
 
     from tov.text.encode import IGNORED, pack
-    from tov.text.masks import by_generation_mask, by_spans
+    from tov.text.masks import by_spans
 
     if not rows:
         return pack([], np.empty(0, np.int64), np.empty(0, np.int64))
-    marked = has_generation_mask(tokenizer) and tokenizer.is_fast and not any(row.plain for row in rows)
-    if marked:
-        pairs = [by_generation_mask(tokenizer, row.messages) for row in rows]
-    else:
-        pairs = by_spans(
-            tokenizer,
-            [render_bare(tokenizer, row.answer) if row.plain else render(tokenizer, row.messages) for row in rows],
-        )
+    rendered = [_render(tokenizer, row) for row in rows]
     packed, lost = [], []
-    for ids, scored in pairs:
+    for ids, scored in by_spans(tokenizer, rendered):
         labels = np.where(scored, ids, IGNORED)[:max_length]
         labels[:1] = IGNORED  # nothing predicts the first token
         packed.append((ids[:max_length], labels))
         lost.append(int(scored[max_length:].sum()))
     sizes = np.array([int((labels != IGNORED).sum()) for _, labels in packed])
-    return pack(packed, sizes, np.array(lost))
+    left_out = np.array([sum(1 << KINDS.index(kind) for kind in row.left_out) for row in rendered])
+    return pack(packed, sizes, np.array(lost), left_out)
+
+
+def _render(tokenizer: Any, row: Conversation) -> Rendered:
+    if row.plain:
+        return render_bare(tokenizer, row.answer)
+    return render(tokenizer, row.messages, row.context, unscored=row.unscored)
 
 
 def _unlabelled(convert: Callable[[Mapping[str, Any]], Conversation]) -> Convert:

@@ -1,52 +1,90 @@
-"""From turns to text and the spans of it that the assistant wrote. Works for any chat template.
+"""What a chat template is given, and the text that it makes: turns, tools, documents and the template's own settings.
 
-Three ways, in this order, and never a substring search nor a silent all-ones mask:
-1. the template's own generation mask, where it marks `{% generation %}` (done in `tov.text.masks`);
-2. incremental rendering: a turn's span starts where the generation prompt ends, if the template has one, and is otherwise what
-   changes in the whole rendering when only that turn's content changes; it ends with the end-of-turn token.
-Anything else is an error that shows the rendered text.
+Which parts of that text are scored is `tov.text.spans`'s. Must not know rows, tokens or scores.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tov.errors import DataError, ModelError
 
 Message = dict[str, Any]
-"""A turn: `role`, `content` and, of an assistant, maybe `tool_calls`."""
+"""A turn: `role`, `content` and, of an assistant, maybe `reasoning_content` and `tool_calls`."""
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}"
+    "{% if tools %}### Tools:\n{{ tools | tojson }}\n\n{% endif %}"
+    "{% if documents %}### Documents:\n{{ documents | tojson }}\n\n{% endif %}"
     "{% for message in messages %}"
-    "### {{ message['role'] | capitalize }}:\n{{ message['content'] }}"
-    "{{ (eos_token or '') if message['role'] == 'assistant' else '' }}\n\n"
+    "### {{ message['role'] | capitalize }}:\n"
+    "{% if message['reasoning_content'] %}{{ '<think>\n' + message['reasoning_content'] + '\n</think>\n\n' }}{% endif %}"
+    "{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '\n' if message['content'] or not loop.first else '' }}"
+    "{{ '<tool_call>\n' + (call['function'] | tojson) + '\n</tool_call>' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}### Assistant:\n{% endif %}"
+    "{{ (eos_token or '') if message['role'] == 'assistant' else '' }}{{ '\n\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
 )
 """The format for base models, which have no chat template: `### User:`, the turn, `### Assistant:`, the turn, EOS."""
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which templates look for an assistant's reasoning; ours is the first."""
 
 
 @dataclass(frozen=True)
-class Rendered:
-    """A row as text.
+class Context:
+    """What a template is given beside the turns.
 
     Attributes:
-        text: what the tokenizer gets (special tokens included).
-        spans: character ranges that are scored.
+        tools: functions that may be called, in OpenAI's form.
+        documents: texts to answer from.
+        settings: the template's own, such as `enable_thinking`.
     """
 
-    text: str
-    spans: tuple[tuple[int, int], ...]
+    tools: tuple[Any, ...] = ()
+    documents: tuple[Any, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def has_generation_mask(tokenizer: Any) -> bool:
-    """Whether the template marks the assistant's text itself."""
-    template = tokenizer.chat_template
-    return isinstance(template, str) and "{% generation" in template.replace("{%-", "{%")
+NOTHING = Context()
+"""The context of most rows."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How turns are written for a template: what one takes for granted, another refuses.
+
+    Attributes:
+        parts: contents are lists of text parts, as templates of models that see pictures have them.
+        strings: arguments of a call are JSON texts, for templates that join texts.
+        none: a turn that only calls has no content, rather than an empty one.
+    """
+
+    parts: bool = False
+    strings: bool = False
+    none: bool = False
+
+
+PLAINEST = Form()
+"""The form that most templates take."""
+FORMS = tuple(
+    Form(parts, strings, none) for parts in (False, True) for none in (False, True) for strings in (False, True)
+)
+"""In the order in which they are tried; without calls the last two differ in nothing."""
+
+_WITH_NONE = (
+    "{% set all = namespace(turns=[]) %}"
+    "{% for turn in messages %}"
+    "{% set all.turns = all.turns + [turn if 'content' in turn else dict(turn, content=none)] %}"
+    "{% endfor %}"
+    "{% set messages = all.turns %}{{ '' }}"
+)
+"""Before a template: a turn without content has content none, which transformers takes away and some templates ask for."""
 
 
 def prepare(tokenizer: Any) -> Any:
@@ -68,105 +106,104 @@ def prepare(tokenizer: Any) -> Any:
 
 
 def is_answer(message: Message) -> bool:
-    """Whether a turn is an assistant's that says or calls anything."""
-    return message["role"] == "assistant" and bool(message["content"].strip() or message.get("tool_calls"))
+    """Whether a turn is an assistant's that says, thinks or calls anything."""
+    said = str(message["content"]).strip() or str(message.get("reasoning_content") or "").strip()
+    return message["role"] == "assistant" and bool(said or message.get("tool_calls"))
 
 
-def render_bare(tokenizer: Any, text: str) -> Rendered:
-    """A text without a chat template, between BOS and EOS; all of it is scored."""
-    whole, start = (tokenizer.bos_token or "") + text + (tokenizer.eos_token or ""), len(tokenizer.bos_token or "")
-    return Rendered(whole, ((start, len(whole)),) if text.strip() else ())
+def forms_for(messages: Sequence[Message]) -> tuple[Form, ...]:
+    """The ways to write these turns that differ."""
+    if any(message.get("tool_calls") for message in messages):
+        return FORMS
+    return tuple(form for form in FORMS if not (form.strings or form.none))
 
 
-def render(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
-    """The text of a conversation's turns, and the assistant's spans.
+class RefusedTurns(DataError):
+    """The template does not take these turns, in the form in which they were written."""
+
+
+def apply(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    context: Context = NOTHING,
+    *,
+    form: Form = PLAINEST,
+    template: str | None = None,
+    generation_prompt: bool = False,
+) -> str:
+    """The template's text for these turns.
+
+    Args:
+        tokenizer: as `prepare` returned it.
+        messages: the turns.
+        context: what the template is given beside them.
+        form: how they are written.
+        template: another than the tokenizer's own.
+        generation_prompt: whether the header of an answer to come follows.
 
     Raises:
-        DataError: the template refuses the turns, or the spans cannot be told; the rendered text is shown.
+        RefusedTurns: the template refuses them, or shows parts as Python or JSON has them.
     """
-    full = apply(tokenizer, messages)
-    spans = [
-        _span(tokenizer, messages, position, full) for position, message in enumerate(messages) if is_answer(message)
-    ]
-    if any(before[1] > after[0] for before, after in itertools.pairwise(spans)):
-        raise _cannot_tell(full, 0)
-    return Rendered(full, tuple(spans))
-
-
-def apply(tokenizer: Any, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-    """The template's text for these turns."""
+    extra: dict[str, Any] = dict(context.settings)
+    extra |= {"tools": list(context.tools)} if context.tools else {}
+    extra |= {"documents": list(context.documents)} if context.documents else {}
+    if form.none:
+        template = _WITH_NONE + (template or tokenizer.chat_template)
+    extra |= {"chat_template": template} if template else {}
+    written = [write(tokenizer, message, form) for message in messages]
     try:
-        return str(
-            tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generation_prompt)
+        text = str(
+            tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=generation_prompt, **extra)
         )
     except Exception as error:  # Jinja templates raise what they like
-        roles = ", ".join(str(message["role"]) for message in messages)
-        raise DataError(
-            f"The model's chat template refuses a row with turns {roles}: {error}",
-            fix="Reorder or merge the turns, or use a model whose template takes them.",
-        ) from error
+        raise _refused(messages, str(error)) from error
+    if form.parts and any(mark in text and not any(mark in turn["content"] for turn in messages) for mark in _RAW_PART):
+        raise _refused(messages, "it takes no contents in parts")
+    return text
 
 
-def _span(tokenizer: Any, messages: Sequence[Message], position: int, full: str) -> tuple[int, int]:
-    """What changes in the whole rendering when only this turn's content changes, with its end-of-turn token."""
-    if messages[position].get("tool_calls"):
-        return _added(tokenizer, messages, position, full)
-    head, tail = _around(tokenizer, messages, position, full)
-    bare = apply(tokenizer, messages[:position]) if position else ""
-    prompted = apply(tokenizer, messages[:position], generation_prompt=True) if position else ""
-    stop = len(full) - len(tail)
-    if prompted != bare and full.startswith(prompted):
-        start = len(
-            prompted
-        )  # what stands between the prompt and the content (a reasoning block) the model writes itself
-    elif full.startswith(head):
-        between = full[len(bare) : len(head)] if position and full.startswith(bare) else head
-        start = (
-            len(head) if between.strip() else len(head) - len(between)
-        )  # white space alone is part of the first word
-    else:
-        raise _cannot_tell(full, position)
-    if start > stop or not full.endswith(tail):
-        raise _cannot_tell(full, position)
-    closing = _end_of_turn(tokenizer).match(full, stop)
-    return start, closing.end() if closing else stop
+_RAW_PART = ("'type': 'text'", '"type": "text"')
 
 
-def _around(tokenizer: Any, messages: Sequence[Message], position: int, full: str) -> tuple[str, str]:
-    """What the template writes before and after a turn's content: what two renderings that differ in it have in common."""
-    one, two = (
-        apply(tokenizer, [*messages[:position], {**messages[position], "content": mark}, *messages[position + 1 :]])
-        for mark in "xy"
+def _refused(messages: Sequence[Message], why: str) -> RefusedTurns:
+    roles = ", ".join(str(message["role"]) for message in messages)
+    error = DataError(
+        f"The model's chat template refuses a row with turns {roles}{begins(messages)}: {why}",
+        fix="Reorder or merge the turns, or use a model whose template takes them.",
     )
-    if one == two:
-        raise _cannot_tell(full, position)
-    head = _common_prefix(one, two)
-    tail = _common_prefix(one[len(head) :][::-1], two[len(head) :][::-1])[::-1]
-    return head, tail
+    return RefusedTurns(error.problem, fix=error.fix)
 
 
-def _end_of_turn(tokenizer: Any) -> re.Pattern[str]:
-    """The first special token after the content: that the model must write too, what follows it no model generates."""
-    special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return re.compile(rf"\s*(?:{'|'.join(sorted(special, key=len, reverse=True))})" if special else r"(?!)")
+def write(tokenizer: Any, message: Message, form: Form) -> Message:
+    """A turn as the template wants it: reasoning under the key that it reads, calls and content in a form."""
+    written = dict(message)
+    if "reasoning_content" in message:
+        written[_reasoning_key(str(tokenizer.chat_template))] = written.pop("reasoning_content")
+    if form.strings and message.get("tool_calls"):
+        written["tool_calls"] = [_with_text_arguments(call) for call in message["tool_calls"]]
+    if form.none and message.get("tool_calls") and not message["content"].strip():
+        del written["content"]
+    elif form.parts:
+        written["content"] = [{"type": "text", "text": message["content"]}]
+    return written
 
 
-def _added(tokenizer: Any, messages: Sequence[Message], position: int, full: str) -> tuple[int, int]:
-    """All that the template adds with a turn: for tool calls, which stand elsewhere than in the content."""
-    before = apply(tokenizer, messages[:position], generation_prompt=True) if position else ""
-    through = apply(tokenizer, messages[: position + 1])
-    if full.startswith(before) and full.startswith(through) and len(through) > len(before):
-        return len(before), len(through)
-    raise _cannot_tell(full, position)
+def _with_text_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(function["arguments"], ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
-def _common_prefix(one: str, two: str) -> str:
-    length = next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-    return one[:length]
+def _reasoning_key(template: str) -> str:
+    """The first of `REASONING` that the template reads of a turn."""
+    for key in REASONING:
+        if re.search(rf"""\.{key}\b|\[\s*['"]{key}['"]|\(\s*['"]{key}['"]|['"]{key}['"] in """, template):
+            return key
+    return REASONING[0]
 
 
-def _cannot_tell(full: str, position: int) -> DataError:
-    return DataError(
-        f"tov cannot tell which part of the rendered text is assistant turn {position + 1}:\n{full[:2000]}",
-        fix="Add {% generation %} and {% endgeneration %} around the assistant's text in the tokenizer's chat template.",
-    )
+def begins(messages: Sequence[Message]) -> str:
+    """By what a user finds a row: how its first question begins."""
+    text = next((str(message["content"]) for message in messages if message["role"] == "user"), "")
+    text = " ".join(text.split())
+    return f" (its question begins {text[:60]!r})" if text else ""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from tov.data.rows import Row
+from tov.text.shown import KINDS
 
 IGNORED = -100
 """The label of a token that is not scored, as transformers has it."""
@@ -26,6 +27,7 @@ class Encoded:
         offsets: (rows + 1,) where each row starts.
         sizes: (rows,) the length that bins go by: scored tokens, words, or the tokens of a labelled text.
         lost: (rows,) of the same units, those that were cut off, and words that the tokenizer makes nothing of.
+        left_out: (rows,) a bit for each of `tov.text.shown.KINDS` that a chat template leaves out; () without one.
     """
 
     ids: np.ndarray
@@ -33,6 +35,7 @@ class Encoded:
     offsets: np.ndarray
     sizes: np.ndarray
     lost: np.ndarray
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -60,14 +63,28 @@ class Encoded:
     def take(self, indices: Sequence[int] | np.ndarray) -> Encoded:
         """These rows, in this order."""
         indices = np.asarray(indices, np.int64)
-        return pack([self.row(int(index)) for index in indices], self.sizes[indices], self.lost[indices])
+        left_out = self.left_out[indices] if len(self.left_out) else None
+        return pack([self.row(int(index)) for index in indices], self.sizes[indices], self.lost[indices], left_out)
 
     @staticmethod
     def concatenate(parts: Sequence[Encoded]) -> Encoded:
         """The rows of all parts, in order."""
         rows = [part.row(index) for part in parts for index in range(len(part))]
         sizes, lost = ([getattr(part, name) for part in parts] for name in ("sizes", "lost"))
-        return pack(rows, np.concatenate(sizes), np.concatenate(lost))
+        left_out = [part.left_out if len(part.left_out) else np.zeros(len(part), np.int64) for part in parts]
+        return pack(rows, np.concatenate(sizes), np.concatenate(lost), np.concatenate(left_out))
+
+    def left_out_kinds(self) -> dict[str, int]:
+        """Of each kind that the chat template leaves out of rows, how many those are."""
+        counts = {kind: int((self.left_out >> bit & 1).sum()) for bit, kind in enumerate(KINDS)}
+        return {kind: count for kind, count in counts.items() if count}
+
+    def left_out_notes(self, name: str) -> list[str]:
+        """`the model's chat template leaves out the tools of 3 target rows`, a line for each kind."""
+        return [
+            f"the model's chat template leaves out the {kind} of {count:,} {name} rows"
+            for kind, count in self.left_out_kinds().items()
+        ]
 
 
 class EncodeRows(Protocol):
@@ -105,15 +122,22 @@ class Encoder:
         return self.encode(self.tokenizer, rows, max_length=self.max_length, labels=self.labels)
 
 
-def pack(rows: Sequence[tuple[np.ndarray, np.ndarray]], sizes: np.ndarray, lost: np.ndarray) -> Encoded:
+def pack(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]],
+    sizes: np.ndarray,
+    lost: np.ndarray,
+    left_out: np.ndarray | None = None,
+) -> Encoded:
     """Rows end to end.
 
     Args:
         rows: of each row (T,) token ids and (T,) labels, `IGNORED` where nothing is scored.
         sizes: (rows,) as `Encoded` has them.
         lost: (rows,) likewise.
+        left_out: (rows,) likewise; None if no chat template was used.
     """
     offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     nothing = [np.empty(0, np.int32)]
     ids, labels = (np.concatenate([row[at] for row in rows] or nothing).astype(np.int32) for at in (0, 1))
-    return Encoded(ids, labels, offsets, sizes, lost)
+    none = np.empty(0, np.int64)
+    return Encoded(ids, labels, offsets, sizes, lost, none if left_out is None else left_out.astype(np.int64))

@@ -1,4 +1,4 @@
-"""From turns, or rendered text, to token ids and which of them the assistant wrote. Must not know rows, models or scores."""
+"""From rendered text to token ids and which of them are scored. Must not know rows, models, templates or scores."""
 
 from __future__ import annotations
 
@@ -8,38 +8,10 @@ from typing import Any
 import numpy as np
 
 from tov.errors import DataError
-from tov.text.chat import Message, Rendered, apply, is_answer
+from tov.text.spans import Rendered
 
 Masked = tuple[np.ndarray, np.ndarray]
 """(T,) int64 token ids, special ones included, and (T,) bool, those that the assistant wrote."""
-
-
-def by_generation_mask(tokenizer: Any, messages: Sequence[Message]) -> Masked:
-    """Turns as tokens, by a template that marks the assistant's text itself.
-
-    Raises:
-        DataError: the template refuses the turns, or marks no token of an answer.
-    """
-    text = apply(tokenizer, messages)
-    try:
-        encoded = tokenizer.apply_chat_template(
-            list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-        )
-    except Exception as error:
-        raise DataError(
-            f"The chat template's {{% generation %}} marks no assistant token ({error}) in:\n{text[:2000]}",
-            fix="Correct {% generation %} in the tokenizer's chat template.",
-        ) from error
-    mask = np.array(encoded["assistant_masks"], bool)
-    if not mask.any() and str(messages[-1].get("content") or "").strip():
-        raise DataError(
-            "The chat template marks no assistant token in a row that has an answer:\n"
-            + tokenizer.decode(encoded["input_ids"]),
-            fix="Correct {% generation %} in the tokenizer's chat template.",
-        )
-    if not any(map(is_answer, messages)):
-        mask[:] = False
-    return np.array(encoded["input_ids"]), mask
 
 
 def by_spans(tokenizer: Any, rendered: Sequence[Rendered]) -> list[Masked]:

@@ -137,6 +137,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "scored_tokens": round(times * int(encoded.scored.sum())), "sampled": drawn,
             "without_scored_token": round(times * int((~scored).sum())), "cut": round(times * int(cut.sum())),
             "cut_off": round(times * int(encoded.lost[cut].sum())),
+            "template_leaves_out": {kind: round(times * count) for kind, count in encoded.left_out_kinds().items()},
         },
         "target": {"rows": len(target), "usable": len(wanted), "tokens": int(wanted.lengths.sum())},
         "model": {
@@ -245,6 +246,9 @@ def _text(facts: dict[str, Any]) -> str:
         "scored": f"of the target's first row {example['scored']:,} of {example['tokens']:,} tokens: "
         f"{_shortened(example['text'])}",
     }
+    if pool["template_leaves_out"]:
+        kinds = ", ".join(f"{kind} of {count:,} rows" for kind, count in pool["template_leaves_out"].items())
+        head["note"] = f"the model's chat template leaves out, of what is not scored: {kinds}"
     rows = [
         [
             method["method"],

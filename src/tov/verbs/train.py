@@ -284,6 +284,7 @@ def _encode(job: _Job, opened: Opened) -> Encoded:
     if len(scored) < len(encoded):
         lost = len(encoded) - len(scored)
         job.notes.append(f"{lost:,} chosen rows have no scored token within --max-length and were left out")
+    job.notes.extend(encoded.left_out_notes("chosen"))
     return encoded.take(scored)
 
 
