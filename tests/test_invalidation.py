@@ -126,7 +126,8 @@ PATH = [
     Row("lora_dropout", 0.1),
     Row("lora_target_modules", ("q_proj",)),
 ]
-SCAN = [Row("batch_tokens", 100), Row("amplify", 1.0), Row("shard_rows", 8)]
+ONE_ANSWER = Row("score", "margin", UNUSABLE, says="preference pairs")
+SCAN = [Row("batch_tokens", 100), Row("amplify", 1.0), Row("shard_rows", 8), ONE_ANSWER]
 RULE = [
     Row("transform", "abs"),
     Row("normalize", "initial-loss"),
@@ -149,7 +150,7 @@ SELECT = [
 ]
 INERT = (
     "base_size", "epochs", "path_variant", "learning_rate", "lr_scheduler_type", "target_learning_rate_ratio",
-    "target_optimizer", "target_sgd_learning_rate", "batch_size", "amplify", "transform", "normalize",
+    "target_optimizer", "target_sgd_learning_rate", "batch_size", "amplify", "score", "transform", "normalize",
 )  # fmt: skip
 """Settings that no method off the path has a use for. LoRA settings are none of them: they are the final training's too."""
 OFF_PATH = but(SELECT, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
@@ -184,6 +185,7 @@ TABLES: dict[str, list[Row]] = {
         Row("batch_tokens", 100),
         Row("shard_rows", 8),
         Row("amplify", 1.0),
+        ONE_ANSWER,
     ],
     "train": [
         *but(TRAINING, Row("train_rows", 9, UNUSABLE, says="both say how long to train")),
@@ -201,7 +203,7 @@ TABLES: dict[str, list[Row]] = {
             Row("columns", {"prompt": "topic"}, differs=("columns", "pool", "target", "test")),
             Row("target", lambda given: rows(5, seed=2)),
         ),
-        *SCAN,
+        *but(SCAN, Row("score", "margin")),
         *RULE,
         *TRAINING,
         *PLACE,

@@ -274,9 +274,9 @@ def test_rows_that_an_annotator_rejected_are_left_out_and_counted(tmp_path: Path
     assert (index.not_gold, index.rejected, index.bad) == ({1, 2}, 2, {})
     codes = exclusions(index, np.empty(0, np.uint64), decontaminate=True)
     assert codes.tolist() == [USABLE, NOT_GOLD, NOT_GOLD, USABLE]
-    assert left_out(codes, index) == "2 answer is reject or ignore"
+    assert left_out(codes, index) == "2 marked as not right"
     assert reading_notes(pool=Indexed(pool, index)) == [
-        "2 pool rows have the answer reject or ignore and were left out"
+        "2 pool rows say that they are not right (answer reject or ignore, label false) and were left out"
     ]
     part = index.subset(np.array([2, 3]))
     assert part.not_gold == {0}
@@ -285,7 +285,7 @@ def test_rows_that_an_annotator_rejected_are_left_out_and_counted(tmp_path: Path
     assert [row.words[0] for row in target.rows] == ["0", "3"]
     assert len(target) == 2, "row numbers of the target are those of its gold rows"
     assert target.index.rejected == 2
-    with pytest.raises(DataError, match="All 1 rows of the target have the answer reject or ignore"):
+    with pytest.raises(DataError, match="All 1 rows of the target say that they are not right"):
         read_target([prodigy(["reject"], tmp_path / "b.jsonl")], settings)
 
 

@@ -92,6 +92,13 @@ class ScanSettings(Settings):
         used_by=("path", "gain"),
     )
     shard_rows: int = setting("scan", "pool rows in a score shard; an interrupted run loses at most one", 2048, ge=1)
+    score: Literal["chosen", "margin"] = setting(
+        "scan",
+        "score of a preference pair: that of its chosen answer, or by how much it exceeds that of the rejected one (margin)",
+        "chosen",
+        used_by=("gain",),
+        unless="chosen",
+    )
 
 
 class PlaceSettings(Settings):
@@ -318,6 +325,9 @@ class ScoreConfig(PlaceSettings):
     shard_rows: int | None = setting("scan", "pool rows in a score shard; default: the run's setting", None, ge=1)
     amplify: float | None = setting(
         "scan", "factor on the target's step; default: the run's factor", None, gt=0, used_by=("path", "gain")
+    )
+    score: Literal["chosen", "margin"] | None = setting(
+        "scan", "score of a preference pair; default: as in the run", None, used_by=("gain",)
     )
 
 

@@ -9,7 +9,7 @@ from tov.data.pool import Index
 USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST, NOT_GOLD = range(7)
 REASONS = (
     "", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens", "prompt in test",
-    "answer is reject or ignore",
+    "marked as not right",
 )  # fmt: skip
 """The words for the codes above; they stand in the score table's column `excluded`."""
 

@@ -55,6 +55,7 @@ class Layout:
         labels: the column that holds label ids or names, if any.
         converted: whether labels are made of something else, so that no column holds them.
         last: whether it is tried only where no other fits, of any task.
+        pairs: whether a row has a chosen and a rejected answer (its `rejected` is the row with that).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layout:
     labels: str = ""
     converted: bool = False
     last: bool = False
+    pairs: bool = False
 
 
 def layout_of(columns: Sequence[str], layouts: Sequence[Layout], task: str | None = None) -> Layout | None:

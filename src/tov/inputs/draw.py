@@ -7,16 +7,17 @@ import numpy as np
 from tov.data.pool import Pool
 from tov.errors import DataError
 from tov.inputs.read import PoolRows, usable_rows
-from tov.text.encode import Encoded, Encoder
+from tov.text.encode import Encoded, Encoder, encode_placed
 
 
 def encode_scored(target: Pool, encode: Encoder, *, role: str = "target") -> tuple[Encoded, np.ndarray]:
     """The rows of the target (or the test) that have a scored token, and their row_ids.
 
     Raises:
-        DataError: none has.
+        DataError: none has, or one cannot be encoded.
     """
-    encoded = encode(usable_rows(target.rows(0, len(target))))
+    rows = usable_rows(target.rows(0, len(target)))
+    encoded = encode_placed(encode, rows, target.where)
     row_ids = np.flatnonzero(encoded.scored_counts > 0)
     if not len(row_ids):
         raise DataError(
@@ -34,14 +35,16 @@ def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: En
         (size,) row ids in the order drawn, and the rows encoded; fewer only if the pool has no more.
 
     Raises:
-        DataError: no row has a scored token.
+        DataError: no row has a scored token, or one cannot be encoded and such rows are not skipped.
     """
     candidates = random.permutation(np.flatnonzero(rows.usable))
     ids: list[int] = []
     parts: list[Encoded] = []
     for start in range(0, len(candidates), max(size, 1)):
         block = candidates[start : start + size]
-        encoded = encode(usable_rows(rows.pool.at(block)))
+        drawn = usable_rows(rows.pool.at(block))
+        places = [rows.pool.where(int(row_id)) for row_id in block]
+        encoded = encode_placed(encode, drawn, places.__getitem__, skip=rows.skip)
         good = np.flatnonzero(encoded.scored_counts > 0)[: size - len(ids)]
         ids += block[good].tolist()
         parts.append(encoded.take(good))

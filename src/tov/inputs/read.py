@@ -51,9 +51,11 @@ class PoolRows(Indexed):
 
     Attributes:
         excluded: (N,) codes of `tov.data.decontamination`.
+        skip: whether a row that the model's chat template refuses is left out, rather than being an error.
     """
 
     excluded: np.ndarray
+    skip: bool = False
 
     @property
     def usable(self) -> np.ndarray:
@@ -86,7 +88,7 @@ def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = 
         gold = np.setdiff1d(np.arange(len(pool)), list(index.not_gold))
         if not len(gold):
             raise DataError(
-                f"All {len(pool):,} rows of the {role} have the answer reject or ignore.",
+                f"All {len(pool):,} rows of the {role} say that they are not right (answer reject or ignore, label false).",
                 fix="Name rows with the answer accept, or delete the column `answer` if it does not say who accepted them.",
             )
         pool, index = pool.subset(gold), index.subset(gold)
@@ -99,7 +101,8 @@ def read_pool(
     """The pool, with leaks, repeats and unreadable rows marked."""
     pool = open_rows(inputs, settings)
     index = index_rows(pool, on_bad_row=settings.on_bad_row)
-    return PoolRows(pool, index, exclusions(index, target_prompts, decontaminate=decontaminate))
+    excluded = exclusions(index, target_prompts, decontaminate=decontaminate)
+    return PoolRows(pool, index, excluded, skip=settings.on_bad_row == "skip")
 
 
 def check_n(n: int, rows: PoolRows, flag: str = "--n") -> None:
@@ -136,7 +139,8 @@ def reading_notes(**inputs: Indexed) -> list[str]:
         if index.cut_spans:
             notes.append(f"{index.cut_spans:,} entities of {name} rows begin or end inside a word, which was cut there")
         if index.rejected:
-            notes.append(f"{index.rejected:,} {name} rows have the answer reject or ignore and were left out")
+            why = "(answer reject or ignore, label false)"
+            notes.append(f"{index.rejected:,} {name} rows say that they are not right {why} and were left out")
     return notes
 
 

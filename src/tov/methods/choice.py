@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from tov.config.records import RuleSettings
-from tov.errors import DataError
+from tov.data.pool import Pool
+from tov.errors import ConfigError, DataError
 from tov.inputs.read import Indexed, PoolRows
 from tov.methods.base import Method
 from tov.methods.spec import Variant
@@ -30,10 +31,12 @@ def check_choice(variant: Variant, settings: Any, rows: PoolRows, target: Indexe
         n: rows to choose; None leaves numbers unchecked.
 
     Raises:
-        ConfigError: a cap for a source that is not there, or an option of a column or a package that is not.
+        ConfigError: a cap for a source that is not there, an option of a column or a package that is not, or `score=margin`
+            where a row has no rejected answer.
         DataError: fewer than n usable rows within the caps, or by score outside the base set.
     """
     variant.method.check(variant.options, settings, target)
+    check_pairs(settings.score, rows.pool)
     if n is None:
         return
     usable = int(rows.usable.sum())
@@ -49,6 +52,17 @@ def check_choice(variant: Variant, settings: Any, rows: PoolRows, target: Indexe
         quotas = quotas_for(codes, list(sizes), settings.source_cap, n)
         assert quotas
         quotas.check(n, rows.usable)
+
+
+def check_pairs(score: str, pool: Pool) -> None:
+    """Raises ConfigError if a margin is asked for and a source has but one answer a row."""
+    single = [source.name for source, layout in zip(pool.sources, pool.layouts, strict=True) if not layout.pairs]
+    if score == "margin" and single:
+        raise ConfigError(
+            f"--score margin is for preference pairs, but the rows of '{single[0]}' have one answer.",
+            allowed="a pool with the columns chosen and rejected",
+            fix="Leave --score out.",
+        )
 
 
 def columns_for(method: Method, settings: RuleSettings, folder: Path, *, target: str = DEFAULT_TARGET) -> list[str]:

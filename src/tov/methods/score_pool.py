@@ -133,9 +133,10 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
     spec = next(iter(scorers.values())).model
     opened = models.open(spec) if spec else None
     encode = opened.encode if opened else ModelSpec.of(prepared.settings, prepared.labels).encoder()
+    rows, margin = prepared.rows, read_by(prepared.settings, prepared.method, "scan").get("score") == "margin"
     reader = ShardReader(
-        prepared.rows.pool, prepared.rows.index, prepared.rows.excluded, encode, prepared.settings.shard_rows
-    )
+        rows.pool, rows.index, rows.excluded, encode, prepared.settings.shard_rows, rows.skip, pairs=margin
+    )  # fmt: skip
     made_from = {
         "method": prepared.method.table or prepared.method.name,
         "options": prepared.options.model_dump(mode="json") if prepared.options else {},
@@ -152,15 +153,19 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         run.spend(SCAN, passes[0] * shard.tokens, passes[1] * shard.tokens)
         for kind in shard.encoded.left_out_kinds():
             run.note_line(f"the model's chat template leaves out the {kind} of pool rows: `tov plan` counts them")
+        if rows.skip and not shard.encoded.lengths.all():
+            run.note_line("pool rows that the model's chat template refuses have no scored token")
         return passes[0] * shard.tokens
 
+    of_all = _AllTargets(dict(scorers))
+    scorer = _Margin(of_all) if margin else of_all
     with run.stage(SCAN), track(SCAN, len(reader.pool), quiet=quiet) as progress:
         noise = run.manifest.scoring.noise_floor if run.manifest.scoring else None
         if noise is None:
             noise = _noise_floor(reader, scorers, models)
         run.note(scoring=_record(prepared, store.fingerprint, noise))
         fill(
-            store, reader, _AllTargets(dict(scorers)), lambda shard, columns: shard_table(reader, shard, columns, base),
+            store, reader, scorer, lambda shard, columns: shard_table(reader, shard, columns, base),
             engine, progress=progress, passed=passed,
         )  # fmt: skip
     run.note(scoring=_record(prepared, store.fingerprint, noise, complete=True))
@@ -196,6 +201,31 @@ class _AllTargets:
         yield score
 
 
+@dataclass(frozen=True)
+class _Margin:
+    """How much more the chosen answers gain than the rejected ones; what is no score is the chosen answers'.
+
+    Attributes:
+        of: scores rows.
+    """
+
+    of: _AllTargets
+
+    @contextmanager
+    def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
+        with self.of.open(models) as score_shard:
+
+            def score(shard: Shard) -> Columns:
+                assert shard.rejected
+                chosen, rejected = score_shard(shard), score_shard(shard.rejected)
+                return {
+                    name: values - rejected[name] if name.startswith("score_") else values
+                    for name, values in chosen.items()
+                }
+
+            yield score
+
+
 def _named(columns: Columns, target: str) -> dict[str, np.ndarray]:
     return {column_name(name, target): values for name, values in columns.items()}
 
@@ -207,7 +237,7 @@ def _noise_floor(reader: ShardReader, scorers: Mapping[str, Scorer], models: Mod
         return {}
     usable = np.flatnonzero(reader.excluded == 0)
     picked = np.sort(generator(0, "noise floor").choice(usable, min(NOISE_ROWS, len(usable)), replace=False))
-    encoded = reader.encode(usable_rows(reader.pool.at(picked)))
+    encoded = reader.encoded(usable_rows(reader.pool.at(picked)), picked)
     encoded = encoded.take(np.flatnonzero(encoded.scored_counts > 0))
     return scorer.noise_floor(models, encoded) if len(encoded) else {}
 

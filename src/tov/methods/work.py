@@ -161,7 +161,8 @@ class Work:
 
     def reader(self, encode: Encoder) -> ShardReader:
         """Reads the pool shard by shard."""
-        return ShardReader(self.rows.pool, self.rows.index, self.rows.excluded, encode, self.settings.shard_rows)
+        rows = self.rows
+        return ShardReader(rows.pool, rows.index, rows.excluded, encode, self.settings.shard_rows, rows.skip)
 
     def store_features(
         self, folder: Path, encode: Encoder, task: ShardTask[np.ndarray], progress: Progress, *, stage: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from tov.data.cells import BadRow
 from tov.data.decontamination import USABLE
 from tov.data.pool import Index, Pool
 from tov.data.rows import Row
-from tov.text.encode import Encoded, Encoder
+from tov.text.encode import IGNORED, Encoded, Encoder, encode_placed
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Shard:
         rows: those that are readable and not excluded.
         places: (rows,) where they stand in the shard.
         encoded: the same rows as tokens; some may have no scored token.
+        rejected: of preference pairs, the rows with their rejected answers, where these are scored too.
     """
 
     start: int
@@ -31,6 +32,7 @@ class Shard:
     rows: list[Row]
     places: np.ndarray
     encoded: Encoded
+    rejected: Shard | None = None
 
     @property
     def row_ids(self) -> np.ndarray:
@@ -40,7 +42,7 @@ class Shard:
     @property
     def tokens(self) -> int:
         """Tokens that go through a model in one pass: those of rows with a scored token."""
-        return tokens_of(self.encoded)
+        return tokens_of(self.encoded) + (self.rejected.tokens if self.rejected else 0)
 
     def spread(self, values: np.ndarray) -> np.ndarray:
         """(stop - start, ...) values of the rows at their places in the shard; NaN elsewhere."""
@@ -59,6 +61,8 @@ class ShardReader:
         excluded: (N,) codes of `tov.data.decontamination`; excluded rows are listed but not read.
         encode: rows of the task to tokens.
         shard_rows: rows a shard.
+        skip: whether a row that cannot be encoded (its chat template refuses it) has no token, rather than being an error.
+        pairs: whether the rejected answers of preference pairs are read too.
     """
 
     pool: Pool
@@ -66,6 +70,8 @@ class ShardReader:
     excluded: np.ndarray
     encode: Encoder
     shard_rows: int
+    skip: bool = False
+    pairs: bool = False
 
     def bounds(self) -> Iterator[tuple[int, int]]:
         """First row_id of every shard, and the one behind its last."""
@@ -81,10 +87,29 @@ class ShardReader:
         }
 
     def read(self, start: int, stop: int) -> Shard:
-        """The same rows, as tokens too."""
+        """The same rows, as tokens too.
+
+        Raises:
+            DataError: one cannot be encoded, with its place, unless such rows are skipped.
+        """
         by_id = self.rows(start, stop)
-        rows = list(by_id.values())
-        return Shard(start, stop, rows, np.array(list(by_id), np.int64), self.encode(rows))
+        rows, places = list(by_id.values()), np.array(list(by_id), np.int64)
+        encoded = self.encoded(rows, start + places)
+        if not self.pairs:
+            return Shard(start, stop, rows, places, encoded)
+        others = [row.rejected for row in rows]  # type: ignore[attr-defined]
+        rejected = Shard(start, stop, others, places, self.encoded(others, start + places))
+        return Shard(start, stop, rows, places, _without(encoded, rejected.encoded.scored_counts == 0), rejected)
+
+    def encoded(self, rows: list[Row], row_ids: np.ndarray) -> Encoded:
+        """Rows with these row_ids as tokens. Errors as of `read`."""
+        return encode_placed(self.encode, rows, lambda number: self.pool.where(int(row_ids[number])), skip=self.skip)
+
+
+def _without(rows: Encoded, unscored: np.ndarray) -> Encoded:
+    """The rows, of which these have no scored token: a pair of which one answer is lost has no score."""
+    labels = np.where(np.repeat(unscored, rows.lengths), IGNORED, rows.labels).astype(rows.labels.dtype)
+    return replace(rows, labels=labels, sizes=np.where(unscored, 0, rows.sizes))
 
 
 def tokens_of(rows: Encoded) -> int:

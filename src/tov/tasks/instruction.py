@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tov.data.cells import BadRow, as_text
+from tov.data.cells import BadRow, NotGold, as_text
 from tov.data.rows import Convert, Layout, settled
 from tov.tasks.base import Defaults, Task
 from tov.tasks.turns import history, read_context, read_turns
@@ -28,12 +28,14 @@ class Conversation:
         plain: marks bare text (one assistant turn, no chat template, every token scored).
         context: what the chat template is given beside the turns.
         unscored: places of assistant turns that are seen but not scored.
+        rejected: of a preference pair, the conversation with the rejected answer in place of the chosen one.
     """
 
     messages: tuple[Message, ...]
     plain: bool = False
     context: Context = NOTHING
     unscored: frozenset[int] = frozenset()
+    rejected: Conversation | None = None
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -52,10 +54,11 @@ class Conversation:
 
     @property
     def content(self) -> list[Any]:
-        """All that the model sees and which of it is scored, whatever file format it came in."""
+        """All that the model sees (of a pair both answers) and which of it is scored, whatever file format it came in."""
         turns: list[Any] = [[message["role"], message["content"], *_beside(message)] for message in self.messages]
         unscored = [{"unscored": sorted(self.unscored)}] if self.unscored else []
-        return [*turns, *_of_context(self.context), *unscored]
+        rejected = [{"rejected": self.rejected.content}] if self.rejected else []
+        return [*turns, *_of_context(self.context), *unscored, *rejected]
 
     @property
     def question(self) -> list[str]:
@@ -126,15 +129,68 @@ def _pair(prompt: str, answer: str, row: Mapping[str, Any], before: Sequence[Mes
 
 
 def from_prompt_completion(row: Mapping[str, Any]) -> Conversation:
-    """Two texts, or two lists of turns; an assistant's turn in the prompt is seen but not scored, as TRL has it."""
-    prompt, completion = row["prompt"], row["completion"]
+    """Two texts, or two lists of turns; an assistant's turn in the prompt is seen but not scored, as TRL has it.
+
+    In TRL's unpaired preferences a `label` that is false marks a completion that is not wanted.
+    """
+    if row.get("label") is False:
+        raise NotGold("its label is false, so its completion is not wanted")
+    return _answered(row, row["prompt"], row["completion"], "completion")
+
+
+def _answered(row: Mapping[str, Any], prompt: Any, completion: Any, name: str) -> Conversation:
     as_turns = [_are_turns(prompt), _are_turns(completion)]
     if any(as_turns) and not all(as_turns):
-        raise BadRow("of prompt and completion one is a list of turns, but both must be, or both text")
+        raise BadRow(f"of prompt and {name} one is a list of turns, but both must be, or both text")
     if not any(as_turns):
-        return _pair(as_text(prompt, "prompt"), as_text(completion, "completion"), row)
+        return _pair(as_text(prompt, "prompt"), as_text(completion, name), row)
     turns, unscored = read_turns([*prompt, *completion], row.get("system"), asked=len(prompt))
     return Conversation(turns, context=read_context(row), unscored=unscored)
+
+
+def from_preference(row: Mapping[str, Any]) -> Conversation:
+    """A preference pair: `chosen` and `rejected`, with a `prompt` or behind the turns that both begin with.
+
+    The chosen answer is scored; the rejected one only for a margin.
+    """
+    chosen, rejected = row["chosen"], row["rejected"]
+    if not _are_turns(chosen) or not _are_turns(rejected):
+        if row.get("prompt") is None:
+            raise BadRow(
+                "chosen and rejected are text, and there is no prompt that they answer",
+                "Name the prompt in a column `prompt`, or write both as lists of turns.",
+            )
+        prompts = dict.fromkeys(("chosen", "rejected"), row["prompt"])
+    elif _are_turns(row.get("prompt")) and not _begins(chosen, row["prompt"]):
+        prompts = dict.fromkeys(("chosen", "rejected"), row["prompt"])
+    else:  # the prompt is what both begin with, whether a column repeats it or not
+        shared = _shared(chosen, rejected)
+        prompts = dict.fromkeys(("chosen", "rejected"), chosen[:shared])
+        chosen, rejected = chosen[shared:], rejected[shared:]
+    one, other = (
+        _answered(row, prompts[name], answer, name) for name, answer in (("chosen", chosen), ("rejected", rejected))
+    )
+    return replace(one, rejected=other)
+
+
+def _begins(turns: Sequence[Any], prompt: Sequence[Any]) -> bool:
+    return len(turns) > len(prompt) and list(turns[: len(prompt)]) == list(prompt)
+
+
+def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
+    """Turns that both begin with, of which the last is no assistant's: that is an answer, though both give it."""
+    shared = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one != other:
+            break
+        shared += 1
+    most = min(shared, len(chosen) - 1, len(rejected) - 1)
+    if most < 1:
+        raise BadRow(
+            "chosen and rejected do not begin with the same turns, so there is no prompt",
+            "Name the prompt in a column `prompt`, or let both begin with its turns.",
+        )
+    return most
 
 
 def _are_turns(value: Any) -> bool:
@@ -205,6 +261,7 @@ class Instruction(Task[Conversation]):
     name = "instruction"
     title = "instruction tuning"
     layouts = (
+        Layout("preference", name, ("chosen", "rejected"), _unlabelled(from_preference), pairs=True),
         Layout("messages", name, ("messages",), _unlabelled(from_messages)),
         Layout("sharegpt", name, ("conversations",), _unlabelled(from_sharegpt)),
         Layout("prompt+completion", name, ("prompt", "completion"), _unlabelled(from_prompt_completion)),

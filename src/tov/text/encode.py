@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from tov.data.rows import Row
+from tov.errors import DataError
 from tov.text.shown import KINDS
 
 IGNORED = -100
@@ -120,6 +121,35 @@ class Encoder:
         if not rows:
             return pack([], np.empty(0, np.int64), np.empty(0, np.int64))
         return self.encode(self.tokenizer, rows, max_length=self.max_length, labels=self.labels)
+
+
+def encode_placed(encode: Encoder, rows: Sequence[Row], where: Callable[[int], str], *, skip: bool = False) -> Encoded:
+    """Rows as tokens; one that cannot be encoded is named by its place.
+
+    Args:
+        encode: rows to tokens.
+        rows: of the task.
+        where: number among the rows -> its place, for messages.
+        skip: whether such a row has no token instead, and so none that is scored.
+
+    Raises:
+        DataError: a row cannot be encoded, unless it is skipped.
+    """
+    try:
+        return encode(rows)
+    except DataError:  # of one of them: which?
+        parts = [_encode_one(encode, row, where(number), skip) for number, row in enumerate(rows)]
+        return Encoded.concatenate(parts)
+
+
+def _encode_one(encode: Encoder, row: Row, place: str, skip: bool) -> Encoded:
+    try:
+        return encode([row])
+    except DataError as error:
+        if skip:
+            nothing = np.empty(0, np.int64)
+            return pack([(nothing, nothing)], np.zeros(1, np.int64), np.zeros(1, np.int64))
+        raise DataError(f"{place}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
 
 
 def pack(

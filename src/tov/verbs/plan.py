@@ -29,7 +29,7 @@ from tov.runs.folder import check_empty, run_folder, watch_run
 from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.tasks import TASKS
-from tov.text.encode import IGNORED, Encoded
+from tov.text.encode import IGNORED, Encoded, encode_placed
 from tov.verbs.select import select_identity
 from tov.verbs.training_file import check_writable
 
@@ -176,7 +176,9 @@ def _sample(rows: PoolRows, opened: Opened, seed: int) -> tuple[Encoded, int | N
     usable = np.flatnonzero(rows.usable)
     drawn = len(usable) if len(usable) <= SAMPLE else SAMPLE
     picked = np.sort(generator(seed, "plan").choice(usable, drawn, replace=False))
-    return opened.encode(usable_rows(rows.pool.at(picked))), drawn if drawn < len(usable) else None
+    places = [rows.pool.where(int(row_id)) for row_id in picked]
+    encoded = encode_placed(opened.encode, usable_rows(rows.pool.at(picked)), places.__getitem__, skip=rows.skip)
+    return encoded, drawn if drawn < len(usable) else None
 
 
 def _counter(spec: ModelSpec, opened: Opened) -> Callable[[Any], int]:

@@ -25,6 +25,7 @@ from tov.inputs.named import (
     target_identity,
 )
 from tov.inputs.read import read_pool, reading_notes
+from tov.methods.choice import check_pairs
 from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import open_path
@@ -73,6 +74,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     )
     rows = read_pool(pools, settings, stored.prompts, decontaminate=settings.decontaminate)
     training_file.check_writable(rows.pool)
+    check_pairs(settings.score, rows.pool)
     labels = tuple(stored.manifest["labels"])
     task = TASKS[settings.task or ""]
     check_known(rows.index.labels, [source.name for source in rows.pool.sources], task.row_labels(labels))
