@@ -277,7 +277,8 @@ def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout
         near = next((f" ('{name}'{did_you_mean(name, wanted)})" for name in names if did_you_mean(name, wanted)), "")
         foreign = layout_of([*names, *renamed], layouts)
         is_other = f" (they are one for {foreign.task}: {' + '.join(foreign.columns)})" if foreign else ""
-        example = " ".join(f"{column}=YOURS" for column in fitting[2 % len(fitting)].columns)
+        common = next((layout for layout in fitting if len(layout.columns) > 1 and not layout.pairs), fitting[0])
+        example = " ".join(f"{column}=YOURS" for column in common.columns)
         raise DataError(
             f"{source.location}: the columns {', '.join(names)} are no layout that tov knows"
             f"{f' for {task}' if task else ''}{near or is_other}.",
