@@ -181,6 +181,22 @@ def test_many_keys_do_not_multiply(tmp_path: Path) -> None:
     assert json.loads(read_selected(tmp_path)["meta"][7]) == rows[7]["meta"]
 
 
+@pytest.mark.parametrize("depth", [90, 2_000])
+def test_nesting_is_bounded(depth: int, tmp_path: Path) -> None:
+    """Deep values come back; those on which a library would fail are refused with their line."""
+    deep: Any = "x"
+    for level in range(depth - 2):
+        deep = [deep] if level % 2 else {"a": deep}
+    text = '{"prompt": "a", "completion": "b", "deep": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}\n"
+    (tmp_path / "deep.jsonl").write_text(text)
+    for source in (str(tmp_path / "deep.jsonl"), [{"prompt": "a", "completion": "b", "deep": deep}]):
+        if depth > 100:
+            with pytest.raises(DataError, match=r"(deep\.jsonl:1|row 1): the value is nested too deeply"):
+                open_pool([source])
+        else:
+            assert written(open_pool([source]), tmp_path)[0]["prompt"] == "a"
+
+
 def test_a_folder_of_splits_is_read_as_its_training_split(tmp_path: Path) -> None:
     for name, rows in {
         "train-00000-of-00002": 3,

@@ -15,12 +15,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from tov.data.tables import check_characters
+from tov.data.tables import check_characters, check_nesting
 from tov.data.text_files import decode_line, open_plain
 from tov.errors import DataError, kind_of
 
 BOM = b"\xef\xbb\xbf"
-_TOO_DEEP = "Lower the nesting of the values."
 
 
 class JsonTable:
@@ -149,6 +148,7 @@ def _checked(value: Any, place: str, unit: str, escaped: bool) -> dict[str, Any]
         )
     if escaped:  # only an escape can spell half a character
         check_characters(value, place)
+    check_nesting(value, place)
     return value
 
 

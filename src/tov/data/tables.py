@@ -52,6 +52,7 @@ class ListTable:
                     allowed="a dict a row",
                     fix="Correct or delete the row.",
                 )
+            check_nesting(row, f"{location}, row {number}")
             check_characters(row, f"{location}, row {number}")
         self._rows, self._location = rows, location
         self.columns = tuple(dict.fromkeys(itertools.chain.from_iterable(rows)))
@@ -170,6 +171,25 @@ def without_padding(value: Any) -> Any:
     if isinstance(value, list):
         return [without_padding(one) for one in value]
     return value
+
+
+MOST_NESTED = 100
+"""Levels of lists and mappings in a row: libraries that write nested values recurse, and end the process where they cannot."""
+
+
+def check_nesting(row: Any, place: str) -> None:
+    """Raises DataError if a row has more than `MOST_NESTED` levels."""
+    level, depth = [row], 0
+    while level:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise DataError(
+                f"{place}: the value is nested too deeply.",
+                allowed=f"at most {MOST_NESTED} levels of lists and objects",
+                fix="Flatten the value, write it as JSON text, or delete the row.",
+            )
+        inner = [one.values() if isinstance(one, Mapping) else one for one in level]
+        level = [one for values in inner for one in values if isinstance(one, (Mapping, list, tuple))]
 
 
 def check_characters(row: Any, place: str) -> None:

@@ -19,6 +19,8 @@ from tov.errors import DataError, kind_of
 
 Columns: TypeAlias = dict[str, "pa.Array | list[Any]"]
 """A source's columns over some of its rows: with its types, or as values where it gives none."""
+MOST_LEVELS = 16
+"""Levels of a nested column beyond which readers of Parquet differ in whether they take it."""
 MOST_FIELDS = 256
 """Keys of a nested column beyond which it is a mapping of names to values and no struct: every row would be padded with all."""
 
@@ -188,18 +190,20 @@ class _NoType(Exception):
     """A type that Parquet, or its readers, lack."""
 
 
-def _readable(kind: pa.DataType) -> pa.DataType:
-    """A type that all readers of Parquet know: without null types, dictionaries and views."""
+def _readable(kind: pa.DataType, level: int = 1) -> pa.DataType:
+    """A type that all readers of Parquet know: without null types and views, and nested at most `MOST_LEVELS` deep."""
+    if level > MOST_LEVELS:
+        raise _NoType
     if pa.types.is_null(kind):
         return pa.string()
     if pa.types.is_struct(kind):
         if not kind.num_fields:
             raise _NoType
-        return pa.struct([field.with_type(_readable(field.type)) for field in kind])
+        return pa.struct([field.with_type(_readable(field.type, level + 1)) for field in kind])
     if pa.types.is_list(kind) or pa.types.is_list_view(kind):
-        return pa.list_(_readable(kind.value_type))
+        return pa.list_(_readable(kind.value_type, level + 1))
     if pa.types.is_large_list(kind):
-        return pa.large_list(_readable(kind.value_type))
+        return pa.large_list(_readable(kind.value_type, level + 1))
     if pa.types.is_string_view(kind):
         return pa.large_string()
     if pa.types.is_binary_view(kind):
