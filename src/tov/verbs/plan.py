@@ -146,7 +146,8 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "bytes": sum(weight.nbytes for weight in opened.adapted.parameters() if not weight.requires_grad),
             "trained": trained(first), "max_length": opened.encode.max_length,
         },
-        "example": _example(wanted, opened), "methods": methods, "notes": reading_notes(target=target, pool=rows),
+        "example": _example(wanted, opened), "methods": methods,
+        "notes": [*reading_notes(target=target, pool=rows), *_of_template(rows, encoded, times)],
     })  # fmt: skip
 
 
@@ -169,6 +170,16 @@ def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, r
         check_empty(folder)
     elif config.n and not config.force:
         watch_run(folder, command="select", identity=identity)
+
+
+def _of_template(rows: PoolRows, encoded: Encoded, times: float) -> list[str]:
+    """What the model's chat template does not show of the pool: parts that are not scored, and under skip whole rows."""
+    kinds = {kind: round(times * count) for kind, count in encoded.left_out_kinds().items()}
+    notes = [f"the model's chat template leaves out the {kind} of {count:,} pool rows" for kind, count in kinds.items()]
+    refused = round(times * int((encoded.lengths == 0).sum())) if rows.skip else 0
+    return notes + [f"the model's chat template refuses {refused:,} pool rows, which have no scored token"] * bool(
+        refused
+    )
 
 
 def _sample(rows: PoolRows, opened: Opened, seed: int) -> tuple[Encoded, int | None]:
@@ -248,9 +259,6 @@ def _text(facts: dict[str, Any]) -> str:
         "scored": f"of the target's first row {example['scored']:,} of {example['tokens']:,} tokens: "
         f"{_shortened(example['text'])}",
     }
-    if pool["template_leaves_out"]:
-        kinds = ", ".join(f"{kind} of {count:,} rows" for kind, count in pool["template_leaves_out"].items())
-        head["note"] = f"the model's chat template leaves out, of what is not scored: {kinds}"
     rows = [
         [
             method["method"],
