@@ -325,7 +325,11 @@ def test_a_test_file_keeps_its_groups_and_prompts_from_target_and_pool_whatever_
     for guard in (True, False):
         config = config_of(test="x", group_by="template", decontaminate=guard)
         split = make_split(read_data(config, [rest, pool], [rest], [test]), config, 0)
-        target = {row["template"] for source in split.target.pool.sources for row in source.table}
+        target = {
+            row["template"]
+            for source in split.target.pool.sources
+            for row in source.table.rows(range(len(source.table)))
+        }
         assert not target & held, "the target shares a template with the test"
         places = np.flatnonzero(split.rows.usable)
         chosen = [split.rows.pool.original(int(place)) for place in places]
@@ -342,8 +346,7 @@ def test_rows_without_a_group_are_not_one_group_and_a_prompt_joins_groups() -> N
     for seed in range(20):
         split = make_split(data, config, seed)
         prompts = [
-            {row["prompt"] for source in read.pool.sources for row in source.table}
-            for read in (split.target, split.test)
+            {row["prompt"] for row in read.pool.originals(range(len(read)))} for read in (split.target, split.test)
         ]
         assert not prompts[0] & prompts[1], "one prompt, two groups: still one unit"
 
@@ -360,7 +363,7 @@ def test_a_split_parts_no_group_and_no_prompt(seed: int, groups: int, test_rows:
     })  # fmt: skip
     data = read_data(config, [rows, make_rows(30, seed=6)], [rows], [])
     split = make_split(data, config, seed)
-    held = {name: [dict(row) for source in read.pool.sources for row in source.table] for name, read in
+    held = {name: list(read.pool.originals(range(len(read)))) for name, read in
             (("target", split.target), ("test", split.test), ("pool", split.rows))}  # fmt: skip
     assert (len(held["target"]), len(held["test"])) == (target_rows, test_rows)
     templates = {name: {row["template"] for row in found if row.get("template")} for name, found in held.items()}

@@ -331,8 +331,8 @@ def test_sub_tasks_that_lose_their_rows_are_no_sub_tasks(tiny_folder: Path, tmp_
 def test_whole_gradients_of_too_many_sub_tasks_are_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tov.methods.less.TARGET_NUMBERS", 100)
-    with pytest.raises(ConfigError, match=r"Whole gradients of 1 sub-tasks, [\d,]+ numbers each(.|\n)*less/dim=8192"):
+    monkeypatch.setattr("tov.methods.shared.influence.TARGET_NUMBERS", 100)
+    with pytest.raises(ConfigError, match=r"1 whole gradients, [a-z -]+ of [\d,]+ numbers each(.|\n)*dim=8192"):
         select(tmp_path / "run", tiny_folder, f"less/{SMALL_LORA}")
     select(tmp_path / "projected", tiny_folder, VARIANTS["less"])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -31,7 +32,7 @@ from tov.files import file_digest
 from tov.progress import file_size
 from tov.report.numbers import choice_facts
 from tov.runs.folder import work_on
-from tov.scores.store import ShardStore
+from tov.scores.store import ShardStore, read_table
 from tov.verbs.compare import compare_config, run_grid
 from tov.verbs.plan import run_plan
 
@@ -202,6 +203,37 @@ def test_whatever_changes_a_score_is_noticed(tmp_path: Path, tiny_folder: Path, 
     mutate(model)
     with pytest.raises(ModelError, match="no longer the one"):
         tov.score(fitted, make_rows(10, seed=7), out=tmp_path / "scored", quiet=True)
+
+
+def told(read: Callable[[], pa.Table]) -> tuple[pa.Table | None, str]:
+    """What is read, or the error."""
+    try:
+        return read(), ""
+    except RunError as error:
+        return None, str(error)
+
+
+def test_a_flipped_bit_in_a_shard_is_never_read_as_another_number(tmp_path: Path) -> None:
+    """A thousand flips anywhere before the file's footer: an error that names it, or the very table."""
+    draw = np.random.default_rng(0)
+    table = pa.table({
+        "row_id": np.arange(500), "source": ["a"] * 500, "excluded": [""] * 500,
+        "hash": [f"{one:016x}" for one in draw.integers(0, 2**63, 500)],
+        "score": draw.normal(size=500).astype(np.float32),
+    })  # fmt: skip
+    store = ShardStore(tmp_path, "1")
+    store.write(0, table)
+    whole, wrong = store.file(0).read_bytes(), 0
+    body = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place, bit in zip(draw.integers(0, body, 1000), draw.integers(0, 8, 1000), strict=True):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << int(bit)
+        store.file(0).write_bytes(flipped)
+        for read in (lambda: read_table(tmp_path), lambda: store.read(0)):
+            found, said = told(read)
+            wrong += found is None
+            assert str(store.file(0)) in said if found is None else found.to_pylist() == table.to_pylist()
+    assert wrong > 1900
 
 
 def test_every_byte_of_a_large_file_counts(tmp_path: Path) -> None:

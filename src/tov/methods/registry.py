@@ -15,9 +15,13 @@ GROUP = "tov.methods"
 """Entry points that are methods."""
 
 
-@functools.cache
 def built_in() -> dict[str, Method]:
     """Name -> method, of those in the box, in the order in which they are shown."""
+    return dict(_built_in())
+
+
+@functools.cache
+def _built_in() -> dict[str, Method]:
     from tov.methods.dsir import Dsir
     from tov.methods.less import Less
     from tov.methods.random import Full, Random, ZeroShot

@@ -71,7 +71,7 @@ class ShardStore:
         stamped = table.replace_schema_metadata({_STAMP: self.fingerprint.encode()})
         dictionary = [name for name in table.column_names if name != FEATURES]
         with atomic(self.file(start)) as temporary:
-            pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary)
+            pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary, write_page_checksum=True)
 
     def read(self, start: int) -> pa.Table:
         """One shard.
@@ -85,7 +85,7 @@ class ShardStore:
                 f"{self.folder} lacks the shard of row {start}.", fix="Give the command that makes it again."
             )
         with _broken_said(file, fix="Delete it, then give the same command again: it makes what is missing."):
-            table = pq.read_table(file)
+            table = _whole(pq.read_table(file, page_checksum_verification=True))
             self._check(file, table.schema)
         return table
 
@@ -171,8 +171,18 @@ def _read_shards(files: Sequence[Path], columns: Sequence[str] | None) -> Iterat
 
 def _read_shard(file: Path, columns: Sequence[str] | None) -> pa.Table:
     """Not by `pq.read_table`, which takes twice as long for a small file."""
-    with _broken_said(file, fix=_ANEW), pq.ParquetFile(file, read_dictionary=CODED) as shard:
-        return shard.read(columns, use_threads=False)
+    with (
+        _broken_said(file, fix=_ANEW),
+        pq.ParquetFile(file, read_dictionary=CODED, page_checksum_verification=True) as shard,
+    ):
+        return _whole(shard.read(columns, use_threads=False))
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    """The table, if it is one: what stands in the footer of its file has no checksum."""
+    list(table.column_names)
+    table.validate(full=True)
+    return table
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
@@ -210,7 +220,9 @@ def _files(folder: Path) -> list[Path]:
 def _broken_said(file: Path, *, fix: str) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # a footer may name other columns
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
+            raise
         raise RunError(f"{file} is broken: {error}", fix=fix) from None
 
 
