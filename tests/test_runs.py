@@ -214,7 +214,7 @@ def told(read: Callable[[], pa.Table]) -> tuple[pa.Table | None, str]:
 
 
 def test_a_flipped_bit_in_a_shard_is_never_read_as_another_number(tmp_path: Path) -> None:
-    """A thousand flips anywhere before the file's footer: an error that names it, or the very table."""
+    """Three hundred flips anywhere before the file's footer: an error that names it, or the very table."""
     draw = np.random.default_rng(0)
     table = pa.table({
         "row_id": np.arange(500), "source": ["a"] * 500, "excluded": [""] * 500,
@@ -225,7 +225,7 @@ def test_a_flipped_bit_in_a_shard_is_never_read_as_another_number(tmp_path: Path
     store.write(0, table)
     whole, wrong = store.file(0).read_bytes(), 0
     body = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    for place, bit in zip(draw.integers(0, body, 1000), draw.integers(0, 8, 1000), strict=True):
+    for place, bit in zip(draw.integers(0, body, 300), draw.integers(0, 8, 300), strict=True):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << int(bit)
         store.file(0).write_bytes(flipped)
@@ -233,7 +233,7 @@ def test_a_flipped_bit_in_a_shard_is_never_read_as_another_number(tmp_path: Path
             found, said = told(read)
             wrong += found is None
             assert str(store.file(0)) in said if found is None else found.to_pylist() == table.to_pylist()
-    assert wrong > 1900
+    assert wrong > 570
 
 
 def test_every_byte_of_a_large_file_counts(tmp_path: Path) -> None:
