@@ -148,7 +148,8 @@ def from_alpaca(row: Mapping[str, Any]) -> Conversation:
     """`instruction`, `input`, `output`, and `history`, the turns before."""
     prompt, extra = as_text(row["instruction"], "instruction"), row.get("input")
     if extra:
-        prompt = f"{prompt}\n\n{as_text(extra, 'input')}"
+        extra = as_text(extra, "input")
+        prompt = f"{prompt}\n\n{extra}" if prompt else extra
     return _pair(prompt, as_text(row["output"], "output"), row, tuple(history(row)))
 
 
