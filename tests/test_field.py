@@ -7,12 +7,14 @@ import gzip
 import json
 import lzma
 import subprocess
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -277,3 +279,98 @@ def test_jq_reads_what_is_written(tmp_path: Path) -> None:
         ["jq", "-c", ".prompt", str(tmp_path / "selected.jsonl")], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ['"a"', '"c"', '"e"']
+
+
+def test_columns_of_types_that_datasets_lacks_stand_in_no_ones_way(tmp_path: Path) -> None:
+    """DuckDB's maps and UUIDs, list views."""
+    columns = {
+        "map": pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef", None], pa.binary(16))),
+        "view": pa.array([["a"], []], pa.list_view(pa.string())),
+    }
+    table = pa.table({"prompt": ["a", "b"], "completion": ["c", "d"], **columns})
+    expected = [
+        {"prompt": "a", "completion": "c", "map": [{"key": "k", "value": 1}],
+         "uuid": "30313233-3435-3637-3839-616263646566", "view": ["a"]},
+        {"prompt": "b", "completion": "d", "map": None, "uuid": None, "view": []},
+    ]  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pa.ipc.new_file(str(tmp_path / "file.arrow"), table.schema) as file:
+        file.write_table(table)
+    with pa.ipc.new_stream(str(tmp_path / "stream.arrow"), table.schema) as file:
+        file.write_table(table)
+    for name in ("a.parquet", "file.arrow", "stream.arrow"):
+        assert written(open_pool(str(tmp_path / name)), tmp_path) == expected
+    assert len(read_selected(tmp_path)) == 2
+
+
+def test_json_columns_are_the_values_in_them(tmp_path: Path) -> None:
+    """`datasets.Json`, in which a null is one that somebody wrote."""
+    call = {"function": {"name": "f", "arguments": {"x": None}}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [call]}]
+    feature = datasets.Features({"messages": datasets.List(datasets.Json()), "when": datasets.Value("date32")})
+    pool = open_pool(datasets.Dataset.from_dict({"messages": [turns], "when": [None]}, features=feature))
+    (row,) = pool.rows(0, 1)
+    assert row.messages[1]["tool_calls"][0]["function"] == call["function"]  # type: ignore[union-attr]
+    assert written(pool, tmp_path) == [{"messages": turns, "when": None}]
+    assert pq.read_schema(tmp_path / "selected.parquet").field("when").type == pa.date32()
+
+
+def test_values_of_memory_that_json_lacks_are_written(tmp_path: Path) -> None:
+    values = {
+        "uuid": uuid.UUID(int=1), "path": Path("a/b"), "time": np.datetime64("2020-01-01T00:00:00.000000001"),
+        "nat": pd.NaT, "na": pd.NA, "flag": np.bool_(True),
+    }  # fmt: skip
+    (row,) = written(open_pool([[{"text": "a", **values}]]), tmp_path)
+    assert row == {
+        "text": "a", "uuid": str(values["uuid"]), "path": "a/b", "time": "2020-01-01T00:00:00.000000001",
+        "nat": None, "na": None, "flag": True,
+    }  # fmt: skip
+    assert pq.read_schema(tmp_path / "selected.parquet").field("flag").type == pa.bool_()
+    with pytest.raises(DataError, match="keys must be str"):
+        check_writable(open_pool([[{"text": "a", "x": {(1, 2): 3}}]]))
+
+
+def test_bytes_and_text_are_no_one_type(tmp_path: Path) -> None:
+    sources: list[Any] = []
+    for name, value in {"bytes": b"\xff", "text": "é"}.items():
+        sources.append(str(tmp_path / f"{name}.parquet"))
+        pq.write_table(pa.table({"text": ["a"], "x": [value]}), sources[-1])
+    written(open_pool(sources), tmp_path)
+    assert read_selected(tmp_path)["x"][:] == ['"/w=="', '"é"']
+
+
+def test_files_beside_rows_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv").write_text("prompt,completion\na,b\n")
+    (tmp_path / "rows" / "b.tsv").write_text("prompt\tcompletion\nc\td, e\n")
+    for name in ("dataset_infos.json", "dataset_info.json", "README.txt"):
+        (tmp_path / "rows" / name).write_text("{}")
+    assert texts(open_pool(str(tmp_path / "rows"))) == [["user: a", "assistant: b"], ["user: c", "assistant: d, e"]]
+
+
+def test_an_array_under_the_name_of_lines_is_an_array(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"text": "a"}, {"text": "b"}], indent=1))
+    assert texts(open_pool(str(tmp_path / "a.jsonl"))) == [["assistant: a"], ["assistant: b"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "prompt;completion\na;b\n", "holds a semicolon"),
+        ("a.csv", "prompt\tcompletion\na\tb\n", "holds a tab"),
+        ("a.tsv", "prompt,completion\na,b\n", "holds a comma"),
+        ("a.jsonl", '{\n "text": "a"\n}\n', r"jq -c \. a\.jsonl"),
+        ("a.jsonl", '{"instruction": "a", "response": "b"}\n', "--columns output=YOURS"),
+    ],
+)
+def test_the_advice_is_for_the_fault(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=said):
+        open_pool(str(tmp_path / name))
+
+
+def test_a_table_in_memory_is_told_how_to_become_an_input() -> None:
+    for table in (pd.DataFrame({"text": ["a"]}), pa.table({"text": ["a"]}), {"text": ["a"]}, None):
+        with pytest.raises(DataError, match="Make it a data set"):
+            open_any([table], layouts=all_layouts())  # type: ignore[list-item]

@@ -396,3 +396,19 @@ def test_rows_of_a_changed_file_are_read_anew(tmp_path: Path) -> None:
     assert rows_of([conll(["a O"], path)])[0].words == ("a",)
     assert rows_of([conll(["b O", "c B-X"], path)])[0].words == ("b", "c")
     assert json.dumps(rows_of([str(path)])[0].content) == '[["b", "c"], ["O", "B-X"]]'
+
+
+@pytest.mark.parametrize(
+    "entities",
+    [
+        [[0, 3, "PER"], [13, 17, "LOC"]],
+        [{"id": 7, "start_offset": 0, "end_offset": 3, "label": "PER"}, {"start_offset": 13, "end_offset": 17, "label": "LOC"}],
+    ],
+    ids=["spacy", "doccano"],
+)  # fmt: skip
+def test_spans_of_spacy_and_doccano_are_read(entities: list[Any]) -> None:
+    row = {"text": "Ann lives in Oslo", "label": entities}
+    (read,) = rows_of([[row]], columns={"entities": "label"}, task="ner")
+    assert read.tags == ("B-PER", "O", "O", "B-LOC")
+    with pytest.raises(DataError, match="--columns entities=label"):
+        index_rows(open_pool([[row]]))

@@ -75,6 +75,14 @@ def test_a_completion_that_is_not_wanted_is_left_out() -> None:
         from_prompt_completion({**row, "label": False})
 
 
+def test_a_text_that_an_annotator_rejected_is_left_out() -> None:
+    """Prodigy's rows without spans have the columns of bare text."""
+    pool = open_pool(
+        [[{"text": "Ann", "spans": [], "answer": answer} for answer in ("accept", "reject")]], layouts=all_layouts()
+    )
+    assert index_rows(pool).not_gold == {1}
+
+
 def pairs(count: int) -> list[dict[str, Any]]:
     chosen, rejected = make_rows(count, seed=1), make_rows(count, seed=5)
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -256,3 +257,47 @@ def test_a_question_is_another_with_other_tools_or_turns_before(name: str) -> No
 @pytest.mark.parametrize("name", ["reasoning", "flag", "settings", "call"])
 def test_a_question_does_not_depend_on_its_answer(name: str) -> None:
     assert prompt_hash(DIFFERENT[name]) == prompt_hash(PLAIN)
+
+
+# Forms of others that say the same in another way
+
+
+@pytest.mark.parametrize("key", ["parameters", "input", "args", "kwargs"])
+def test_arguments_under_another_key_are_not_lost(key: str) -> None:
+    call = {"function": {"name": "weather", key: {"city": "Oslo"}}}
+    with pytest.raises(BadRow, match=f"has {key}, but no arguments"):
+        read(user("q"), said(None, tool_calls=[call]))
+
+
+def test_the_loss_flag_of_ms_swift_and_xtuner_is_read() -> None:
+    assert scored(read(user("a"), said("first", loss=False), user("b"), said("second", loss=True))) == [
+        "second<|im_end|>"
+    ]
+
+
+@pytest.mark.parametrize("turn", [said("a", masked=True), said("a", loss_mask=0), said("a", tools=[TOOL])])
+def test_keys_of_a_turn_that_other_trainers_heed_are_not_passed_over(turn: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match=r"turn 2 .*has (masked|loss_mask|tools)"):
+        read(user("q"), turn)
+
+
+def test_turns_may_be_json_text() -> None:
+    turns = [user("q"), said("a")]
+    assert from_messages({"messages": json.dumps(turns)}) == from_messages({"messages": turns})
+    with pytest.raises(BadRow, match="text that is no JSON"):
+        from_messages({"messages": str(turns)})
+
+
+def test_turns_may_mix_the_keys_of_two_forms() -> None:
+    turns = [{"from": "user", "content": "q"}, {"from": "assistant", "content": "a"}]
+    assert from_sharegpt({"conversations": turns}).messages == (user("q"), said("a"))
+    assert read(user("q"), said([], tool_calls=[{"function": {"name": "f"}}])).messages[1]["content"] == ""
+
+
+def test_an_alpaca_row_without_instruction_asks_its_input() -> None:
+    assert from_alpaca({"instruction": "", "input": "good day", "output": "x"}).messages[0] == user("good day")
+
+
+def test_what_pandas_has_for_a_missing_value_is_named() -> None:
+    with pytest.raises(BadRow, match="input is NaN"):
+        from_alpaca({"instruction": "a", "input": float("nan"), "output": "x"})

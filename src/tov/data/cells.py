@@ -64,7 +64,9 @@ def as_list(value: Any, what: str) -> Sequence[Any]:
 
 
 def named_kind(value: Any) -> str:
-    """`a str`, `an int`, or `missing`."""
+    """`a str`, `an int`, `missing`, or `NaN`, which is how pandas has what is missing."""
+    if isinstance(value, float) and value != value:
+        return "NaN (of pandas, for a missing value)"
     return "missing" if value is None else kind_of(value)
 
 

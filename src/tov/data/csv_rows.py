@@ -15,21 +15,23 @@ from tov.data.text_files import decode_line, open_plain
 from tov.errors import DataError
 
 BLOCK_ROWS = 10_000
+_SEPARATORS = {";": "semicolon", "\t": "tab", ",": "comma"}
+"""What programs put between cells."""
 
 
-def load_csv(paths: Sequence[Path], separator: str) -> datasets.Dataset:
+def load_csv(paths: Sequence[Path], separators: Sequence[str]) -> datasets.Dataset:
     """The rows of CSV or TSV files, columns of text.
 
     Args:
         paths: files with the same header.
-        separator: between cells.
+        separators: of each file, what stands between its cells.
 
     Raises:
         DataError: a line with more or fewer cells than the header, a quote that is not closed, a column named twice; with file
             and line.
     """
     tables, first = [], None
-    for path in paths:
+    for path, separator in zip(paths, separators, strict=True):
         table = _read(path, separator)
         if first is not None and set(table.column_names) != set(first.column_names):
             raise DataError(
@@ -47,6 +49,16 @@ def _read(path: Path, separator: str) -> pa.Table:
     """A file's table; text longer than 2 GiB a column takes several chunks."""
     lines = _cells(path, separator)
     names = _header(next(lines, (0, []))[1], path)
+    other = next(
+        (
+            name
+            for sign, name in _SEPARATORS.items()
+            if sign != separator and [sign in name for name in names] == [True]
+        ),
+        None,
+    )
+    if other:
+        raise _other_separator(path, names[0], other)
     blocks, block = [], list[list[str]]()
     for number, cells in lines:
         if len(cells) != len(names):
@@ -107,6 +119,14 @@ def _header(cells: list[str], path: Path) -> list[str]:
     if twice:
         raise DataError(f"{path} has two columns '{twice}'.", fix="Rename one of them.")
     return names
+
+
+def _other_separator(path: Path, header: str, sign: str) -> DataError:
+    return DataError(
+        f"{path}:1: the header is one cell, {header!r}, which holds a {sign}.",
+        allowed="commas between the cells of a .csv file, tabs between those of a .tsv file",
+        fix="Save the file anew with commas, or with tabs and the suffix .tsv; or as JSON Lines.",
+    )
 
 
 def _say_encoding(path: Path) -> None:

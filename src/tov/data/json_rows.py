@@ -7,6 +7,7 @@ A row is parsed when it is wanted: of a file of lines only the places of the lin
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,8 +33,6 @@ class JsonTable:
         DataError: broken JSON, an entry that is no object, a key that stands twice; with file and line.
     """
 
-    padded = False
-
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files = [_Array(path) if _is_array(path) else _Lines(path) for path in paths]
         self._starts = np.cumsum([0, *(len(file) for file in self._files)])
@@ -47,6 +46,10 @@ class JsonTable:
         for place in places:
             file, number = self._find(place)
             yield file.row(number)
+
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """As of `Table`."""
+        return row
 
     def where(self, place: int) -> str:
         """As of `Table`."""
@@ -110,9 +113,13 @@ def _first_read(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
+        goes_on = text.lstrip()[:1] in ("{", "[") and error.pos >= len(text.rstrip())
+        one_line = (
+            f" If it goes on in the next line, write each object in one: jq -c . {path.name} > NEW.jsonl" * goes_on
+        )
         raise DataError(
             f"{place}: the line is broken JSON ({error.msg} at column {error.colno}): {text.strip()[:60]!r}",
-            fix="Correct or delete the line.",
+            fix=f"Correct or delete the line.{one_line}",
         ) from None
     except (_Twice, RecursionError, ValueError) as error:
         raise DataError(f"{place}: {_said(error)}.", fix="Correct or delete the line.") from None
@@ -230,7 +237,8 @@ def _broken(path: Path, line: int, what: str) -> DataError:
 
 
 def _is_array(path: Path) -> bool:
-    if ".json" not in [suffix.lower() for suffix in path.suffixes]:
-        return False
+    """Whether a file is an array: of anything under .json, of objects under .jsonl, whose lines may be lists by mistake."""
+    named = ".json" in [suffix.lower() for suffix in path.suffixes]
     with open_plain(path) as file:
-        return file.read(4096).removeprefix(BOM).lstrip()[:1] == b"["
+        head = file.read(4096).removeprefix(BOM)
+    return bool(re.match(rb"\s*\[" if named else rb"\s*\[\s*[{\]]", head))

@@ -19,7 +19,7 @@ from tov.data.cells import BadRow, NotGold
 from tov.data.labels import LabelMap, Reading, Spans
 from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
 from tov.data.sources import Input, Source, open_sources
-from tov.data.tables import Part, without_padding
+from tov.data.tables import Part
 from tov.errors import DataError, did_you_mean
 
 READ_ROWS = 1000
@@ -124,8 +124,7 @@ class Pool:
 
     def _convert(self, index: int, row: dict[str, Any]) -> Row | BadRow:
         layout = self.layouts[index]
-        if self.sources[index].table.padded:
-            row = {name: without_padding(value) for name, value in row.items()}
+        row = self.sources[index].table.shown(row)
         for ours, theirs in self.columns.items():
             if theirs in row:
                 row[ours] = row[theirs]
@@ -274,11 +273,15 @@ def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout
                 allowed=", ".join(names),
                 fix="Correct the name after '='.",
             )
-        near = next((f" ('{name}'{did_you_mean(name, wanted)})" for name in names if did_you_mean(name, wanted)), "")
+        alike = [name for name in names if name not in wanted and did_you_mean(name, wanted)]
+        near = f" ('{alike[0]}'{did_you_mean(alike[0], wanted)})" if alike else ""
         foreign = layout_of([*names, *renamed], layouts)
         is_other = f" (they are one for {foreign.task}: {' + '.join(foreign.columns)})" if foreign else ""
-        common = next((layout for layout in fitting if len(layout.columns) > 1 and not layout.pairs), fitting[0])
-        example = " ".join(f"{column}=YOURS" for column in common.columns)
+        # The layout that has the most of its columns already lacks the others only; else the commonest.
+        nearest = max(fitting, key=lambda layout: len({*names, *renamed} & set(layout.columns)))
+        if not {*names, *renamed} & set(nearest.columns):
+            nearest = next((layout for layout in fitting if len(layout.columns) > 1 and not layout.pairs), fitting[0])
+        example = " ".join(f"{column}=YOURS" for column in nearest.columns if column not in {*names, *renamed})
         raise DataError(
             f"{source.location}: the columns {', '.join(names)} are no layout that tov knows"
             f"{f' for {task}' if task else ''}{near or is_other}.",

@@ -10,7 +10,7 @@ import difflib
 import glob
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,13 +18,14 @@ from typing import Any, TypeAlias
 import datasets
 import pyarrow as pa
 
+from tov.data.arrow_files import with_known_types
 from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
 from tov.data.conll import column_numbers, is_conll, load_conll
 from tov.data.csv_rows import load_csv
 from tov.data.json_rows import JsonTable
 from tov.data.tables import ArrowTable, ListTable, Table
 from tov.data.text_files import COMPRESSED
-from tov.errors import DataError
+from tov.errors import DataError, kind_of
 from tov.files import content_digest, digest
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
@@ -39,6 +40,8 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }  # fmt: skip
 """Split -> words in file names that mean it, as `datasets` has them."""
+_NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""Files that `datasets`, the Hub and LlamaFactory put beside rows, to describe them."""
 _HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:-]+))?$")
 
 
@@ -92,9 +95,16 @@ def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
         raise DataError(
             f"tov got a {type(value).__name__} as an input.",
             allowed="a datasets.Dataset",
-            fix="Pass one split, e.g. ds['train'].",
+            fix="Pass one split, e.g. ds['train'], or a list of the rows: list(ds).",
         )
     if not isinstance(value, (str, Path)):
+        if isinstance(value, Mapping) or hasattr(value, "columns") or not isinstance(value, Iterable):
+            raise DataError(
+                f"tov got {kind_of(value)} as an input.",
+                allowed="a file, a folder, a Hub id, a datasets.Dataset, a list of dicts",
+                fix="Make it a data set: datasets.Dataset.from_pandas(it), or from_polars, or from_dict; of an Arrow table "
+                "datasets.Dataset(it).",
+            )
         rows = list(value)
         location = f"<list of {len(rows)} rows>"
         return [Source("memory", location, ListTable(rows, location))]
@@ -186,8 +196,12 @@ def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split
     if (path / "dataset_info.json").exists() and (path / "state.json").exists():
         return Source(name or path.name, str(path), ArrowTable(_from_disk(path), str(path)))
     files = sorted(
-        file for file in path.rglob("*") if _suffix(file) in BUILDERS and file.is_file() and not _hidden(file, path)
+        file
+        for file in path.rglob("*")
+        if _suffix(file) in BUILDERS and file.is_file() and not _hidden(file, path) and file.name not in _NO_ROWS
     )
+    # A README.txt beside rows is none of them.
+    files = [file for file in files if _suffix(file) != ".txt" or is_conll(file, columns)] or files
     if not files:
         raise DataError(
             f"The folder {path} holds no data file.",
@@ -297,10 +311,17 @@ def _load(builder: str, paths: list[Path], kinds: set[str], columns: Mapping[str
             fix='Write each row of text as a line of JSON: {"text": "the row"}',
         )
     if builder == "csv":
-        return ArrowTable(load_csv(paths, "\t" if kinds == {".tsv"} else ","), location)
+        return ArrowTable(load_csv(paths, ["\t" if _suffix(path) == ".tsv" else "," for path in paths]), location)
+    table = with_known_types(paths) if kinds <= {".parquet", ".arrow"} and not _packed(paths) else None
+    if table is not None:
+        return ArrowTable(datasets.Dataset(table), location)
     # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
     name, files = digest([content_digest(path) for path in paths]), [glob.escape(str(path)) for path in paths]
     return ArrowTable(datasets.load_dataset(builder, name, data_files=files, split="train"), location)
+
+
+def _packed(paths: Sequence[Path]) -> bool:
+    return any(path.suffix.lower() in COMPRESSED for path in paths)
 
 
 def _all_conll(paths: Sequence[Path], columns: Mapping[str, str]) -> bool:

@@ -21,13 +21,14 @@ class Table(Protocol):
 
     columns: tuple[str, ...]
     """Every key that a row has, in order of appearance."""
-    padded: bool
-    """Whether a null in a struct may be padding: Arrow gives every struct of a column the same keys."""
 
     def __len__(self) -> int: ...
 
     def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The rows at these places, in this order, for the caller to change."""
+
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Such a row without padding: Arrow gives every struct of a column the same keys, with nulls that nobody wrote."""
 
     def where(self, place: int) -> str:
         """Where a row stands, for messages."""
@@ -36,13 +37,11 @@ class Table(Protocol):
         """The names that the data set gives to the label ids of a column, or none."""
 
     def arrow(self, places: Sequence[int]) -> pa.Table | None:
-        """The rows with the types that the source gives them; None where it gives none."""
+        """Columns with the types that the source gives them; None where it gives none, without those that are JSON text."""
 
 
 class ListTable:
     """Rows in memory."""
-
-    padded = False
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], location: str) -> None:
         for number, row in enumerate(rows, 1):
@@ -64,6 +63,10 @@ class ListTable:
         """As of `Table`."""
         return (dict(self._rows[place]) for place in places)
 
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """As of `Table`."""
+        return row
+
     def where(self, place: int) -> str:
         """As of `Table`."""
         return f"{self._location}, row {place + 1}"
@@ -79,8 +82,6 @@ class ListTable:
 
 class ArrowTable:
     """Rows of a `datasets.Dataset`: of the Hub, of Parquet and Arrow files, in memory."""
-
-    padded = True
 
     def __init__(self, dataset: datasets.Dataset, location: str) -> None:
         self._dataset = dataset.with_format(None)
@@ -107,6 +108,10 @@ class ArrowTable:
         for values in zip(*block.values(), strict=True):
             yield dict(zip(names, values, strict=True))
 
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """As of `Table`."""
+        return {name: without_padding(value, self._raw.features.get(name)) for name, value in row.items()}
+
     def where(self, place: int) -> str:
         """As of `Table`."""
         return f"{self._location}, row {place + 1}"
@@ -119,7 +124,8 @@ class ArrowTable:
 
     def arrow(self, places: Sequence[int]) -> pa.Table | None:
         """As of `Table`."""
-        return self._dataset.select(list(places)).with_format("arrow")[:].combine_chunks()
+        typed = [name for name, feature in self._dataset.features.items() if not _holds_json(feature)]
+        return self._dataset.select_columns(typed).select(list(places)).with_format("arrow")[:].combine_chunks()
 
 
 def _undecoded(feature: Any) -> Any:
@@ -129,9 +135,16 @@ def _undecoded(feature: Any) -> Any:
     if hasattr(feature, "feature") and not isinstance(feature, datasets.ClassLabel):
         inner = _undecoded(feature.feature)
         return feature if inner == feature.feature else datasets.List(inner)
-    if getattr(feature, "decode", None) is True:
+    if getattr(feature, "decode", None) is True and not isinstance(feature, datasets.Json):
         return type(feature)(decode=False)
     return feature
+
+
+def _holds_json(feature: Any) -> bool:
+    """Whether a feature is JSON text for any values, or has such a part."""
+    if isinstance(feature, dict):
+        return any(map(_holds_json, feature.values()))
+    return isinstance(feature, datasets.Json) or (hasattr(feature, "feature") and _holds_json(feature.feature))
 
 
 class Part:
@@ -139,7 +152,7 @@ class Part:
 
     def __init__(self, table: Table, places: np.ndarray) -> None:
         self._table, self._places = table, places
-        self.columns, self.padded = table.columns, table.padded
+        self.columns = table.columns
 
     def __len__(self) -> int:
         return len(self._places)
@@ -150,6 +163,10 @@ class Part:
     def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
         """As of `Table`."""
         return self._table.rows(self._of(places))
+
+    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """As of `Table`."""
+        return self._table.shown(row)
 
     def where(self, place: int) -> str:
         """As of `Table`."""
@@ -164,12 +181,20 @@ class Part:
         return self._table.arrow(self._of(places))
 
 
-def without_padding(value: Any) -> Any:
-    """A value of Arrow without the nulls in its structs, which nobody may have written."""
+def without_padding(value: Any, feature: Any = None) -> Any:
+    """A value of Arrow without the nulls in its structs, which nobody may have written; those in JSON text somebody has.
+
+    Args:
+        value: of a cell.
+        feature: what `datasets` says of it, if anything.
+    """
+    if isinstance(feature, datasets.Json):
+        return value
     if isinstance(value, Mapping):
-        return {name: without_padding(one) for name, one in value.items() if one is not None}
+        parts = feature if isinstance(feature, dict) else {}
+        return {name: without_padding(one, parts.get(name)) for name, one in value.items() if one is not None}
     if isinstance(value, list):
-        return [without_padding(one) for one in value]
+        return [without_padding(one, getattr(feature, "feature", None)) for one in value]
     return value
 
 

@@ -8,7 +8,9 @@ import decimal
 import io
 import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -42,6 +44,12 @@ class JsonLines:
         except ValueError:
             self._not_finite += 1
             text = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False, default=_plain)
+        except TypeError as error:
+            raise DataError(
+                f"A row holds a mapping that has no form in JSON: {error}.",
+                allowed="keys that are text",
+                fix="Convert the keys to text, or leave the column out.",
+            ) from None
         return text + "\n"
 
     @property
@@ -57,15 +65,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return base64.b64encode(bytes(value)).decode("ascii")
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
-        return value.isoformat()
+        return value.isoformat() if value == value else None  # unlike every other time, pandas' NaT is not itself
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, decimal.Decimal):
         return str(value)
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(value)
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
+    if isinstance(value, (uuid.UUID, PurePath, complex)):
+        return str(value)
+    if type(value).__name__ == "NAType":  # of pandas
+        return None
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (set, frozenset)):
@@ -105,10 +119,9 @@ def _finite(value: Any) -> Any:
 def columns_of(table: Table, places: Sequence[int]) -> Columns:
     """The columns of some rows of a table."""
     typed = table.arrow(places)
-    if typed is not None:
-        return {name: typed[name].combine_chunks() for name in typed.column_names}
-    rows = list(table.rows(places))
-    return {name: [row.get(name) for row in rows] for name in table.columns}
+    known = {name: typed[name].combine_chunks() for name in typed.column_names} if typed is not None else {}
+    rows = list(table.rows(places)) if len(known) < len(table.columns) else []
+    return {name: known[name] if name in known else [row.get(name) for row in rows] for name in table.columns}
 
 
 def joined(parts: Sequence[Columns]) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
@@ -139,12 +152,26 @@ def _of_one_type(parts: Sequence[pa.Array | list[Any]]) -> pa.ChunkedArray | Non
         if array is None:
             return None
         arrays.append(array)
+    if any({here, there} <= {_family(array.type) for array in arrays} for here, there in _APART):
+        return None
     try:
         schemas = [pa.schema([("column", array.type)]) for array in arrays]
         kind = _readable(pa.unify_schemas(schemas, promote_options="permissive").field(0).type)
         return pa.chunked_array([array.cast(kind) for array in arrays], kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, _NoType):
         return None
+
+
+_APART = (("text", "bytes"), ("decimal", "float"))
+"""Kinds that Arrow would make one type of, in which the one is no longer what it was."""
+
+
+def _family(kind: pa.DataType) -> str:
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "text"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return "bytes"
+    return "decimal" if pa.types.is_decimal(kind) else "float" if pa.types.is_floating(kind) else ""
 
 
 def _exact(values: list[Any]) -> pa.Array | None:
@@ -181,7 +208,7 @@ def _same(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(_same(one[name], two[name]) for name in one)
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
         return len(one) == len(two) and all(map(_same, one, two))
-    if isinstance(one, bool) != isinstance(two, bool):
+    if isinstance(one, (bool, np.bool_)) != isinstance(two, (bool, np.bool_)):
         return False
     return bool(one == two) or (isinstance(one, float) and isinstance(two, float) and one != one and two != two)
 
@@ -191,11 +218,15 @@ class _NoType(Exception):
 
 
 def _readable(kind: pa.DataType, level: int = 1) -> pa.DataType:
-    """A type that all readers of Parquet know: without null types and views, and nested at most `MOST_LEVELS` deep."""
+    """A type that all readers of Parquet know: no null types, views and extensions, nested at most `MOST_LEVELS` deep."""
     if level > MOST_LEVELS:
         raise _NoType
     if pa.types.is_null(kind):
         return pa.string()
+    if isinstance(kind, pa.UuidType):
+        raise _NoType
+    if isinstance(kind, pa.BaseExtensionType):
+        return _readable(kind.storage_type, level)
     if pa.types.is_struct(kind):
         if not kind.num_fields:
             raise _NoType

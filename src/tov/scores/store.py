@@ -220,6 +220,8 @@ def _files(folder: Path) -> list[Path]:
 def _broken_said(file: Path, *, fix: str) -> Iterator[None]:
     try:
         yield
+    except RunError:
+        raise
     except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # a footer may name other columns
         if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
             raise

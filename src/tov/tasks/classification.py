@@ -51,6 +51,11 @@ def from_label(row: Mapping[str, Any], reading: Reading) -> Labelled:
     text = as_text(row["text"], "text")
     if not text.strip():
         raise BadRow("the text is empty")
+    if isinstance(row["label"], list):
+        raise BadRow(
+            "label holds a list, but must be text or an id: one label a text",
+            "If it holds entities, as Doccano has them, give --task ner --columns entities=label.",
+        )
     label = label_text(row["label"], "label", reading)
     if not label.strip():
         raise BadRow("the label is empty")

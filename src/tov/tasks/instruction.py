@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tov.data.cells import BadRow, NotGold, as_text
+from tov.data.cells import BadRow, NotGold, as_text, check_gold
 from tov.data.rows import Convert, Layout, settled
 from tov.tasks.base import Defaults, Task
 from tov.tasks.turns import history, read_context, read_turns
@@ -204,12 +204,14 @@ def from_alpaca(row: Mapping[str, Any]) -> Conversation:
     """`instruction`, `input`, `output`, and `history`, the turns before."""
     prompt, extra = as_text(row["instruction"], "instruction"), row.get("input")
     if extra:
-        prompt = f"{prompt}\n\n{as_text(extra, 'input')}"
+        extra = as_text(extra, "input")
+        prompt = f"{prompt}\n\n{extra}" if prompt else extra
     return _pair(prompt, as_text(row["output"], "output"), row, tuple(history(row)))
 
 
 def from_text(row: Mapping[str, Any]) -> Conversation:
-    """Bare text, every token of which is scored."""
+    """Bare text, every token of which is scored; not a row that an annotator rejected."""
+    check_gold(row)
     return Conversation(({"role": "assistant", "content": as_text(row["text"], "text")},), plain=True)
 
 

@@ -138,11 +138,9 @@ def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
         entities = [dict(zip(entities, values, strict=True)) for values in zip(*entities.values(), strict=True)]
     spans = []
     for place, entity in enumerate(as_list(entities, "entities"), 1):
-        if not isinstance(entity, Mapping) or not {"start", "end", "label"} <= set(entity):
-            raise BadRow(f"entity {place} is {named_kind(entity)}, but must have start, end and label")
-        start, end, label = entity["start"], entity["end"], entity["label"]
+        start, end, label = _span(entity, place)
         for name, value in (("start", start), ("end", end)):
-            if not isinstance(value, int):
+            if not isinstance(value, int) or isinstance(value, bool):
                 raise BadRow(
                     f"entity {place} has {named_kind(value)} for its {name}, but must have a number of characters"
                 )
@@ -159,6 +157,19 @@ def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
         if earlier[1] > later[0]:
             raise BadRow(f"entities at {earlier[0]}:{earlier[1]} and {later[0]}:{later[1]} overlap")
     return spans
+
+
+def _span(entity: Any, place: int) -> Sequence[Any]:
+    """Start, end and label of an entity: a record, Doccano's record, or spaCy's and Doccano's list of the three."""
+    if isinstance(entity, list | tuple) and len(entity) == 3:
+        return entity
+    for names in (("start", "end", "label"), ("start_offset", "end_offset", "label")):
+        if isinstance(entity, Mapping) and set(names) <= set(entity):
+            return [entity[name] for name in names]
+    held = f"has {', '.join(map(str, entity))}" if isinstance(entity, Mapping) else f"is {named_kind(entity)}"
+    raise BadRow(
+        f"entity {place} {held}, but must have start, end and label", "Or write each as a list: [start, end, label]."
+    )
 
 
 class NamedEntities(Task[Tagged]):

@@ -24,8 +24,12 @@ SPEAKERS = ROLES | {
     "chatgpt": "assistant", "bot": "assistant", "bing": "assistant", "bard": "assistant", "function_response": "tool",
 }  # fmt: skip
 """What ShareGPT's `from` means."""
-FLAGS = ("weight", "train", "training", "train_on_turn")
-"""Keys of a turn that say whether it is scored: OpenAI's, and those of axolotl."""
+FLAGS = ("weight", "train", "training", "train_on_turn", "loss")
+"""Keys of a turn that say whether it is scored: OpenAI's, those of axolotl, and that of ms-swift and XTuner."""
+MASKS = ("masked", "mask", "loss_mask")
+"""Keys of a turn that other trainers read in other ways, so that what they ask for is not guessed at."""
+ARGUMENTS = ("parameters", "input", "args", "kwargs", "params")
+"""Keys under which others than OpenAI have the arguments of a call."""
 DETAILS = ("train_detail", "training_detail")
 """Keys of axolotl's by which parts of a turn are trained on."""
 _OWN = (
@@ -50,7 +54,8 @@ def read_turns(messages: Any, system: Any = None, *, asked: int = 0) -> Turns:
     Raises:
         BadRow: they cannot be read, or no assistant speaks.
     """
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+    messages = as_json(messages, "the list of turns")
+    if not isinstance(messages, Sequence) or not messages:
         raise BadRow(f"the list of turns is {'empty' if messages == [] else named_kind(messages)}")
     turns: list[Message] = []
     unscored = set()
@@ -89,9 +94,14 @@ def _read(message: Any, position: int) -> tuple[list[Message], bool]:
     scored = _scored(given, role, position)
     where = f"turn {position} ({role})"
     if "role" not in given:
-        given["content"] = given.get("value")
+        given["content"] = given.get("value", given.get("content"))
     if "function_call" in (given.get("from"), given.get("role")):
         given |= _called(given.get("content"), where)
+    if given.get("tools"):
+        raise BadRow(
+            f"{where} has tools, but a chat template is given those of the whole row",
+            "Move them to the row's key 'tools'.",
+        )
     given["role"] = role
     read = _of_parts(given, role, where) if isinstance(given.get("content"), list) else [given]
     return [_turn(turn, turn["role"], where) for turn in read], scored
@@ -115,6 +125,12 @@ def _scored(given: Mapping[str, Any], role: str, position: int) -> bool:
                 f"turn {position} has {key}, by which parts of a turn are trained on; tov scores whole turns",
                 f"Delete {key}, or split the turn.",
             )
+    masks = [key for key in MASKS if key in given]
+    if masks:
+        raise BadRow(
+            f"turn {position} has {masks[0]}, which trainers read in different ways",
+            f'Write "train": true or false in place of {masks[0]}, or delete it.',
+        )
     flags = {key: given[key] for key in FLAGS if key in given}
     for key, value in flags.items():
         if value not in (0, 1) or not isinstance(value, bool | int | float):
@@ -141,7 +157,7 @@ def _turn(given: Mapping[str, Any], role: str, where: str) -> Message:
     calls = _calls(given, where) if role == "assistant" else []
     thought = _reasoning(given, where) if role == "assistant" else ""
     content = given.get("content")
-    turn["content"] = "" if content is None and (calls or thought) else as_text(content, f"{where}: content")
+    turn["content"] = "" if content in (None, []) and (calls or thought) else as_text(content, f"{where}: content")
     if thought:
         turn["reasoning_content"] = thought
     if calls:
@@ -180,7 +196,10 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str) or not name:
         raise BadRow(f"{where} has no name", 'Write it as {"function": {"name": ..., "arguments": {...}}}.')
+    other = next((key for key in ARGUMENTS if function.get(key)), None)
     arguments = function.get("arguments")
+    if other and arguments is None:
+        raise BadRow(f"{where} ({name}) has {other}, but no arguments", f"Rename {other} to arguments.")
     arguments = {} if arguments in (None, "") else as_json(arguments, f"{where} ({name}): arguments")
     if not isinstance(arguments, Mapping):
         raise BadRow(f"{where} ({name}): arguments is {named_kind(arguments)}, but must be an object")
@@ -290,10 +309,13 @@ def read_context(row: Mapping[str, Any]) -> Context:
 
 def _list(row: Mapping[str, Any], key: str) -> Sequence[Any]:
     value = as_json(row.get(key), key) or []
-    entries = value if isinstance(value, list | tuple) else None
-    if entries is None or not all(isinstance(entry, Mapping) for entry in entries):
-        raise BadRow(f"{key} is {named_kind(value)}, but must be a list of objects, or such a list as JSON text")
-    return entries
+    wanted = "must be a list of objects, or such a list as JSON text"
+    if not isinstance(value, list | tuple):
+        raise BadRow(f"{key} is {named_kind(value)}, but {wanted}")
+    for number, entry in enumerate(value, 1):
+        if not isinstance(entry, Mapping):
+            raise BadRow(f"{key}: entry {number} is {named_kind(entry)}, but {key} {wanted}")
+    return value
 
 
 def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
