@@ -156,3 +156,17 @@ def test_the_verb_prints_it_and_leaves_nothing(
         assert ended.value.code == 0
         assert shown in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.jsonl", "target.jsonl"]
+
+
+def test_columns_that_the_model_does_not_see_are_named(tiny_folder: Path) -> None:
+    """Dolly's context is lost where only its answer is mapped, and read where it is mapped too."""
+    rows = [
+        {"instruction": row["prompt"], "context": "c", "response": row["completion"], "category": "qa"}
+        for row in make_rows(20)
+    ]
+    given = {"pool": rows, "target": rows[:4]}
+    notes = plan(tiny_folder, ["dsir"], columns={"output": "response"}, decontaminate=False, **given).facts["notes"]
+    assert "pool memory: the model does not see the columns context, category; --columns says which is which" in notes
+    mapped = {"output": "response", "input": "context"}
+    notes = plan(tiny_folder, ["dsir"], columns=mapped, decontaminate=False, **given).facts["notes"]
+    assert "pool memory: the model does not see the columns category; --columns says which is which" in notes

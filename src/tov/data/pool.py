@@ -149,6 +149,15 @@ class Pool:
         """One row with the columns of its own source and no others."""
         return next(self.originals([row_id]))
 
+    def unseen(self) -> dict[str, list[str]]:
+        """Source -> its columns that the model does not see, of sources that have any."""
+        found = {}
+        for source, layout in zip(self.sources, self.layouts, strict=True):
+            read = {*layout.columns, *layout.beside} | {self.columns.get(name, name) for name in layout.columns}
+            read |= {theirs for ours, theirs in self.columns.items() if ours in layout.beside}
+            found[source.name] = [name for name in source.table.columns if name not in read]
+        return {name: columns for name, columns in found.items() if columns}
+
     def subset(self, row_ids: np.ndarray) -> Pool:
         """The pool of these rows alone, which must be in order; every source stays, even with no row left."""
         indices, starts = self.source_index(row_ids), self.starts

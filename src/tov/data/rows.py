@@ -56,6 +56,7 @@ class Layout:
         converted: whether labels are made of something else, so that no column holds them.
         last: whether it is tried only where no other fits, of any task.
         pairs: whether a row has a chosen and a rejected answer (its `rejected` is the row with that).
+        beside: columns that are read too, where a source has them.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Layout:
     converted: bool = False
     last: bool = False
     pairs: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def layout_of(columns: Sequence[str], layouts: Sequence[Layout], task: str | None = None) -> Layout | None:

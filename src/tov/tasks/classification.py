@@ -68,7 +68,7 @@ class Classification(Task[Labelled]):
     name = "classification"
     title = "text classification"
     hint = "text + label"
-    layouts = (Layout("text+label", name, ("text", "label"), from_label, "label"),)
+    layouts = (Layout("text+label", name, ("text", "label"), from_label, "label", beside=("answer",)),)
     auto_model = "AutoModelForSequenceClassification"
     peft_type = "SEQ_CLS"
     new_head = True

@@ -257,19 +257,30 @@ def _unlabelled(convert: Callable[[Mapping[str, Any]], Conversation]) -> Convert
     return lambda row, _: convert(row)
 
 
+BESIDE = ("system", "tools", "functions", "documents", "chat_template_kwargs")
+"""Columns that are read beside the turns."""
+
+
 class Instruction(Task[Conversation]):
     """Questions and answers, talks, bare text."""
 
     name = "instruction"
     title = "instruction tuning"
     layouts = (
-        Layout("preference", name, ("chosen", "rejected"), _unlabelled(from_preference), pairs=True),
-        Layout("messages", name, ("messages",), _unlabelled(from_messages)),
-        Layout("sharegpt", name, ("conversations",), _unlabelled(from_sharegpt)),
-        Layout("prompt+completion", name, ("prompt", "completion"), _unlabelled(from_prompt_completion)),
-        Layout("alpaca", name, ("instruction", "output"), _unlabelled(from_alpaca)),
-        Layout("text", name, ("text",), _unlabelled(from_text), last=True),
-    )
+        Layout(
+            "preference", name, ("chosen", "rejected"), _unlabelled(from_preference), pairs=True, beside=("prompt", *BESIDE)
+        ),
+        Layout("messages", name, ("messages",), _unlabelled(from_messages), beside=BESIDE),
+        Layout("sharegpt", name, ("conversations",), _unlabelled(from_sharegpt), beside=BESIDE),
+        Layout(
+            "prompt+completion", name, ("prompt", "completion"), _unlabelled(from_prompt_completion),
+            beside=("label", *BESIDE),
+        ),
+        Layout(
+            "alpaca", name, ("instruction", "output"), _unlabelled(from_alpaca), beside=("input", "history", *BESIDE)
+        ),
+        Layout("text", name, ("text",), _unlabelled(from_text), last=True, beside=("answer",)),
+    )  # fmt: skip
     auto_model = "AutoModelForCausalLM"
     peft_type = "CAUSAL_LM"
     new_head = False

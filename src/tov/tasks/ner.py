@@ -179,9 +179,9 @@ class NamedEntities(Task[Tagged]):
     title = "named entities"
     hint = "tokens + tags"
     layouts = (
-        Layout("tokens+ner_tags", name, ("tokens", "ner_tags"), from_tags, "ner_tags"),
-        Layout("tokens+labels", name, ("tokens", "labels"), from_labels, "labels"),
-        Layout("spans", name, ("text", "entities"), from_spans, converted=True),
+        Layout("tokens+ner_tags", name, ("tokens", "ner_tags"), from_tags, "ner_tags", beside=("answer",)),
+        Layout("tokens+labels", name, ("tokens", "labels"), from_labels, "labels", beside=("answer",)),
+        Layout("spans", name, ("text", "entities"), from_spans, converted=True, beside=("answer",)),
     )
     auto_model = "AutoModelForTokenClassification"
     peft_type = "TOKEN_CLS"

@@ -14,6 +14,7 @@ import torch
 from tov.config.records import PlanConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.decontamination import left_out
+from tov.data.pool import Pool
 from tov.data.sources import Input
 from tov.engine.models import Lora, ModelSpec, Opened
 from tov.errors import ConfigError
@@ -39,6 +40,8 @@ BACKWARD = 2
 """Forward passes that a backward pass counts as: it multiplies by the weights and by what they were given."""
 SHOWN = 160
 """Characters of the example."""
+SHOWN_COLUMNS = 8
+"""Columns of a source that a note lists."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,10 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "trained": trained(first), "max_length": opened.encode.max_length,
         },
         "example": _example(wanted, opened), "methods": methods,
-        "notes": [*reading_notes(target=target, pool=rows), *_of_template(rows, encoded, times)],
+        "notes": [
+            *_unseen(target=target.pool, pool=rows.pool), *reading_notes(target=target, pool=rows),
+            *_of_template(rows, encoded, times),
+        ],
     })  # fmt: skip
 
 
@@ -170,6 +176,17 @@ def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, r
         check_empty(folder)
     elif config.n and not config.force:
         watch_run(folder, command="select", identity=identity)
+
+
+def _unseen(**pools: Pool) -> list[str]:
+    """Columns that are kept in the training file, and are no part of what the model reads: a line a source."""
+    notes = []
+    for role, pool in pools.items():
+        for name, columns in pool.unseen().items():
+            more = f" and {len(columns) - SHOWN_COLUMNS} more" * (len(columns) > SHOWN_COLUMNS)
+            shown = ", ".join(columns[:SHOWN_COLUMNS]) + more
+            notes.append(f"{role} {name}: the model does not see the columns {shown}; --columns says which is which")
+    return notes
 
 
 def _of_template(rows: PoolRows, encoded: Encoded, times: float) -> list[str]:
