@@ -16,7 +16,7 @@ demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 
 # One thread a process: tiny matrices gain nothing by two, and lose much where a core is busy.
 test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 lint: .venv/lint.stamp  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -29,6 +29,11 @@ settings.register_profile(
 settings.load_profile("tov")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def any_processor():
     """`--device auto` is the CPU and `--dtype auto` is fp32 on every machine; tests of bf16 or of a choice say so."""

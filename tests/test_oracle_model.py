@@ -19,7 +19,7 @@ from oracle.logloss import token_logprobs
 from tiny import write_jsonl
 from tov.model.load import resolve
 
-ROWS = int(os.environ.get("TOV_ORACLE_ROWS", "12"))
+ROWS = int(os.environ.get("TOV_ORACLE_ROWS", "8"))
 MOST = 1e-4
 """Nats a token."""
 WORDS = ["red", "green", "blue", "seven", "eleven", "river", "stone", "apple", "paper", "cloud"]
