@@ -135,7 +135,7 @@ def _undecoded(feature: Any) -> Any:
     if hasattr(feature, "feature") and not isinstance(feature, datasets.ClassLabel):
         inner = _undecoded(feature.feature)
         return feature if inner == feature.feature else datasets.List(inner)
-    if getattr(feature, "decode", None) is True and not isinstance(feature, datasets.Json):
+    if getattr(feature, "decode", None) is True and not isinstance(feature, _JSON):
         return type(feature)(decode=False)
     return feature
 
@@ -144,7 +144,7 @@ def _holds_json(feature: Any) -> bool:
     """Whether a feature is JSON text for any values, or has such a part."""
     if isinstance(feature, dict):
         return any(map(_holds_json, feature.values()))
-    return isinstance(feature, datasets.Json) or (hasattr(feature, "feature") and _holds_json(feature.feature))
+    return isinstance(feature, _JSON) or (hasattr(feature, "feature") and _holds_json(feature.feature))
 
 
 class Part:
@@ -188,7 +188,7 @@ def without_padding(value: Any, feature: Any = None) -> Any:
         value: of a cell.
         feature: what `datasets` says of it, if anything.
     """
-    if isinstance(feature, datasets.Json):
+    if isinstance(feature, _JSON):
         return value
     if isinstance(value, Mapping):
         parts = feature if isinstance(feature, dict) else {}
@@ -198,6 +198,8 @@ def without_padding(value: Any, feature: Any = None) -> Any:
     return value
 
 
+_JSON: Any = getattr(datasets, "Json", ())
+"""The feature of columns with values of several types; older versions have none."""
 MOST_NESTED = 100
 """Levels of lists and mappings in a row: libraries that write nested values recurse, and end the process where they cannot."""
 
