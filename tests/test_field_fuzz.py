@@ -180,3 +180,26 @@ def test_parquet_comes_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     back = pq.read_table(tmp_path / "selected.parquet").select(SCHEMA.names)
     assert str(back.to_pylist()) == str(table.to_pylist())
     assert back.schema.field("n").type == pa.int64()
+
+
+WORD = st.text(
+    st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="\ufeff"), min_size=1, max_size=8
+).map(lambda word: f"w{word.strip()}x")
+SENTENCES = st.lists(
+    st.lists(st.tuples(WORD, st.sampled_from(["O", "B-PER", "B-LOC"])), min_size=1, max_size=6),
+    min_size=1,
+    max_size=AT_ONCE,
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@given(sentences=SENTENCES)
+@FUZZ
+def test_conll_comes_back(end: str, sentences: list[list[tuple[str, str]]], tmp_path: Path) -> None:
+    """Words of any characters but tabs and line ends, parted from their tags by tabs."""
+    text = (end * 2).join(end.join(f"{word}\t{tag}" for word, tag in sentence) for sentence in sentences)
+    (tmp_path / "rows.conll").write_text(text, encoding="utf-8", newline="")
+    found = round_trip(pool_of(str(tmp_path / "rows.conll")), tmp_path)
+    assert found == [
+        {"tokens": [word for word, _ in sentence], "ner_tags": [tag for _, tag in sentence]} for sentence in sentences
+    ]

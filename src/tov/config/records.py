@@ -85,20 +85,13 @@ class ScanSettings(Settings):
     amplify: float | None = setting(
         "scan",
         "factor c on the target's step: the scan compares theta_bas with theta_bas + c (theta_val - theta_bas), "
-        "which lifts the gain above bf16 rounding; "
-        f"auto: {_by_task('amplify')}",
-        None,
-        gt=0,
-        used_by=("path", "gain"),
-    )
+        f"which lifts the gain above bf16 rounding; auto: {_by_task('amplify')}", None, gt=0, used_by=("path", "gain"),
+    )  # fmt: skip
     shard_rows: int = setting("scan", "pool rows in a score shard; an interrupted run loses at most one", 2048, ge=1)
     score: Literal["chosen", "margin"] = setting(
-        "scan",
-        "score of a preference pair: that of its chosen answer, or by how much it exceeds that of the rejected one (margin)",
-        "chosen",
-        used_by=("gain",),
-        unless="chosen",
-    )
+        "scan", "score of a preference pair: its chosen answer's, or by how much that exceeds the rejected one's (margin)",
+        "chosen", used_by=("gain",), unless="chosen",
+    )  # fmt: skip
 
 
 class PlaceSettings(Settings):
@@ -316,9 +309,7 @@ class ScoreConfig(PlaceSettings):
 
     from_run: str = setting("fit", "run of tov select or tov fit whose stored path is used", min_length=1, named=True)
     pool: tuple[str, ...] = setting("fit", "new pool: files, globs, folders or Hub ids", min_length=1, named=True)
-    label_map: LabelMapping | None = setting(
-        "fit", "label map of the new pool; default: the run's label map", None, file=True
-    )
+    label_map: LabelMapping | None = setting("fit", "label map of the new pool; default: the run's", None, file=True)
     repair_bio: bool | None = setting("fit", "convert the new pool's tags to BIO2; default: the run's setting", None)
     device: str = setting("scan", "device: auto, cpu, cuda, cuda:1 or mps", "auto")
     batch_tokens: int | None = setting("scan", "maximum tokens in a scan batch; default: the run's setting", None, ge=1)

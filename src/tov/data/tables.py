@@ -15,6 +15,11 @@ import pyarrow as pa
 
 from tov.errors import DataError, kind_of
 
+_JSON: Any = getattr(datasets, "Json", ())
+"""The feature of columns with values of several types; older versions have none."""
+MOST_NESTED = 100
+"""Levels of lists and mappings in a row: libraries that write nested values recurse, and end the process where they cannot."""
+
 
 class Table(Protocol):
     """Rows by position, from 0."""
@@ -196,12 +201,6 @@ def without_padding(value: Any, feature: Any = None) -> Any:
     if isinstance(value, list):
         return [without_padding(one, getattr(feature, "feature", None)) for one in value]
     return value
-
-
-_JSON: Any = getattr(datasets, "Json", ())
-"""The feature of columns with values of several types; older versions have none."""
-MOST_NESTED = 100
-"""Levels of lists and mappings in a row: libraries that write nested values recurse, and end the process where they cannot."""
 
 
 def check_nesting(row: Any, place: str) -> None:
