@@ -391,16 +391,18 @@ def test_the_same_said_otherwise_is_the_same_run(name: str, given: Given) -> Non
 
 @pytest.mark.parametrize("name", TABLES)
 def test_force_makes_all_anew_and_another_folder_leaves_the_first(name: str, given: Given, tmp_path: Path) -> None:
-    """The row of `force`; that of `out` with it, for a folder that is not there yet is made as one that is emptied."""
+    """The row of `force`; that of `out` with it. What is not tov's stays where it is."""
     [force], [out] = ([row for row in TABLES[name] if row.effect == effect] for effect in (ANEW, ELSEWHERE))
     before = files(given.folder / name)
     copy = Path(shutil.copytree(given.folder / name, tmp_path / out.value))
     (copy / "mark").touch()
     again = given.change(name, force, **{out.setting: copy})
     assert again.folder == copy
-    assert not (copy / "mark").exists()
+    (copy / "mark").unlink()
     assert files(given.folder / name) == before
     assert files(copy).keys() == before.keys()
+    started = [json.loads((folder / "manifest.json").read_text())["started"] for folder in (given.folder / name, copy)]
+    assert started[0] < started[1], "the old run is still there"
 
 
 @pytest.mark.parametrize("what", GROWTH)

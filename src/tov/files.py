@@ -8,12 +8,37 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from tov.errors import RunError, StorageError
+
+CHECKSUM = "checksum"
+"""The last key of a sealed JSON document."""
+_LISTS: list[tuple[Path, Callable[[Path], None]]] = []
+"""Folders whose new files are listed, the innermost last."""
+
+
+@contextmanager
+def listing(folder: Path, write_down: Callable[[Path], None]) -> Iterator[None]:
+    """For the block, every file that is about to be put below a folder by a function of this module is told of first."""
+    _LISTS.append((folder.absolute(), write_down))
+    try:
+        yield
+    finally:
+        _LISTS.pop()
+
+
+def _write_down(path: Path) -> None:
+    place = path.absolute()
+    for folder, write_down in reversed(_LISTS):
+        if folder in place.parents:
+            write_down(place.relative_to(folder))
+            return
 
 
 @contextmanager
@@ -26,6 +51,7 @@ def atomic(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb+") as written:
                 os.fsync(written.fileno())
+            _write_down(path)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -56,6 +82,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with _full_disk_said(path):
             yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                _write_down(path / file.relative_to(temporary))
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -82,7 +111,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON atomically; key order is kept."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    write_text(path, _as_text(value))
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -100,8 +133,43 @@ def read_json(path: Path) -> Any:
         ) from None
 
 
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object atomically, with a checksum of the rest as its last key."""
+    plain = json.loads(json.dumps(value, ensure_ascii=False, default=str))
+    write_json(path, {**plain, CHECKSUM: _checksum(plain)})
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    """Of all but `status`, whose words are checked by who reads it."""
+    return digest({name: inside for name, inside in value.items() if name not in (CHECKSUM, "status")})
+
+
+def read_sealed(path: Path) -> Any:
+    """Reads what `write_sealed` wrote, without the checksum.
+
+    A document that has none, or that another program has written anew in a layout of its own, is taken as it is: the checksum
+    tells what has decayed on a disk or on the way, and is in nobody's way who edits the file on purpose.
+
+    Raises:
+        RunError: it is broken, or not what was written.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict) or CHECKSUM not in value:
+        return value
+    as_written = path.read_text(encoding="utf-8") == _as_text(value)
+    if as_written and value[CHECKSUM] != _checksum(value):
+        raise RunError(
+            f"{path} is broken: its content and its checksum differ.",
+            fix=f"Put it back from a copy. If you changed it on purpose, remove its line '{CHECKSUM}' too.",
+        )
+    del value[CHECKSUM]
+    return value
+
+
 def append_json_line(path: Path, value: Any) -> None:
     """Appends one JSON line (an event log)."""
+    if not path.exists():
+        _write_down(path)
     with _full_disk_said(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
 
@@ -114,17 +182,16 @@ def digest(value: Any) -> str:
 
 def content_digest(path: Path) -> str:
     """SHA-256 of a whole file, as hex."""
-    sha = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            sha.update(block)
-    return sha.hexdigest()
+    return _hashed(path, hashlib.sha256())
 
 
 def file_digest(path: Path) -> str:
-    """16 hex digits of a whole file: its size and every byte."""
-    sha = hashlib.sha256(str(path.stat().st_size).encode())
+    """XXH3 of a whole file, 32 hex digits: finds what has changed, at the speed of the disk; no guard against forgery."""
+    return _hashed(path, xxhash.xxh3_128())
+
+
+def _hashed(path: Path, state: Any) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
-            sha.update(block)
-    return sha.hexdigest()[:16]
+            state.update(block)
+    return str(state.hexdigest())

@@ -329,7 +329,7 @@ def _chosen(
             )
         return row_ids, encoded, 0, ()
     method, scores = trial.variant.method, table.run.scores
-    columns = read_table(scores, table.rows, columns=columns_for(method, table.config, scores))
+    columns = read_table(scores, table.rows, columns_for(method, table.config, scores), table.run.stamp)
     choice, _ = choose_rows(method, table.config, columns, table.run, n=trial.n, seed=trial.seed)
     encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
     return choice.row_ids, encoded, int((choice.reasons == "score").sum()), choice.notes

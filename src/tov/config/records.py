@@ -118,7 +118,7 @@ class PathSettings(DataSettings):
         return self.model_copy(update={"task": task, **auto})
 
     model: str = setting(
-        "fit", "model: Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1
+        "fit", "model: Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1, named=True
     )
     target: tuple[str, ...] = setting(
         "fit", "target, the examples of what you care about: files, globs or Hub ids", min_length=1, named=True

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import datasets
 import numpy as np
 
-from tov.config.records import DataSettings, P
+from tov.config.records import DataSettings, P, PathSettings
 from tov.config.settings import build
 from tov.data.cells import BadRow
 from tov.data.pool import Index, Pool, check_mapping
@@ -19,6 +19,7 @@ from tov.data.sources import Input, local_files
 from tov.errors import ConfigError, DataError
 from tov.files import content_digest
 from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target
+from tov.model.load import content_of, located
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import read_hashes
@@ -51,7 +52,7 @@ def read_inputs(
         ConfigError: a column that is not there.
     """
     target = read_target(targets, config)
-    config = config.for_task(target.task)
+    config = config.for_task(target.task).model_copy(update={"model": located(config.model)})
     rows = read_pool(pools, config, target.index.prompt, decontaminate=config.decontaminate)
     check_mapping(config.columns, rows.pool, target.pool)
     return config, target, rows, labels_of(rows, target, config)
@@ -68,6 +69,11 @@ def pool_identity(pool: Pool, index: Index) -> dict[str, Any]:
 def target_identity(target: Indexed) -> dict[str, Any]:
     """What a run's identity says of a target."""
     return {"rows": len(target), "fingerprint": target.index.fingerprint}
+
+
+def model_identity(settings: PathSettings) -> str:
+    """What a run's identity says of its model: its content, not its name."""
+    return content_of(settings.model, revision=settings.revision)
 
 
 def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
@@ -164,4 +170,4 @@ def check_pool_unchanged(origin: Run, pools: Sequence[Input] | None, pool: Pool)
         return
     for start in range(0, len(pool), READ_AT_ONCE):
         row_ids = np.arange(start, min(start + READ_AT_ONCE, len(pool)))
-        check_unchanged(pool, row_ids, read_hashes(origin.scores, row_ids))
+        check_unchanged(pool, row_ids, read_hashes(origin.scores, row_ids, origin.stamp))

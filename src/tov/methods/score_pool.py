@@ -26,6 +26,7 @@ from tov.methods.base import Method, Scorer
 from tov.methods.shared.options import LoraOptions
 from tov.methods.spec import Variant, read_by
 from tov.methods.work import Work
+from tov.model.load import tokenizer_fingerprint
 from tov.progress import track
 from tov.runs.folder import Run
 from tov.runs.manifest import ModelRecord, ScoringRecord, TargetRecord
@@ -143,7 +144,9 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         "from": prepared.made_from,
         "keys": {name: scorer.key for name, scorer in scorers.items()},
         "pool": [prepared.rows.index.fingerprint, prepared.rows.excluded_fingerprint, reader.shard_rows],
-        "model": [*opened.fingerprint, prepared.settings.batch_tokens] if opened else [encode.max_length],
+        "model": [*opened.fingerprint, prepared.settings.batch_tokens]
+        if opened
+        else [tokenizer_fingerprint(encode.tokenizer), encode.max_length],
     }
     store = ShardStore(run.scores, digest(made_from))
     base = np.array(sorted({one for scorer in scorers.values() for one in scorer.base}), np.uint64)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ import numpy as np
 from tov.engine.base import Engine, ShardTask
 from tov.engine.fill import fill
 from tov.engine.models import Lora, Models, ModelSpec, Opened, auto_batch_tokens
-from tov.errors import ModelError
-from tov.files import digest, read_json, sweep_temporaries, write_json
+from tov.errors import ModelError, RunError
+from tov.files import digest, file_digest, read_sealed, sweep_temporaries, write_sealed
 from tov.inputs.draw import encode_scored
 from tov.inputs.read import Indexed, PoolRows
 from tov.methods.base import Method
 from tov.methods.spec import read_by
 from tov.progress import Progress, track
 from tov.runs.folder import Run
+from tov.runs.made import UNLISTED
 from tov.runs.manifest import ModelRecord
 from tov.scores.shard import ShardReader
 from tov.scores.store import ShardStore, features_table
@@ -32,7 +33,7 @@ from tov.scores.table import column_name
 from tov.text.encode import Encoded, Encoder
 
 ARTIFACT = "artifact.json"
-"""Says that an artifact is whole, what it was made from, and what making it took."""
+"""Says that an artifact is whole, what it was made from, what making it took, and its files with their checksums."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Work:
         models: opens models, and keeps the last one.
         engine: computes what a method makes of every pool row.
         quiet: no progress.
+        noted: lines of the report so far.
     """
 
     run: Run
@@ -66,6 +68,7 @@ class Work:
     models: Models
     engine: Engine
     quiet: bool = False
+    noted: list[str] = field(default_factory=list)
 
     def spec(self, lora: Any = None) -> ModelSpec:
         """The run's model, with another adapter if a record of LoRA settings is given."""
@@ -103,6 +106,7 @@ class Work:
 
     def note(self, text: str) -> None:
         """A line of the report; once, and not if it is empty."""
+        self.noted.append(text)
         self.run.note_line(text)
 
     def spend(self, stage: str, forward: int, backward: int = 0) -> None:
@@ -137,15 +141,23 @@ class Work:
         made_from = {**self.made_from(opened), "key": key}
         folder = place or self.artifacts / f"{name}-{digest(made_from)}"
         whole = folder / ARTIFACT
-        if not whole.exists() or read_json(whole)["made_from"] != _as_json(made_from):
+        if not whole.exists() or read_sealed(whole)["made_from"] != _as_json(made_from):
             folder.mkdir(parents=True, exist_ok=True)
             # It may lie outside the run, and another run may be writing there.
             sweep_temporaries(folder, older_than=3600)
+            before = len(self.noted)
             with self.run.stage(name), track(name, rows, quiet=self.quiet) as progress:
                 make(folder, progress)
             spent, seconds = self.run.manifest.spent.get(name, (0, 0)), self.run.manifest.timings[name]
-            write_json(whole, {"made_from": made_from, "seconds": seconds, "spent": list(spent)})
-        record = read_json(whole)
+            files = {str(file.relative_to(folder)): file_digest(file) for file in _kept_in(folder)}
+            write_sealed(whole, {
+                "made_from": made_from, "seconds": seconds, "spent": list(spent), "notes": self.noted[before:],
+                "files": files,
+            })  # fmt: skip
+        record = read_sealed(whole)
+        _check_files(folder, record)
+        for note in record.get("notes", ()):  # made now or before a kill, here or by another run
+            self.note(note)
         # Whoever made it, its cost is part of this table's.
         manifest = self.run.manifest
         self.run.note(
@@ -196,6 +208,23 @@ class Work:
     def feature_store(self, folder: Path, *, stage: str) -> ShardStore:
         """The store of `store_features` in a folder of an artifact, whose name says what it is made from."""
         return ShardStore(folder, digest([folder.parent.name, folder.name, self.settings.shard_rows, stage]))
+
+
+def _kept_in(folder: Path) -> list[Path]:
+    """The files of an artifact; shards have checksums of their own."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not UNLISTED.fullmatch(file.name)]
+    return [file for file in files if file.name != ARTIFACT]
+
+
+def _check_files(folder: Path, record: dict[str, Any]) -> None:
+    """Raises RunError if a file of an artifact is not the one that was made."""
+    for name, made in record.get("files", {}).items():
+        file = folder / name
+        if not file.exists() or file_digest(file) != made:
+            raise RunError(
+                f"{file} is {'not the file that was made' if file.exists() else 'not there'}.",
+                fix=f"Delete the folder {folder}, then give the same command again: it makes it anew.",
+            )
 
 
 def model_record(opened: Opened, settings: Any) -> ModelRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,19 @@ from tov.model.builtin import ALIASES, from_gguf, packaged_model
 from tov.model.kernels.memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-"""Files of a model's folder that may hold weights."""
+WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json", "*.py")
+"""Files of a model's folder that may hold weights, say which file holds which, or compute with them."""
+TOKENS = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+)
+"""Files of a model's folder that tokens may depend on."""
 
 LARGEST_DEFAULT = 1024
 """Tokens a row may have where --max-length is not given and the model takes so many."""
@@ -246,12 +258,16 @@ def _from_pretrained(auto: Any, name: str, source: str, options: dict[str, Any])
     try:
         return auto.from_pretrained(source, **options)
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
-            f"The model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
-            allowed=f"a Hub id, a folder made by save_pretrained, a .gguf file, or {', '.join(ALIASES)}",
-            fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
-        ) from error
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> ModelError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ModelError(
+        f"The model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
+        allowed=f"a Hub id, a folder made by save_pretrained, a .gguf file, or {', '.join(ALIASES)}",
+        fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
+    )
 
 
 def _fingerprint(model: Any, source: str) -> str:
@@ -259,12 +275,41 @@ def _fingerprint(model: Any, source: str) -> str:
     commit = getattr(model.config, "_commit_hash", None)
     if commit:
         return str(commit)[:16]
-    folder = Path(source)
-    files = sorted(file for kind in WEIGHTS for file in folder.glob(kind))
-    weights = {file.name: file_digest(file) for file in files}
+    return digest(_content(Path(source), WEIGHTS))
+
+
+def _content(folder: Path, kinds: tuple[str, ...]) -> list[Any]:
+    """A model's configuration, and the digests of its files of these kinds."""
+    files = sorted({file for kind in kinds for file in folder.glob(kind) if file.is_file()})
     settings = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
     settings.pop("transformers_version", None)
-    return digest([settings, weights])
+    return [settings, {file.name: file_digest(file) for file in files}]
+
+
+def content_of(name: str, *, revision: str | None = None) -> str:
+    """16 hex digits of a model's files, wherever they lie and however they are named; nothing of it is loaded or run.
+
+    Of a Hub model: the digits of its commit.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return digest(_content(Path(source), (*WEIGHTS, *TOKENS)))
+    from transformers.utils.hub import cached_file
+
+    try:
+        file = cached_file(source, "config.json", revision=revision)
+    except OSError as error:
+        raise _not_loaded(name, error) from error
+    return Path(str(file)).parent.name[:16]
+
+
+def located(name: str) -> str:
+    """A model's name that says the same from anywhere: of a folder or file, its absolute path."""
+    path = Path(name).expanduser()
+    return name if name in ALIASES or not path.exists() else os.path.abspath(path)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

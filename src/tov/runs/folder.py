@@ -3,12 +3,16 @@
 `manifest.json` has an `identity` (settings and fingerprints on which its files depend). A command may go on with a folder
 of the same identity, and is refused one of another, with the differences shown. Status, lock and removal are decided here
 and nowhere else.
+
+Under --force the new run is made beside the old one, in a folder below its own, and takes its place when it is finished: each
+file by its name, the manifest last. A kill between loses nothing, because whoever opens the folder next goes on with that. Only
+files that tov has made are removed: those that the manifest or, before it is finished, `.files` lists, and shards.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,17 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import yaml
 
-from tov.errors import RunError, TovError
-from tov.files import append_json_line, digest, sweep_temporaries, write_text
+from tov.errors import RunError, StorageError, TovError
+from tov.files import append_json_line, digest, file_digest, listing, sweep_temporaries, write_text
 from tov.runs.environment import hardware, now, versions
+from tov.runs.made import (
+    BARE,
+    LIST,
+    LOCK,
+    NEW,
+    alone_in,
+    listed_in,
+    made_by,
+    made_nothing,
+    made_said,
+    remove,
+    remove_new,
+    settle,
+    take_place,
+    writer_of,
+)
 from tov.runs.manifest import FILE, Manifest, read_manifest
-
-LOCK = ".lock"
-BARE = {FILE, "config.yaml", "events.jsonl", LOCK}
-"""Files of a run that has made nothing yet."""
 
 
 @dataclass
@@ -34,12 +49,19 @@ class Run:
     """An open run folder.
 
     Attributes:
-        folder: where it is.
+        folder: where its files are.
         manifest: what `manifest.json` says.
+        replaces: the folder whose place it takes when it is finished, if it is made beside an older run.
     """
 
     folder: Path
     manifest: Manifest
+    replaces: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder that its user named."""
+        return self.replaces or self.folder
 
     @property
     def finished(self) -> bool:
@@ -50,6 +72,11 @@ class Run:
     def scores(self) -> Path:
         """The folder of score shards: its own, or that of the run whose scores it has chosen from."""
         return Path(self.manifest.origin.scores or self.folder / "scores")
+
+    @property
+    def stamp(self) -> str | None:
+        """The fingerprint that every shard of its scores has."""
+        return self.manifest.scoring.fingerprint if self.manifest.scoring else None
 
     @property
     def artifacts(self) -> dict[str, Path]:
@@ -101,10 +128,34 @@ class Run:
         self.note(timings={**timings, name: round(timings.get(name, 0.0) + seconds, 3)})
         return seconds
 
+    def list_files(self) -> None:
+        """Puts the checksums of the files made so far, as they are now, into the manifest."""
+        listed = {*self.manifest.files, *listed_in(self.folder)}
+        kept = sorted(name for name in listed if (self.folder / name).is_file())
+        self.note(files={name: file_digest(self.folder / name) for name in kept})
+        (self.folder / LIST).unlink(missing_ok=True)
+
+    def check_file(self, name: str) -> Path:
+        """A file of the finished run, as it was made.
+
+        Raises:
+            RunError: it is not there, or another.
+        """
+        file, listed = self.folder / name, self.manifest.files.get(name)
+        if not file.exists() or (listed and file_digest(file) != listed):
+            what = "not the file that was made" if file.exists() else "not there"
+            raise RunError(f"{file} is {what}.", fix="Put it back from a copy, or make the run anew with --force.")
+        return file
+
     def finish(self) -> None:
-        """Marks the run as complete."""
-        self.note(status="finished", finished=now())
+        """Marks the run as complete; one that was made beside another takes its place."""
+        self.list_files()
         self.event("finished")
+        self.note(status="finished", finished=now())
+        if self.replaces:
+            take_place(self.replaces)
+            self.folder, self.replaces = self.replaces, None
+            self.manifest = read_manifest(self.folder)
 
 
 def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
@@ -127,18 +178,21 @@ def work_on(
         command: that makes it.
         identity: what its files depend on.
         settings: what `config.yaml` says.
-        force: whether another run, or a finished one, is removed first.
+        force: whether another run, or a finished one, is replaced, once this one is finished.
         reads: what the command reads, which must not be removed.
 
     Raises:
         RunError: the folder holds another run (with the differences) or files that are no run, `force` would delete what is
             read, or another process is at work there.
+        StorageError: the folder cannot be made.
     """
     identity = {"command": command, **identity}
-    _check_ours(folder, force=force)
-    if force:
+    check_place(folder)
+    settle(folder)
+    there = (folder / FILE).exists()
+    if force and there:
         _check_apart(folder, reads)
-    elif (folder / FILE).exists():
+    elif there:
         run = Run(folder, read_manifest(folder))
         changed = differences(run.manifest.identity, identity)
         if run.finished and not changed:
@@ -146,78 +200,60 @@ def work_on(
             return
         if changed and not _gives_way(run):
             raise _another_run(folder, changed)
-    folder.mkdir(parents=True, exist_ok=True)
+    with made_said(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
         run = _own(folder, identity=identity, command=command, settings=settings, force=force)
-        sweep_temporaries(folder)
+        sweep_temporaries(run.folder)
         try:
-            yield run
+            with listing(run.folder, writer_of(run.folder)):
+                yield run
         except TovError:
             # What went wrong matters more than that it could not be noted (on a full disk both fail).
-            with suppress(OSError):
+            with suppress(OSError, StorageError):
                 run.note(**({} if run.finished else {"status": "failed"}))
             raise
+        finally:
+            if run.replaces and made_nothing(run.folder):
+                remove_new(run.replaces)
 
 
 def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapping[str, Any], force: bool) -> Run:
     """The run that the caller, who has the lock, goes on with, or begins."""
-    if (folder / FILE).exists() and not force:
-        run = Run(folder, read_manifest(folder))
+    replaces = folder if force and (folder / FILE).exists() else None
+    place = folder / NEW if replaces else folder
+    if (place / FILE).exists():
+        run = Run(place, read_manifest(place), replaces)
         changed = differences(run.manifest.identity, identity)
         if not changed:
             if not run.finished:
                 run.manifest.status = "running"
                 run.event("resumed")
             return run
-        if not _gives_way(run):
+        if not replaces and not _gives_way(run):
             raise _another_run(folder, changed)
-    _clear(folder)
+    if replaces:
+        remove_new(folder)
+        place.mkdir()
+    else:
+        remove(folder, [name for name in BARE - {LOCK} if (folder / name).exists()])
     run = Run(
-        folder,
-        Manifest(command=command, started=now(), identity=identity, versions=versions(), hardware=hardware()),
-    )
+        place,
+        Manifest(
+            command=command, folder=os.path.abspath(place), started=now(), identity=identity, versions=versions(),
+            hardware=hardware(),
+        ),
+        replaces,
+    )  # fmt: skip
     run.note()
-    write_text(folder / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    write_text(place / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
     run.event("started", command=command)
     return run
 
 
-def _clear(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.name == LOCK:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink(missing_ok=True)
-
-
 def _gives_way(run: Run) -> bool:
     """Whether a run failed before it made anything."""
-    return run.manifest.status == "failed" and _made_nothing(run.folder)
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Locks a folder for the block, where system and disk know locks; a kill frees it.
-
-    Raises:
-        RunError: another process is at work there.
-    """
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunError(
-            f"Another process is at work in {folder}.",
-            fix="Wait for it, or choose another --out. What is finished of a comparison is shown by tov compare --report-only.",
-        ) from None
-    except NotImplementedError:  # a disk without locks
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
+    return run.manifest.status == "failed" and made_nothing(run.folder)
 
 
 def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run:
@@ -226,6 +262,7 @@ def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run
     Raises:
         RunError: the folder holds none, or another (with the differences).
     """
+    settle(folder)
     run = _run_in(folder, fix=f"Name the --out of an earlier tov {command}.")
     changed = differences(run.manifest.identity, {"command": command, **identity})
     if changed:
@@ -237,6 +274,7 @@ def finished_run(folder: Path, *, command: str) -> Run | None:
     """The finished run of a command in `folder`, if there is one."""
     if not (folder / FILE).exists():
         return None
+    settle(folder)
     run = Run(folder, read_manifest(folder))
     return run if run.finished and run.manifest.command == command else None
 
@@ -260,6 +298,7 @@ def open_run(folder: Path | str) -> Run:
     Raises:
         RunError: the folder holds none.
     """
+    settle(Path(folder))
     run = _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
     if run.manifest.command == "compare":
         raise RunError(
@@ -269,35 +308,39 @@ def open_run(folder: Path | str) -> Run:
 
 
 def _check_apart(folder: Path, reads: Sequence[Path]) -> None:
+    """Raises RunError if a command reads what --force replaces: this run, or a file that it has made."""
     place = folder.resolve()
+    made = {place / name for name in made_by(folder)}
     for path in reads:
-        if folder.exists() and (place == path.resolve() or place in path.resolve().parents):
+        read = path.resolve()
+        if read in (place, *made) or any(read in file.parents for file in made):
             raise RunError(
                 f"--force would delete {path}, which this command reads: it is in --out {folder}.",
                 fix="Choose another --out.",
             )
 
 
-def _made_nothing(folder: Path) -> bool:
-    return all(file.name in BARE and file.parent == folder for file in folder.rglob("*") if file.is_file())
+def check_place(folder: Path) -> None:
+    """Raises RunError unless a run may be made here, or is here: not among files that are no run's.
 
-
-def check_empty(folder: Path) -> None:
-    """Raises RunError if a folder that holds no run is there and not empty."""
-    if not (folder / FILE).exists():
-        _check_ours(folder, force=False)
-
-
-def _check_ours(folder: Path, *, force: bool) -> None:
-    """A folder without a manifest may hold what a run killed in its first moments leaves, and nothing else."""
-    if not folder.exists() or (folder / FILE).exists():
+    A folder without a manifest may hold what a run killed in its first moments leaves, and nothing else.
+    """
+    if (folder / FILE).exists():
+        read_manifest(folder)
+        return
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            what = "a link to nothing" if folder.is_symlink() else "a file"
+            raise RunError(f"--out {folder} is {what}, but must be a folder.", fix="Choose another --out.")
         return
     # The manifest is the first file of a run, so no more than a part of it can be there.
     ours = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(FILE)}\.\d+\.tmp")
     strange = [entry for entry in folder.iterdir() if not ours.fullmatch(entry.name) or entry.is_dir()]
     if strange:
-        hint = ", so --force does not delete it" if force else ""
-        raise RunError(f"{folder} is not empty and holds no run{hint}.", fix="Choose another --out.")
+        raise RunError(
+            f"{folder} is not empty and holds no run: {strange[0].name} is there.",
+            fix="Choose another --out. Not even --force touches files that are not tov's.",
+        )
 
 
 def differences(was: Mapping[str, Any], is_now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,11 @@ def upgraded(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "rows": sum(identity.get("pool", {}).get("sources", {}).values()), "complete": True,
         }  # fmt: skip
     return manifest
+
+
+def digest1(path: Path) -> str:
+    """16 hex digits of a file, as manifests of 0.1.0 have them (of one up to 16 MiB; of larger ones they took samples)."""
+    return hashlib.sha256(str(path.stat().st_size).encode() + path.read_bytes()).hexdigest()[:16]
 
 
 def _artifacts(raw: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -5,13 +5,14 @@ Every reader goes through `read_manifest`, which also reads the format of versio
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tov.errors import RunError
-from tov.files import read_json, write_json
+from tov.files import read_sealed, write_sealed
 from tov.runs.format1 import upgraded
 
 FORMAT = 2
@@ -112,6 +113,7 @@ class Manifest(_Record):
     Attributes:
         format: of this file.
         command: that made the run.
+        folder: where the run lay when this was written; paths that are gone since are looked for where they lay from there.
         status: running, failed (the same command goes on), finished.
         started, finished: UTC.
         identity: settings and fingerprints on which the run's files depend; a command goes on with a run of the same identity.
@@ -131,10 +133,13 @@ class Manifest(_Record):
         cost: of filling the score table, in all.
         notes: lines of the report.
         summary: the numbers of the report.
+        files: path in the folder -> XXH3 of the file, of all files that the run has made but this one and shards, which have
+            checksums of their own, and logs; empty until it is finished. Nothing else is ever removed.
     """
 
     format: Literal[2] = 2
     command: str
+    folder: str | None = None
     status: Literal["running", "failed", "finished"] = "running"
     started: str
     finished: str | None = None
@@ -155,22 +160,23 @@ class Manifest(_Record):
     cost: dict[str, Any] | None = None
     notes: list[str] = []
     summary: dict[str, Any] = {}
+    files: dict[str, str] = {}
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` atomically."""
-        write_json(folder / FILE, self.model_dump(mode="json", exclude_none=True))
+        write_sealed(folder / FILE, self.model_dump(mode="json", exclude_none=True))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run folder.
+    """The manifest of a run folder, with paths as they are today where folders have moved together.
 
     Raises:
         RunError: it is broken, or of a later version of tov.
     """
     file = folder / FILE
-    raw = read_json(file)
-    anew = "Put it back from a copy, or make the run anew: its own command with --force."
-    if not isinstance(raw, dict) or not isinstance(raw.get("identity"), dict):
+    raw = read_sealed(file)
+    anew = "Put it back from a copy, or choose another --out."
+    if not isinstance(raw, dict) or "format" not in raw or not isinstance(raw.get("identity"), dict):
         raise RunError(f"{file} is no manifest of tov.", fix=anew)
     if raw.get("format") == 1:
         raw = upgraded(raw, folder)
@@ -179,8 +185,44 @@ def read_manifest(folder: Path) -> Manifest:
             f"{file} has format {raw.get('format')!r}.", allowed=f"1 and {FORMAT}", fix="Update tov: pip install -U tov"
         )
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise RunError(f"{file} is broken: {place}: {first['msg']}", fix=anew) from None
+    _find_again(manifest, folder)
+    return manifest
+
+
+def _find_again(manifest: Manifest, folder: Path) -> None:
+    """Paths that are gone, but are there when they are taken from where the run lies now."""
+    here = os.path.abspath(folder)
+    if manifest.folder is None or manifest.folder == here:
+        return
+
+    def today(path: str) -> str:
+        """Of a path, or of an input `NAME=PATH`."""
+        name, equals, named = path.rpartition("=") if not os.path.isabs(path) else ("", "", path)
+        if not os.path.isabs(named) or os.path.exists(named):
+            return path
+        moved = os.path.normpath(os.path.join(here, os.path.relpath(named, manifest.folder)))
+        # Of a pattern, the folder that stands before its first wildcard is looked for.
+        return name + equals + moved if os.path.exists(moved.partition("*")[0].rpartition("/")[0]) else path
+
+    inputs, origin, model = manifest.inputs, manifest.origin, manifest.model
+    for role in ("pool", "target", "test"):
+        several = getattr(inputs, role)
+        setattr(inputs, role, [today(one) for one in several] if several else several)
+    inputs.files = {today(path): sha for path, sha in inputs.files.items()}
+    origin.run, origin.scores = (path and today(path) for path in (origin.run, origin.scores))
+    if model is not None:
+        model.name = today(model.name)
+        model.settings = {
+            **model.settings,
+            **({"model": today(model.settings["model"])} if "model" in model.settings else {}),
+        }
+    if origin.scores is None:  # else they are where those of the run that was scored are
+        for name, path in manifest.artifacts.items():
+            if path.startswith("..") and not os.path.exists(os.path.join(here, path)):
+                manifest.artifacts[name] = os.path.relpath(os.path.join(manifest.folder, path), here)
+    manifest.folder = here

@@ -17,11 +17,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from tov.errors import NumericError, RunError
 from tov.files import atomic
 
-_STAMP = b"tov_fingerprint"
+_STAMP, _SEAL = b"tov_fingerprint", b"tov_checksum"
+_UNSEALED = b"-the-place-of-its-own-checksum--"
+"""What the checksum of a file is taken over in its own place."""
+_AGAIN = "Delete it, then give the same command again: it makes what is missing."
 _ANEW = "Put the file back from a copy, or make the run anew: its own command with --force."
 CODED = ("source", "excluded")
 """Columns of few different texts: in memory a code a row and a dictionary of the texts."""
@@ -58,8 +62,8 @@ class ShardStore:
         file = self.file(start)
         if not file.exists():
             return False
-        with _broken_said(file, fix="Delete it, then give the same command again: it makes what is missing."):
-            self._check(file, pq.read_schema(file))
+        with _open_shard(file, fix=_AGAIN) as shard:
+            self._check(file, _stamp_of(shard))
         return True
 
     def write(self, start: int, table: pa.Table) -> None:
@@ -68,10 +72,11 @@ class ShardStore:
         Raises:
             StorageError: the disk is full.
         """
-        stamped = table.replace_schema_metadata({_STAMP: self.fingerprint.encode()})
+        stamped = table.replace_schema_metadata({_STAMP: self.fingerprint.encode(), _SEAL: _UNSEALED})
         dictionary = [name for name in table.column_names if name != FEATURES]
         with atomic(self.file(start)) as temporary:
             pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary, write_page_checksum=True)
+            _seal(temporary)
 
     def read(self, start: int) -> pa.Table:
         """One shard.
@@ -84,14 +89,46 @@ class ShardStore:
             raise RunError(
                 f"{self.folder} lacks the shard of row {start}.", fix="Give the command that makes it again."
             )
-        with _broken_said(file, fix="Delete it, then give the same command again: it makes what is missing."):
-            table = _whole(pq.read_table(file, page_checksum_verification=True))
-            self._check(file, table.schema)
-        return table
+        with _open_shard(file, fix=_AGAIN) as shard:
+            self._check(file, _stamp_of(shard))
+            return _whole(shard.read())
 
-    def _check(self, file: Path, schema: pa.Schema) -> None:
-        if (schema.metadata or {}).get(_STAMP, b"").decode() != self.fingerprint:
+    def _check(self, file: Path, stamp: str) -> None:
+        if stamp != self.fingerprint:
             raise RunError(f"{file} belongs to another run.", fix="Choose another --out, or start over with --force.")
+
+
+def _seal(file: Path) -> None:
+    """Puts the checksum of a whole file, taken with a placeholder where the checksum is to stand, in that place."""
+    content = file.read_bytes()
+    with open(file, "r+b") as opened:
+        opened.seek(content.rindex(_UNSEALED))  # the footer's: it stands last
+        opened.write(xxhash.xxh3_128_hexdigest(content).encode())
+
+
+def _is_whole(content: bytes, seal: bytes) -> bool:
+    """Whether a file's content has the checksum that stands in it."""
+    at = content.rfind(seal)
+    state = xxhash.xxh3_128(memoryview(content)[:at])
+    state.update(_UNSEALED)
+    state.update(memoryview(content)[at + len(seal) :])
+    return bool(state.hexdigest().encode() == seal)
+
+
+@contextmanager
+def _open_shard(file: Path, *, fix: str, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+    """A shard whose every byte is the one that was written; shards of 0.1.0 have no checksum."""
+    with _broken_said(file, fix=fix):
+        content = file.read_bytes()
+        with pq.ParquetFile(pa.BufferReader(content), read_dictionary=coded, page_checksum_verification=True) as shard:
+            seal = (shard.metadata.metadata or {}).get(_SEAL)
+            if seal is not None and not _is_whole(content, seal):
+                raise RunError(f"{file} is broken: its content and its checksum differ.", fix=fix)
+            yield shard
+
+
+def _stamp_of(shard: pq.ParquetFile) -> str:
+    return str((shard.metadata.metadata or {}).get(_STAMP, b"").decode())
 
 
 def features_table(features: np.ndarray) -> pa.Table:
@@ -119,19 +156,22 @@ def features_of(table: pa.Table) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
 
 
-def read_table(folder: Path, rows: int = 0, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    folder: Path, rows: int = 0, columns: Sequence[str] | None = None, fingerprint: str | None = None
+) -> pa.Table:
     """All shards of a folder as one table, in row order; columns of `CODED` are dictionary arrays, of one dictionary each.
 
     Args:
         folder: of the shards.
         rows: that it must have; 0 where that is not known.
         columns: those to read, in this order; one that is not there is left out. None: all.
+        fingerprint: that every shard must have; None: the first one's.
 
     Raises:
-        RunError: the folder holds none, a shard is broken, or one is missing.
+        RunError: the folder holds none, a shard is broken or of another table, or one is missing.
     """
     parts, block, done = list[pa.Table](), list[pa.Table](), 0
-    for file, shard in _read_shards(_files(folder), columns):
+    for file, shard in _read_shards(_files(folder), columns, fingerprint):
         _check_gap(folder, done, int(file.stem.partition("-")[2]))
         done += len(shard)
         block.append(shard)
@@ -142,11 +182,10 @@ def read_table(folder: Path, rows: int = 0, columns: Sequence[str] | None = None
     return _joined([*parts, *block])
 
 
-def read_hashes(folder: Path, row_ids: np.ndarray) -> list[str]:
+def read_hashes(folder: Path, row_ids: np.ndarray, fingerprint: str | None = None) -> list[str]:
     """(n,) content hashes of these rows, as the score table has them, without a column of all rows in memory.
 
-    Raises:
-        RunError: a shard is broken, or one is missing.
+    Errors as of `read_table`.
     """
     files = _files(folder)
     starts = np.array([int(file.stem.partition("-")[2]) for file in files])
@@ -155,7 +194,9 @@ def read_hashes(folder: Path, row_ids: np.ndarray) -> list[str]:
     touched, first = np.unique(shard_of[order], return_index=True)
     groups = [order[start:stop] for start, stop in itertools.pairwise([*first, len(order)])]
     hashes = np.empty(len(row_ids), dtype=object)
-    for group, (_, shard) in zip(groups, _read_shards([files[at] for at in touched], ["hash"]), strict=True):
+    for group, (_, shard) in zip(
+        groups, _read_shards([files[at] for at in touched], ["hash"], fingerprint), strict=True
+    ):
         places = row_ids[group] - starts[shard_of[group]]
         start = int(starts[shard_of[group[0]]])
         _check_gap(folder, start + len(shard), start + int(places.max()) + 1)
@@ -163,19 +204,21 @@ def read_hashes(folder: Path, row_ids: np.ndarray) -> list[str]:
     return list(hashes)
 
 
-def _read_shards(files: Sequence[Path], columns: Sequence[str] | None) -> Iterator[tuple[Path, pa.Table]]:
-    """Each file with its rows, in order; `READERS` are read at once."""
+def _read_shards(
+    files: Sequence[Path], columns: Sequence[str] | None, fingerprint: str | None
+) -> Iterator[tuple[Path, pa.Table]]:
+    """Each file with its rows, in order; `READERS` are read at once. All have one fingerprint."""
     with ThreadPoolExecutor(READERS) as readers:
-        yield from zip(files, readers.map(partial(_read_shard, columns=columns), files), strict=True)
+        for file, (stamp, shard) in zip(files, readers.map(partial(_read_shard, columns=columns), files), strict=True):
+            fingerprint = stamp if fingerprint is None else fingerprint
+            if stamp != fingerprint:
+                raise RunError(f"{file} belongs to another run.", fix=_ANEW)
+            yield file, shard
 
 
-def _read_shard(file: Path, columns: Sequence[str] | None) -> pa.Table:
-    """Not by `pq.read_table`, which takes twice as long for a small file."""
-    with (
-        _broken_said(file, fix=_ANEW),
-        pq.ParquetFile(file, read_dictionary=CODED, page_checksum_verification=True) as shard,
-    ):
-        return _whole(shard.read(columns, use_threads=False))
+def _read_shard(file: Path, columns: Sequence[str] | None) -> tuple[str, pa.Table]:
+    with _open_shard(file, fix=_ANEW, coded=CODED) as shard:
+        return _stamp_of(shard), _whole(shard.read(columns, use_threads=False))
 
 
 def _whole(table: pa.Table) -> pa.Table:

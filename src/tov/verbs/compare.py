@@ -22,9 +22,10 @@ from tov.data.pool import check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
 from tov.files import read_json, write_json, write_text
-from tov.inputs.named import Inputs, list_inputs, name_inputs, pool_identity
+from tov.inputs.named import Inputs, list_inputs, model_identity, name_inputs, pool_identity
 from tov.methods.registry import find_method
 from tov.methods.spec import parse_variant
+from tov.model.load import located
 from tov.report import comparison as compare_report
 from tov.runs.folder import Run, differences, open_run, run_folder, watch_run, work_on
 from tov.runs.manifest import Manifest
@@ -164,7 +165,7 @@ def run_compare(
 ) -> Compared:
     """`compare` from a record of settings; inputs in memory are passed beside it."""
     data = read_data(config, pool or config.pool, target or config.target, test or config.test)
-    config = config.for_task(data.target.task)
+    config = config.for_task(data.target.task).model_copy(update={"model": located(config.model)})
     check_mapping(config.columns, data.pool.pool, data.target.pool)
     check_settings(config)
     identity = _identity(config, data)
@@ -198,7 +199,7 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
         asked = {"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds}
         run.note(comparison={"rules": rules, "asked": asked})
         run.finish()
-    return Compared(folder, run.manifest, results)
+    return Compared(run.folder, run.manifest, results)
 
 
 def _check_rules(run: Run, config: CompareConfig) -> dict[str, Any]:
@@ -289,5 +290,6 @@ def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
     reads = {"pool": data.pool, "target": data.target, "test": data.test}
     return {
         "settings": settings,
+        "model": model_identity(config),
         **{name: pool_identity(read.pool, read.index) for name, read in reads.items() if read},
     }

@@ -26,7 +26,7 @@ from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import file_size
 from tov.report.summary import table
-from tov.runs.folder import check_empty, run_folder, watch_run
+from tov.runs.folder import check_place, run_folder, watch_run
 from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.tasks import TASKS
@@ -172,9 +172,8 @@ def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, r
     """Raises RunError if --out holds another run than the one meant, and --force is not given, or files that are no run."""
     identity = select_identity(settings, variant, rows, target)
     folder = run_folder(config.out, identity)
-    if not (folder / FILE).exists():
-        check_empty(folder)
-    elif config.n and not config.force:
+    check_place(folder)
+    if (folder / FILE).exists() and config.n and not config.force:
         watch_run(folder, command="select", identity=identity)
 
 

@@ -32,7 +32,7 @@ class Result:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.run.folder
+        return self.run.place
 
     @property
     def manifest(self) -> Manifest:
@@ -42,7 +42,7 @@ class Result:
     @cached_property
     def scores(self) -> pa.Table:
         """The score table: one row per pool row (row_id, source, hash, tokens, in_base, excluded, and the method's columns)."""
-        return read_table(self.run.scores)
+        return read_table(self.run.scores, fingerprint=self.run.stamp)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Picked(Result):
     @cached_property
     def dataset(self) -> datasets.Dataset:
         """(n rows) the chosen rows: original columns, then tov_row_id, tov_source, tov_score, tov_reason."""
-        return training_file.read_selected(self.folder)
+        return training_file.read_selected(self.run.check_file(training_file.FILE).parent)
 
     def __str__(self) -> str:
         """What the command prints: the composition, notes, and where the rows are."""

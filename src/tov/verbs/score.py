@@ -18,6 +18,7 @@ from tov.files import write_text
 from tov.inputs.named import (
     Inputs,
     list_inputs,
+    model_identity,
     name_inputs,
     pool_identity,
     read_inputs,
@@ -64,6 +65,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     stored = open_path(fitted(origin))
     overrides = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
     overrides |= {"max_length": stored.manifest["max_length"], "device": config.device}
+    overrides |= {"model": origin.manifest.model.name} if origin.manifest.model else {}
     before = build(PathSettings, {**stored.settings, **overrides})
     scan = _scan_settings(
         config, origin.manifest.scoring.settings if origin.manifest.scoring else {}, before.task or ""
@@ -101,7 +103,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         assert scorer
         prepared = Prepared(run, rows, settings, method, None, labels, {DEFAULT_TARGET: scorer}, None)
         fill_table(prepared, models, LocalEngine(models), quiet=config.quiet)
-        run.note(summary={"scores": facts_of(run.scores), "notes": reading_notes(pool=rows)})
+        run.note(summary={"scores": facts_of(run), "notes": reading_notes(pool=rows)})
         write_text(run.folder / "summary.md", summary_markdown(run.manifest))
         run.finish()
     return Result(run)
@@ -145,6 +147,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
     config, target, rows, labels = read_inputs(config, pools, targets)
     identity = {
         "settings": config.of("fit"),
+        "model": model_identity(config),
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
         "targets": {DEFAULT_TARGET: target_identity(target)},
     }

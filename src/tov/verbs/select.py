@@ -11,13 +11,14 @@ from tov.config.records import ReselectConfig, SelectConfig, SelectionSettings
 from tov.config.settings import build
 from tov.data.pool import Pool, files_of
 from tov.data.sources import Input
-from tov.errors import RunError
+from tov.errors import ModelError, RunError
 from tov.files import write_text
 from tov.inputs.named import (
     Inputs,
     check_pool_unchanged,
     check_unchanged,
     list_inputs,
+    model_identity,
     name_inputs,
     pool_again,
     pool_identity,
@@ -32,7 +33,8 @@ from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, with_effect
 from tov.report.numbers import choice_facts, facts_read, score_facts
 from tov.report.summary import summary_markdown
-from tov.runs.folder import Run, alone_in, differences, open_run, run_folder, work_on
+from tov.runs.folder import Run, differences, open_run, run_folder, work_on
+from tov.runs.made import alone_in
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.scores.table import DEFAULT_TARGET
@@ -86,8 +88,10 @@ def run_select(
     config, variant = select_settings(config)
     pools, targets = pools or config.pool, targets or config.target
     done = None if config.force else unchanged_run(config.out, command="select", pool=pools, target=targets)
-    if done and not differences(_part(done.manifest.identity), _settings(config.for_task(_task(done)), variant)):
-        return Picked(done)
+    if done:
+        asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config)}
+        if not differences({name: done.manifest.identity.get(name) for name in asked}, asked):
+            return Picked(done)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
     check_n(config.n, rows)
@@ -114,6 +118,7 @@ def run_select(
 def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
     """The scores stand, as the model sees the same rows; the files written are of the rows as they are today."""
     with alone_in(run.folder):
+        run.check_file(training_file.FILE)
         written = training_file.write_again(run.folder, pool)
         if written is not None:
             run.event("rows written again")
@@ -121,12 +126,14 @@ def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
             notes = [*run.manifest.summary["notes"], note, *written]
             run.note(inputs=inputs, summary={**run.manifest.summary, "notes": notes})
             write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+            run.list_files()
 
 
 def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> dict[str, Any]:
     """What the files of a selection depend on."""
     return {
         **_settings(config, variant),
+        "model": model_identity(config),
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
         "targets": {DEFAULT_TARGET: target_identity(target)},
     }
@@ -142,8 +149,14 @@ def _settings(config: SelectionSettings, variant: Variant) -> dict[str, Any]:
     }
 
 
-def _part(identity: dict[str, Any]) -> dict[str, Any]:
-    return {name: identity.get(name) for name in ("method", "options", "settings")}
+def _model_of(done: Run, config: SelectConfig) -> str:
+    """The content of the model that is asked for; one that is gone is taken for the run's if it is called so."""
+    try:
+        return model_identity(config)
+    except ModelError:
+        if done.manifest.model and done.manifest.model.name in (config.model, os.path.abspath(config.model)):
+            return str(done.manifest.identity.get("model"))
+        raise
 
 
 def _task(run: Run) -> str:
@@ -213,20 +226,22 @@ def _choose_and_write(
     """
     facts = origin.manifest.summary.get("scores") if origin else None
     with run.stage("select"):
-        scores = read_table(run.scores, len(pool), columns=columns_for(variant.method, config, run.scores))
+        columns = columns_for(variant.method, config, run.scores)
+        scores = read_table(run.scores, len(pool), columns, run.stamp)
         choice, values = choose_rows(variant.method, config, scores, run, n=config.n, seed=seed)
         if origin is None:
-            check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids))
+            check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids, run.stamp))
         written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
     run.note(summary={
         "choice": choice_facts(scores, choice.row_ids, choice.reasons, values),
-        "scores": facts or facts_of(run.scores),
+        "scores": facts or facts_of(run),
         "notes": [*run.manifest.notes, *choice.notes, *written],
     })  # fmt: skip
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()
 
 
-def facts_of(folder: Path) -> dict[str, Any]:
-    """Facts of a whole score table, from the columns that they are of."""
-    return score_facts(read_table(folder, columns=facts_read(columns_in(folder))))
+def facts_of(run: Run) -> dict[str, Any]:
+    """Facts of a run's whole score table, from the columns that they are of."""
+    columns = facts_read(columns_in(run.scores))
+    return score_facts(read_table(run.scores, columns=columns, fingerprint=run.stamp))

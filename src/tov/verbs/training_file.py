@@ -21,6 +21,8 @@ from tov.errors import DataError
 from tov.files import atomic
 from tov.tasks import TASKS
 
+FILE = "selected.parquet"
+
 
 def our_columns() -> tuple[str, ...]:
     """Names of the columns that a training file may have beside the user's."""
@@ -79,7 +81,7 @@ def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.nd
         What was written otherwise than it was read, in sentences.
     """
     ours = _our_columns(pool, row_ids, reasons, scores)
-    with atomic(folder / "selected.parquet") as temporary:
+    with atomic(folder / FILE) as temporary:
         table, notes = _table(pool, row_ids, ours)
         pq.write_table(table, temporary, compression="zstd")
     lines = JsonLines()
@@ -95,7 +97,7 @@ def write_again(folder: Path, pool: Pool) -> list[str] | None:
     Returns:
         As of `write_selected`; None where the files are those of today's rows.
     """
-    chosen = pq.read_table(folder / "selected.parquet", columns=["tov_row_id", "tov_score", "tov_reason"])
+    chosen = pq.read_table(folder / FILE, columns=["tov_row_id", "tov_score", "tov_reason"])
     row_ids = chosen["tov_row_id"].to_numpy()
     ours, lines = our_columns(), JsonLines()
     with open(folder / "selected.jsonl", encoding="utf-8") as file:
@@ -130,4 +132,4 @@ def _table(pool: Pool, row_ids: np.ndarray, ours: dict[str, pa.Array]) -> tuple[
 
 def read_selected(folder: Path) -> datasets.Dataset:
     """The selected rows of a finished run."""
-    return datasets.Dataset(pq.read_table(folder / "selected.parquet"))
+    return datasets.Dataset(pq.read_table(folder / FILE))

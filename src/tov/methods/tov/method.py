@@ -23,7 +23,7 @@ from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
 from tov.methods.base import Method, PoolStats, Scorer, Stage, column_of
 from tov.methods.tov.fit import base_size_for, fit, schedule_for
-from tov.methods.tov.path import StoredPath, clear, finish, open_path, save_step
+from tov.methods.tov.path import StoredPath, finish, open_path, save_step
 from tov.methods.tov.scan import MEASURES, columns_of, noise_floor, scan_rows
 from tov.methods.tov.scoring import normalized
 from tov.methods.tov.variants import VARIANTS
@@ -189,7 +189,6 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
     base_ids, base = draw_rows(rows, schedule.base_size, generator(settings.seed, "base set"), opened.encode)
     if len(base_ids) < schedule.base_size:
         schedule = schedule_for(settings, len(base_ids))
-    clear(folder)
     log = fit(
         opened.adapted, base=base, target=target, settings=settings, schedule=schedule, progress=progress,
         keep=lambda step, state: save_step(opened.adapted, folder, step, state),

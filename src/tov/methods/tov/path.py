@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from tov.errors import RunError
-from tov.files import digest, file_digest, read_json, write_json
+from tov.files import digest, file_digest, read_sealed, write_sealed
 from tov.methods.tov.variants import Step
 from tov.model.adapters import State, load, save
-from tov.runs.format1 import renamed
+from tov.runs.format1 import digest1, renamed
 
+OLDER = 16
+"""Digits of the digests that 0.1.0 took of adapters."""
 HELD_BYTES = 2 << 30
 """Bytes of states that a process keeps in memory between shards."""
 
@@ -87,18 +88,12 @@ def save_step(adapted: Any, folder: Path, step: Step, state: State) -> None:
     save(adapted, state, folder / f"epoch-{step.epoch}" / step.result.partition("-")[0])
 
 
-def clear(folder: Path) -> None:
-    """Removes what an unfinished fit left."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-
-
 def finish(folder: Path, manifest: dict[str, Any]) -> StoredPath:
     """Writes the manifest, with which the path becomes a finished one."""
     adapters = sorted(folder.glob("epoch-*/*/adapter_model.safetensors"))
     prints = {str(path.relative_to(folder)): file_digest(path) for path in adapters}
-    encoding = {key: manifest[key] for key in ("model", "model_fingerprint", "dtype", "max_length", "labels")}
-    write_json(folder / "manifest.json", {**manifest, "adapters": prints, "fingerprint": digest([prints, encoding])})
+    encoding = {key: manifest[key] for key in ("model_fingerprint", "dtype", "max_length", "labels")}
+    write_sealed(folder / "manifest.json", {**manifest, "adapters": prints, "fingerprint": digest([prints, encoding])})
     return open_path(folder)
 
 
@@ -111,10 +106,11 @@ def open_path(folder: Path) -> StoredPath:
     file = folder / "manifest.json"
     if not file.exists():
         raise RunError(f"{folder} holds no finished path.", fix="Give the command that fits it again.")
-    stored = StoredPath(folder, read_json(file))
+    stored = StoredPath(folder, read_sealed(file))
     for name, fingerprint in stored.manifest.get("adapters", {}).items():
         adapter = folder / name
-        if not adapter.exists() or file_digest(adapter) != fingerprint:
+        digest_of = file_digest if len(fingerprint) > OLDER else digest1
+        if not adapter.exists() or digest_of(adapter) != fingerprint:
             raise RunError(
                 f"{adapter} is {'not there' if not adapter.exists() else 'not the adapter that was fitted (changed or cut)'}.",
                 fix="Put the file back from a copy, or fit the path again (--force).",

@@ -1,0 +1,168 @@
+"""Which files of a run folder tov has made, and how a new run takes an older one's place. Nothing else is ever removed.
+
+A file is tov's if the manifest lists it or, before the run is finished, `.files` does, or if it is a shard or a leftover of a
+kill by its name. Manifests of 0.1.0 list nothing: there the names of that version count.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import filelock
+
+from tov.errors import RunError, StorageError
+from tov.files import read_json, write_json
+from tov.runs.manifest import FILE, read_manifest
+
+LOCK = ".lock"
+LIST = ".files"
+"""Files that an unfinished run has made, or was about to make, a line each."""
+NEW, MOVES = ".tov-new", "moves.json"
+"""Below a run's folder, the run that is to take its place; and in it, the files that are moved for that."""
+BARE = {FILE, "config.yaml", "events.jsonl", LOCK, LIST}
+"""Files of a run that has made nothing yet."""
+UNLISTED = re.compile(r"rows-\d{12}\.parquet|\..+\.tmp")
+"""Names of files that tov has made wherever they are: shards, and what a kill has left half-written."""
+OLDER = re.compile(
+    r"selected\.(parquet|jsonl)|summary\.md|trials\.jsonl|results\.json|report\.md|(gain|loss)\.svg|path/manifest\.json"
+    r"|(path/epoch-\d+/(base|target)|adapter)/(adapter_config\.json|adapter_model\.safetensors|README\.md)"
+)
+"""Files of runs by 0.1.0, whose manifests list none."""
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Locks a folder for the block, where system and disk know locks; a kill frees it.
+
+    Raises:
+        RunError: another process is at work there.
+        StorageError: the lock cannot be made: a full disk, a folder that may not be written.
+    """
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        with made_said(folder):
+            lock.acquire()
+    except filelock.Timeout:
+        raise RunError(
+            f"Another process is at work in {folder}.",
+            fix="Wait for it, or choose another --out. What is finished of a comparison is shown by tov compare --report-only.",
+        ) from None
+    except NotImplementedError:  # a disk without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def made_said(folder: Path) -> Iterator[None]:
+    """What stands in the way of a folder, in words."""
+    try:
+        yield
+    except (filelock.Timeout, NotImplementedError):
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"The folder {folder} cannot be written: {error.strerror or error}.",
+            fix="Choose another --out, or make room or permissions for this one.",
+        ) from None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a finished run is there."""
+    return (folder / FILE).exists() and read_manifest(folder).status == "finished"
+
+
+def settle(folder: Path) -> None:
+    """Goes on with what a kill has interrupted: a finished run that was taking another's place.
+
+    Raises:
+        RunError: another process is at work there.
+    """
+    if is_finished(folder / NEW):
+        with alone_in(folder):
+            if is_finished(folder / NEW):
+                take_place(folder)
+
+
+def take_place(folder: Path) -> None:
+    """Moves the finished run that was made beside the one in `folder` to its place; may be begun again at any point."""
+    new, moves = folder / NEW, folder / NEW / MOVES
+    if not moves.exists():
+        files = [file.relative_to(new) for file in sorted(new.rglob("*")) if file.is_file()]
+        write_json(moves, [str(file) for file in files if str(file) not in (FILE, LOCK)])
+    names = read_json(moves)
+    for name in names:
+        if (new / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(new / name, folder / name)
+    remove(folder, made_by(folder) - {*names, FILE, LOCK})
+    manifest = read_manifest(new)
+    if manifest.origin.scores is None:
+        outside = {name: path for name, path in manifest.artifacts.items() if path.startswith("..")}
+        manifest.artifacts |= {name: os.path.relpath(new / path, folder) for name, path in outside.items()}
+    manifest.folder = os.path.abspath(folder)
+    manifest.write(folder)
+    shutil.rmtree(new)
+
+
+def made_by(folder: Path) -> set[str]:
+    """The files below a run's folder that tov has made: of this run, and of those inside it."""
+    files = [file for file in folder.rglob("*") if not file.is_dir() and NEW not in file.relative_to(folder).parts]
+    made = {str(file.relative_to(folder)) for file in files if UNLISTED.fullmatch(file.name)}
+    for file in (file for file in files if file.name == FILE):
+        with suppress(RunError):  # a file of that name which is not a run's
+            listed, inside = read_manifest(file.parent).files, file.parent.relative_to(folder)
+            names = {*listed, *listed_in(file.parent), *BARE}
+            if not listed:
+                below = [str(one.relative_to(file.parent)) for one in files if file.parent in one.parents]
+                names.update(name for name in below if OLDER.fullmatch(name))
+            made |= {str(inside / name) for name in names}
+    return made
+
+
+def listed_in(folder: Path) -> list[str]:
+    file = folder / LIST
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+
+
+def writer_of(folder: Path) -> Callable[[Path], None]:
+    """Appends to the folder's list what it does not have yet."""
+    known = {*listed_in(folder), *BARE}
+
+    def write_down(path: Path) -> None:
+        name = str(path)
+        if name not in known and not UNLISTED.fullmatch(path.name):
+            known.add(name)
+            with open(folder / LIST, "a", encoding="utf-8") as file:
+                file.write(f"{name}\n")
+
+    return write_down
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Removes files below a folder, and the folders that are empty then."""
+    for name in names:
+        file = folder / name
+        file.unlink(missing_ok=True)
+        for parent in file.parents:
+            if parent == folder or not parent.is_dir() or any(parent.iterdir()):
+                break
+            parent.rmdir()
+
+
+def remove_new(folder: Path) -> None:
+    """Removes the unfinished run beside the one in `folder`, if there is one."""
+    new = folder / NEW
+    if new.is_dir() and not new.is_symlink():
+        shutil.rmtree(new)
+
+
+def made_nothing(folder: Path) -> bool:
+    return all(file.name in BARE and file.parent == folder for file in folder.rglob("*") if file.is_file())
