@@ -89,6 +89,14 @@ class Run:
         origin = self.manifest.origin
         return [self.folder, *self.artifacts.values(), *(Path(place) for place in (origin.run, origin.scores) if place)]
 
+    def changed(self, identity: Mapping[str, Any]) -> list[str]:
+        """What differs in another identity; runs of 0.1.0 name their model there, instead of telling its content."""
+        was, settings = self.manifest.identity, self.manifest.identity.get("settings")
+        if isinstance(settings, Mapping) and "model" in settings and "model" in identity:
+            was = {**was, "settings": {name: value for name, value in settings.items() if name != "model"}}
+            identity = {name: value for name, value in identity.items() if name != "model"}
+        return differences(was, identity)
+
     def note(self, **facts: Any) -> None:
         """Puts facts into the manifest and writes it."""
         for name, value in facts.items():
@@ -194,7 +202,7 @@ def work_on(
         _check_apart(folder, reads)
     elif there:
         run = Run(folder, read_manifest(folder))
-        changed = differences(run.manifest.identity, identity)
+        changed = run.changed(identity)
         if run.finished and not changed:
             yield run
             return
@@ -224,7 +232,7 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
     place = folder / NEW if replaces else folder
     if (place / FILE).exists():
         run = Run(place, read_manifest(place), replaces)
-        changed = differences(run.manifest.identity, identity)
+        changed = run.changed(identity)
         if not changed:
             if not run.finished:
                 run.manifest.status = "running"
@@ -264,7 +272,7 @@ def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run
     """
     settle(folder)
     run = _run_in(folder, fix=f"Name the --out of an earlier tov {command}.")
-    changed = differences(run.manifest.identity, {"command": command, **identity})
+    changed = run.changed({"command": command, **identity})
     if changed:
         raise _another_run(folder, changed)
     return run
