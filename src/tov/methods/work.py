@@ -18,7 +18,7 @@ from tov.engine.base import Engine, ShardTask
 from tov.engine.fill import fill
 from tov.engine.models import Lora, Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ModelError, RunError
-from tov.files import digest, file_digest, read_sealed, sweep_temporaries, write_sealed
+from tov.files import checksum, digest, read_sealed, sweep_temporaries, write_sealed
 from tov.inputs.draw import encode_scored
 from tov.inputs.read import Indexed, PoolRows
 from tov.methods.base import Method
@@ -149,7 +149,7 @@ class Work:
             with self.run.stage(name), track(name, rows, quiet=self.quiet) as progress:
                 make(folder, progress)
             spent, seconds = self.run.manifest.spent.get(name, (0, 0)), self.run.manifest.timings[name]
-            files = {str(file.relative_to(folder)): file_digest(file) for file in _kept_in(folder)}
+            files = {str(file.relative_to(folder)): checksum(file) for file in _kept_in(folder)}
             write_sealed(whole, {
                 "made_from": made_from, "seconds": seconds, "spent": list(spent), "notes": self.noted[before:],
                 "files": files,
@@ -220,7 +220,7 @@ def _check_files(folder: Path, record: dict[str, Any]) -> None:
     """Raises RunError if a file of an artifact is not the one that was made."""
     for name, made in record.get("files", {}).items():
         file = folder / name
-        if not file.exists() or file_digest(file) != made:
+        if not file.exists() or checksum(file) != made:
             raise RunError(
                 f"{file} is {'not the file that was made' if file.exists() else 'not there'}.",
                 fix=f"Delete the folder {folder}, then give the same command again: it makes it anew.",

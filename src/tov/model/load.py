@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -283,7 +284,18 @@ def _content(folder: Path, kinds: tuple[str, ...]) -> list[Any]:
     files = sorted({file for kind in kinds for file in folder.glob(kind) if file.is_file()})
     settings = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
     settings.pop("transformers_version", None)
-    return [settings, {file.name: file_digest(file) for file in files}]
+    return [settings, {file.name: _digest_of(file, *_state_of(file)) for file in files}]
+
+
+@cache
+def _digest_of(file: Path, *state: int) -> str:
+    """Of a file in this state: one command asks for that of a model several times."""
+    return file_digest(file)
+
+
+def _state_of(file: Path) -> tuple[int, ...]:
+    state = file.stat()
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def content_of(name: str, *, revision: str | None = None) -> str:

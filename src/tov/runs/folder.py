@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from tov.errors import RunError, StorageError, TovError
-from tov.files import append_json_line, digest, file_digest, listing, sweep_temporaries, write_text
+from tov.files import append_json_line, checksum, digest, listing, sweep_temporaries, write_text
 from tov.runs.environment import hardware, now, versions
 from tov.runs.made import (
     BARE,
@@ -140,7 +140,7 @@ class Run:
         """Puts the checksums of the files made so far, as they are now, into the manifest."""
         listed = {*self.manifest.files, *listed_in(self.folder)}
         kept = sorted(name for name in listed if (self.folder / name).is_file())
-        self.note(files={name: file_digest(self.folder / name) for name in kept})
+        self.note(files={name: checksum(self.folder / name) for name in kept})
         (self.folder / LIST).unlink(missing_ok=True)
 
     def check_file(self, name: str) -> Path:
@@ -150,7 +150,7 @@ class Run:
             RunError: it is not there, or another.
         """
         file, listed = self.folder / name, self.manifest.files.get(name)
-        if not file.exists() or (listed and file_digest(file) != listed):
+        if not file.exists() or (listed and checksum(file) != listed):
             what = "not the file that was made" if file.exists() else "not there"
             raise RunError(f"{file} is {what}.", fix="Put it back from a copy, or make the run anew with --force.")
         return file

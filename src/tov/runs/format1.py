@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tov.files import digest, read_json
+from tov.files import read_json
 
 RENAMED: dict[str, str] = {
     "leak_guard": "decontaminate", "val_optimizer": "target_optimizer", "sgd_learning_rate": "target_sgd_learning_rate",
@@ -75,18 +73,6 @@ def upgraded(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "rows": sum(identity.get("pool", {}).get("sources", {}).values()), "complete": True,
         }  # fmt: skip
     return manifest
-
-
-def digest1(path: Path) -> str:
-    """16 hex digits of a file, as manifests of 0.1.0 have them (of one up to 16 MiB; of larger ones they took samples)."""
-    return hashlib.sha256(str(path.stat().st_size).encode() + path.read_bytes()).hexdigest()[:16]
-
-
-def model1(folder: Path) -> str:
-    """The fingerprint of a local model, as 0.1.0 took it."""
-    settings = json.loads((folder / "config.json").read_text())
-    settings.pop("transformers_version", None)
-    return digest([settings, {file.name: digest1(file) for file in sorted(folder.glob("*.safetensors"))}])
 
 
 def _artifacts(raw: Mapping[str, Any], folder: Path) -> dict[str, str]:

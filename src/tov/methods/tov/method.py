@@ -78,7 +78,7 @@ def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, 
     opened, stored = models.open(spec), open_path(Path(path))
     loaded, then = opened.loaded, stored.manifest
     same_tokens = then.get("tokenizer_fingerprint", loaded.tokenizer_fingerprint) == loaded.tokenizer_fingerprint
-    if not stored.fits(loaded) or not same_tokens:
+    if then["model_fingerprint"] != loaded.fingerprint or not same_tokens:
         what = "model" if same_tokens else "tokenizer or chat template of the model"
         raise ModelError(
             f"The {what} '{then['model']}' is no longer the one that the path was fitted on.",

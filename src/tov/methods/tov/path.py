@@ -13,10 +13,8 @@ from tov.errors import RunError
 from tov.files import digest, file_digest, read_sealed, write_sealed
 from tov.methods.tov.variants import Step
 from tov.model.adapters import State, load, save
-from tov.runs.format1 import digest1, model1, renamed
+from tov.runs.format1 import renamed
 
-OLDER = 16
-"""Digits of the digests that 0.1.0 took of adapters."""
 HELD_BYTES = 2 << 30
 """Bytes of states that a process keeps in memory between shards."""
 
@@ -42,18 +40,6 @@ class StoredPath:
     def fingerprint(self) -> str:
         """16 hex digits of the adapters' bytes and of how rows must be encoded for them."""
         return str(self.manifest["fingerprint"])
-
-    def fits(self, loaded: Any) -> bool:
-        """Whether a loaded model has the weights that the path was fitted on."""
-        was, source = self.manifest["model_fingerprint"], Path(loaded.model.name_or_path)
-        return bool(
-            was == loaded.fingerprint or (self.older and (source / "config.json").exists() and was == model1(source))
-        )
-
-    @property
-    def older(self) -> bool:
-        """Whether it was fitted by 0.1.0, whose digests are others."""
-        return any(len(made) == OLDER for made in self.manifest.get("adapters", {}).values())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -121,7 +107,7 @@ def open_path(folder: Path) -> StoredPath:
     stored = StoredPath(folder, read_sealed(file))
     for name, fingerprint in stored.manifest.get("adapters", {}).items():
         adapter = folder / name
-        if not adapter.exists() or (digest1 if stored.older else file_digest)(adapter) != fingerprint:
+        if not adapter.exists() or file_digest(adapter) != fingerprint:
             raise RunError(
                 f"{adapter} is {'not there' if not adapter.exists() else 'not the adapter that was fitted (changed or cut)'}.",
                 fix="Put the file back from a copy, or fit the path again (--force).",
