@@ -98,6 +98,12 @@ class Bench:
         (run / "manifest.json").write_text(json.dumps(facts))
         return run
 
+    def of_model(self, run: Path, model: Path) -> None:
+        """The run says that it was made with a model in another place."""
+        facts = json.loads((run / "manifest.json").read_text())
+        facts["model"]["name"] = str(model)
+        (run / "manifest.json").write_text(json.dumps(facts))
+
     def reselect(self, run: Path, *more: str) -> list[str]:
         return ["select", "--from", str(run), "--n", "4", "--out", str(self / "again"), *more]
 
@@ -639,12 +645,6 @@ def _(b: Bench) -> list[str]:
     return b.reselect(b / "run")
 
 
-@bad("--force would delete the pool", "--force would delete", "pool.jsonl", "Choose another --out")
-def _(b: Bench) -> list[str]:
-    shutil.copy(b / "pool.jsonl", b.finished() / "pool.jsonl")
-    return b.select("--force", pool=b / "run" / "pool.jsonl")
-
-
 @bad("--force would delete the scores of a selection", "--force would delete", "Choose another --out")
 def _(b: Bench) -> list[str]:
     assert run_inside(b.reselect(b.finished())) == 0
@@ -682,15 +682,13 @@ def _(b: Bench) -> list[str]:
 @bad("the model changed since the path was fitted", "no longer the one", "Put the old files back")
 def _(b: Bench) -> list[str]:
     run, model = b.finished(), tiny_model_folder(b.folder, seed=8, name="other")
-    manifest = run / "path" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(str(b.model), str(model)))
+    b.of_model(run, model)
     return ["score", "--from", str(run), "--pool", str(b / "pool.jsonl"), "--out", str(b / "scored")]
 
 
 @bad("the model is gone since the path was fitted", "gone", "Check the name")
 def _(b: Bench) -> list[str]:
-    manifest = b.finished() / "path" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(str(b.model), str(b / "gone")))
+    b.of_model(b.finished(), b / "gone")
     return ["score", "--from", str(b / "run"), "--pool", str(b / "pool.jsonl"), "--out", str(b / "scored")]
 
 

@@ -28,7 +28,7 @@ from tov.comparison.split import make_split, read_data
 from tov.comparison.variants import plan_trials
 from tov.config.records import CompareConfig
 from tov.config.settings import build
-from tov.errors import ConfigError, DataError, ModelError, RunError, explain, note_interrupts
+from tov.errors import ConfigError, DataError, RunError, explain, note_interrupts
 from tov.methods.registry import built_in
 from tov.methods.spec import parse_variant
 from tov.scores.store import read_table
@@ -244,7 +244,7 @@ def test_another_model_under_the_same_name_is_refused(tmp_path: Path, tiny_folde
     compare(tmp_path / "run", model, methods=["random"], seeds=1)
     shutil.rmtree(model)
     tiny_model_folder(tmp_path, seed=9, name="model")
-    with pytest.raises(ModelError, match=r"is no longer the one that .* was begun with: weights"):
+    with pytest.raises(RunError, match=r"holds another run(.|\n)*model: .*content of its files"):
         compare(tmp_path / "run", model, methods=["random"], seeds=2)
 
 

@@ -179,7 +179,7 @@ def test_the_rows_are_those_that_the_score_ranks_first(picked: dict[str, Any]) -
 def test_again_is_the_same_and_another_option_another_run(name: str, picked: dict[str, Any], tmp_path: Path) -> None:
     one = picked[name]
     files = {path: path.stat().st_mtime_ns for path in one.folder.rglob("*") if path.is_file()}
-    config = one.manifest.identity["settings"]["model"]
+    config = one.manifest.model.name
     select(one.folder, Path(config), VARIANTS[name])
     assert files == {path: path.stat().st_mtime_ns for path in one.folder.rglob("*") if path.is_file()}
     other = {"less": "less", "tracin": "tracin", "dsir": "dsir/mean", "tsds": "tsds/alpha=0.1", "rds": "less"}

@@ -95,7 +95,8 @@ class Run:
         if isinstance(settings, Mapping) and "model" in settings and "model" in identity:
             was = {**was, "settings": {name: value for name, value in settings.items() if name != "model"}}
             identity = {name: value for name, value in identity.items() if name != "model"}
-        return differences(was, identity)
+        lines = differences(was, identity)
+        return [f"{line} (content of its files)" if line.startswith("model: ") else line for line in lines]
 
     def note(self, **facts: Any) -> None:
         """Puts facts into the manifest and writes it."""
@@ -192,10 +193,10 @@ def work_on(
     Raises:
         RunError: the folder holds another run (with the differences) or files that are no run, `force` would delete what is
             read, or another process is at work there.
-        StorageError: the folder cannot be made.
+        StorageError: the disk is full.
     """
     identity = {"command": command, **identity}
-    check_place(folder)
+    check_place(folder, force=force)
     settle(folder)
     there = (folder / FILE).exists()
     if force and there:
@@ -328,7 +329,7 @@ def _check_apart(folder: Path, reads: Sequence[Path]) -> None:
             )
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder: Path, *, force: bool = False) -> None:
     """Raises RunError unless a run may be made here, or is here: not among files that are no run's.
 
     A folder without a manifest may hold what a run killed in its first moments leaves, and nothing else.
@@ -346,8 +347,9 @@ def check_place(folder: Path) -> None:
     strange = [entry for entry in folder.iterdir() if not ours.fullmatch(entry.name) or entry.is_dir()]
     if strange:
         raise RunError(
-            f"{folder} is not empty and holds no run: {strange[0].name} is there.",
-            fix="Choose another --out. Not even --force touches files that are not tov's.",
+            f"{folder} is not empty and holds no run (it has {strange[0].name})"
+            + (", so --force does not delete it." if force else "."),
+            fix="Choose another --out.",
         )
 
 

@@ -6,6 +6,7 @@ kill by its name. Manifests of 0.1.0 list nothing: there the names of that versi
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -40,8 +41,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Locks a folder for the block, where system and disk know locks; a kill frees it.
 
     Raises:
-        RunError: another process is at work there.
-        StorageError: the lock cannot be made: a full disk, a folder that may not be written.
+        RunError: another process is at work there, or the folder cannot be written.
+        StorageError: the disk is full.
     """
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
@@ -68,9 +69,13 @@ def made_said(folder: Path) -> Iterator[None]:
     except (filelock.Timeout, NotImplementedError):
         raise
     except OSError as error:
-        raise StorageError(
-            f"The folder {folder} cannot be written: {error.strerror or error}.",
-            fix="Choose another --out, or make room or permissions for this one.",
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"The disk is full: {folder} could not be made.",
+                fix="Free some space, then give the same command again.",
+            ) from None
+        raise RunError(
+            f"--out {folder} cannot be written: {error.strerror or error}.", fix="Choose another --out."
         ) from None
 
 

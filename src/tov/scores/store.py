@@ -25,8 +25,9 @@ from tov.files import atomic
 _STAMP, _SEAL = b"tov_fingerprint", b"tov_checksum"
 _UNSEALED = b"-the-place-of-its-own-checksum--"
 """What the checksum of a file is taken over in its own place."""
-_AGAIN = "Delete it, then give the same command again: it makes what is missing."
-_ANEW = "Put the file back from a copy, or make the run anew: its own command with --force."
+_ANEW = (
+    "Put the file back from a copy, or delete it and give the command that made it again: a finished run with --force."
+)
 CODED = ("source", "excluded")
 """Columns of few different texts: in memory a code a row and a dictionary of the texts."""
 READERS = 4
@@ -62,7 +63,7 @@ class ShardStore:
         file = self.file(start)
         if not file.exists():
             return False
-        with _open_shard(file, fix=_AGAIN) as shard:
+        with _open_shard(file) as shard:
             self._check(file, _stamp_of(shard))
         return True
 
@@ -89,7 +90,7 @@ class ShardStore:
             raise RunError(
                 f"{self.folder} lacks the shard of row {start}.", fix="Give the command that makes it again."
             )
-        with _open_shard(file, fix=_AGAIN) as shard:
+        with _open_shard(file) as shard:
             self._check(file, _stamp_of(shard))
             return _whole(shard.read())
 
@@ -116,14 +117,14 @@ def _is_whole(content: bytes, seal: bytes) -> bool:
 
 
 @contextmanager
-def _open_shard(file: Path, *, fix: str, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
+def _open_shard(file: Path, *, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
     """A shard whose every byte is the one that was written; shards of 0.1.0 have no checksum."""
-    with _broken_said(file, fix=fix):
+    with _broken_said(file):
         content = file.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=coded, page_checksum_verification=True) as shard:
             seal = (shard.metadata.metadata or {}).get(_SEAL)
             if seal is not None and not _is_whole(content, seal):
-                raise RunError(f"{file} is broken: its content and its checksum differ.", fix=fix)
+                raise pa.ArrowInvalid("its content and its checksum differ")
             yield shard
 
 
@@ -217,7 +218,7 @@ def _read_shards(
 
 
 def _read_shard(file: Path, columns: Sequence[str] | None) -> tuple[str, pa.Table]:
-    with _open_shard(file, fix=_ANEW, coded=CODED) as shard:
+    with _open_shard(file, coded=CODED) as shard:
         return _stamp_of(shard), _whole(shard.read(columns, use_threads=False))
 
 
@@ -239,7 +240,7 @@ def columns_in(folder: Path) -> list[str]:
         RunError: the folder holds none, or its first shard is broken.
     """
     first = _files(folder)[0]
-    with _broken_said(first, fix=_ANEW):
+    with _broken_said(first):
         return list(pq.read_schema(first).names)
 
 
@@ -247,7 +248,7 @@ def rows_in(folder: Path) -> int:
     """Rows of a folder's shards together, by their headers. Errors as of `columns_in`."""
     rows = 0
     for file in _files(folder):
-        with _broken_said(file, fix=_ANEW):
+        with _broken_said(file):
             rows += pq.read_metadata(file).num_rows
     return rows
 
@@ -260,7 +261,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _broken_said(file: Path, *, fix: str) -> Iterator[None]:
+def _broken_said(file: Path) -> Iterator[None]:
     try:
         yield
     except RunError:
@@ -268,7 +269,7 @@ def _broken_said(file: Path, *, fix: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, KeyError) as error:  # a footer may name other columns
         if isinstance(error, OSError) and error.errno:  # of the disk, not of the file's content
             raise
-        raise RunError(f"{file} is broken: {error}", fix=fix) from None
+        raise RunError(f"{file} is broken: {error}", fix=_ANEW) from None
 
 
 def _check_gap(folder: Path, start: int, stop: int) -> None:

@@ -172,7 +172,7 @@ def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, r
     """Raises RunError if --out holds another run than the one meant, and --force is not given, or files that are no run."""
     identity = select_identity(settings, variant, rows, target)
     folder = run_folder(config.out, identity)
-    check_place(folder)
+    check_place(folder, force=config.force)
     if (folder / FILE).exists() and config.n and not config.force:
         watch_run(folder, command="select", identity=identity)
 
