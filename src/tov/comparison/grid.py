@@ -118,7 +118,7 @@ def _check_names(names: Iterable[str], path: Path) -> None:
         if reason:
             raise ConfigError(
                 f"{path}: the name {name[:100]!r} of an experiment {reason}.",
-                allowed=f'names that differ by more than capitals, of at most {_LONGEST_NAME} bytes, without / \\ : * ? " < > |',
+                allowed=f'names that differ by more than capitals, at most {_LONGEST_NAME} bytes, without / \\ : * ? " < > |',
                 fix="Write a name such as small-1: the experiment's folder is OUT/NAME.",
             )
 

@@ -24,7 +24,7 @@ MOST_BYTES, MOST_VALUES, MOST_NESTED = 1 << 20, 100_000, 50
 class _Settings(yaml.SafeLoader):
     """Text, numbers, truth values, lists and mappings, as JSON has them."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
+    yaml_implicit_resolvers: ClassVar[Any] = {  # type: ignore[misc]
         letter: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":timestamp")]
         for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
