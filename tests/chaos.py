@@ -101,7 +101,8 @@ class Server:
         """
         asked = {"argv": [str(one) for one in argv], "below": str(below), "kind": kind, "at": at, "seconds": seconds,
                  "imports": imports}  # fmt: skip
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -110,7 +111,8 @@ class Server:
 
     def close(self) -> None:
         """Ends the server."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(timeout=30)
         self._process.stdout.close()
@@ -214,8 +216,11 @@ class _Watch:
         self.full = False
 
     def tell(self, **facts: Any) -> None:
-        """A line to the server."""
+        """A line to the server, whatever limit there is on files."""
+        limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
         os.write(self.told, (json.dumps(facts) + "\n").encode())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if event not in CHANGING or (event == "open" and not _writes(*args[1:])):

@@ -112,6 +112,34 @@ class Scene:
             self._whole[name] = Whole(settled(self.place), ended, spent(self.place))
         return self._whole[name]
 
+    def disturbed(self, name: str, strikes: Sequence[dict[str, Any]]) -> tuple[list[Ended], str]:
+        """A command that is struck by one fault after another, and given once more: how each ended, and what is wrong."""
+        self.whole(name)
+        self.clear()
+        struck = [self.run(name, **strike) for strike in strikes]
+        wrong = [f"ended with {one.code}: {one.said[-2000:]}" for one in struck if not one.killed and one.code]
+        last = self.run(name)
+        if last.code:
+            wrong.append(f"ended with {last.code} when given again: {last.said[-2000:]}")
+        return struck, "; ".join(wrong) or self.differs(name)
+
+    def settled(self) -> dict[str, bytes]:
+        """The files of the place, without what tells of time."""
+        return settled(self.place)
+
+    def missing_from(self, files: dict[str, bytes]) -> list[str]:
+        """The files that are not there, or not as they were."""
+        found = self.settled()
+        return [name for name, data in files.items() if found.get(name) != data]
+
+    def shards(self) -> dict[str, int]:
+        """The finished shards of the place, and when each was written."""
+        return {str(file): file.stat().st_mtime_ns for file in sorted(self.place.rglob("rows-*.parquet"))}
+
+    def drop(self, name: str) -> None:
+        """Removes a folder of the place."""
+        shutil.rmtree(self.place / name, ignore_errors=True)
+
     def differs(self, name: str) -> str:
         """In what the place differs from an undisturbed run; "" where it does not."""
         whole, found = self.whole(name), settled(self.place)
