@@ -15,15 +15,15 @@ from tiny import make_rows, tiny_model_folder, write_jsonl
 
 LESS = "less/lora_r=2/lora_alpha=8/batch_size=8/epochs=1/dim=64"
 OF_TIME: dict[str, tuple[str, ...]] = {
-    "manifest.json": ("started", "finished", "timings", "seconds", "cost", "spent", "tokens_passed"),
+    "manifest.json": ("started", "finished", "timings", "seconds", "cost", "spent", "tokens_passed", "commit"),
     "artifact.json": ("seconds", "spent"),
-    "trials.jsonl": ("seconds", "scoring"),
+    "trials.jsonl": ("seconds", "scoring", "commit"),
     "results.json": ("scoring_seconds", "train_seconds", "scoring_tokens_forward", "scoring_tokens_backward", "scoring_bytes"),
 }  # fmt: skip
-"""Fields, wherever they stand in such a file, that tell how long it took or how much was computed twice."""
+"""Fields, wherever they stand in such a file, that tell how long it took, how much was computed twice, and by which commit."""
 PARTS_OF_TIME = {
-    "summary.md": (r"## Time\n.*?(?=\n## )", r"(?<= tokens in )\S+"),
-    "report.md": (r"## Cost\n.*?(?=\n## )",),
+    "summary.md": (r"## Time\n.*?(?=\n## )", r"(?<= tokens in )\S+", r"commit \S+"),
+    "report.md": (r"## Cost\n.*?(?=\n## )", r"commit \S+"),
 }
 """Likewise, in a text."""
 UNCOMPARED = (".lock", "events.jsonl")
@@ -160,7 +160,9 @@ class Scene:
 
 def settled(folder: Path) -> dict[str, bytes]:
     """Path -> bytes of every file, without what tells of time."""
-    files = (file for file in folder.rglob("*") if file.is_file() and file.name not in UNCOMPARED)
+    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in UNCOMPARED]
+    # Others may be at work in what is shared: halves of files are swept from there an hour later.
+    files = [file for file in files if not (file.name.endswith(".tmp") and "store" in file.parts)]
     return {str(file.relative_to(folder)): timeless(file.name, file.read_bytes()) for file in sorted(files)}
 
 

@@ -51,9 +51,9 @@ def as_it_was(desk: Desk, tmp_path: Path) -> Iterator[None]:
 
 def restore(folder: Path, kept: Path) -> None:
     """Makes a folder what its copy is; a file that is as it was is not touched."""
-    for file in [one for one in folder.rglob("*") if one.is_file()]:
-        if not (kept / file.relative_to(folder)).exists():
-            file.unlink()
+    for one in sorted(folder.rglob("*"), reverse=True):
+        if not (kept / one.relative_to(folder)).exists():
+            one.rmdir() if one.is_dir() else one.unlink()
     for copy in [one for one in kept.rglob("*") if one.is_file()]:
         file = folder / copy.relative_to(kept)
         if not file.exists() or file.read_bytes() != copy.read_bytes():
