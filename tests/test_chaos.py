@@ -20,7 +20,7 @@ from scene import Scene
 ALL = os.environ.get("TOV_CHAOS") == "all"
 MOMENTS = 30 if ALL else 1
 """Random moments a verb."""
-VERBS = {"select": 6, "less": 5, "rds": 3, "from": 7, "fit": 3, "score": 5, "train": 6, "compare": 4}
+VERBS = {"select": 4, "less": 3, "rds": 2, "from": 4, "fit": 2, "score": 3, "train": 4, "compare": 2}
 """Commands, and at how many operations each is killed in the suite, by each kind of fault in turn."""
 KNOWN = {
     "config.yaml is missing": "config.yaml is written after the manifest, and not again",
@@ -29,13 +29,6 @@ KNOWN = {
 """Faults that other tests here hold as expected failures; whatever else differs fails."""
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or not hasattr(os, "fork"), reason="fork and SIGKILL are POSIX")
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    made = Scene.made(tmp_path_factory.mktemp("chaos"))
-    yield made
-    made.server.close()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +82,7 @@ def test_killed_it_ends_with_the_same_files(name: str, scene: Scene, table: dict
 
 
 @pytest.mark.timeout(7200 if ALL else 600)
-@pytest.mark.parametrize("name", ["select", "less", "from", "score", "train", "compare"])
+@pytest.mark.parametrize("name", ["select", "less", "score", "train", "compare"] if ALL else ["select", "compare"])
 def test_killed_at_any_moment_it_ends_with_the_same_files(
     name: str, scene: Scene, table: dict[str, Counter[str]]
 ) -> None:
@@ -105,7 +98,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(
 
 
 @pytest.mark.timeout(7200 if ALL else 600)
-@pytest.mark.parametrize("name", ["select", "from", "train", "compare"])
+@pytest.mark.parametrize("name", ["select", "from", "train", "compare"] if ALL else ["from", "select"])
 def test_killed_again_while_it_goes_on(name: str, scene: Scene, table: dict[str, Counter[str]]) -> None:
     """Twice or three times; the later kills strike what the first has left to do."""
     faults, draw, counts = [], random.Random(name), table.setdefault(f"{name} again", Counter())

@@ -19,17 +19,10 @@ from scene import Scene
 ALL = os.environ.get("TOV_CHAOS") == "all"
 PAGE = 4096
 """A tmpfs is as large as so many of these."""
-SIZES = {"select": 6, "less": 4, "from": 3, "score": 3, "train": 4, "compare": 3}
+SIZES = {"select": 3, "less": 2, "from": 2, "score": 2, "train": 2, "compare": 2}
 """Commands, and at how many sizes of the disk, and operations, each is tried in the suite."""
 
 pytestmark = pytest.mark.skipif(os.name != "posix" or not hasattr(os, "fork"), reason="fork and tmpfs are POSIX")
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    made = Scene.made(tmp_path_factory.mktemp("full"))
-    yield made
-    made.server.close()
 
 
 def mount(place: Path, options: str) -> bool:
