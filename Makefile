@@ -1,7 +1,7 @@
 # Each target makes .venv itself. A stamp in .venv says what is installed, so a second call starts at once.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test chaos lint bench docs clean
 
 # The pins in constraints.txt need Python 3.11 or newer; the package itself allows 3.10.
 PYTHON ?= python3.11 python3
@@ -17,6 +17,11 @@ demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 # One thread a process: tiny matrices gain nothing by two, and lose much where a core is busy.
 test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+# Every operation of every command: about an hour. A part of it: make chaos ARGS="-k 'files and train'".
+chaos: .venv/test.stamp  ## kill, fill the disk and flip bits at every place, and print a table
+	TOV_CHAOS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest --capture=no --no-header \
+	  tests/test_chaos.py tests/test_full_disk.py tests/test_bit_flips.py tests/test_mutations.py $(ARGS)
 
 lint: .venv/lint.stamp  ## check style, types and the direction of imports
 	$(BIN)/ruff check .

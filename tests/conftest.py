@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Read when the libraries are imported, so set before any of them is. The tests run on the CPU, also where there is a GPU.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -71,6 +73,16 @@ def tiny_pool(tmp_path_factory) -> Path:
 def tiny_target(tmp_path_factory) -> Path:
     """6 target rows; tests must not change the file."""
     return write_jsonl(tmp_path_factory.mktemp("target") / "target.jsonl", make_rows(6, seed=2))
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory) -> Iterator[Any]:
+    """Commands of tov in processes of their own, which tests may kill; one place, which each test clears."""
+    from scene import Scene  # POSIX alone
+
+    made = Scene.made(tmp_path_factory.mktemp("scene"))
+    yield made
+    made.server.close()
 
 
 def skip_without(*packages: str, install: str) -> None:

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tov.config.yaml_files import read_yaml
+from tov.config.yaml_files import read_yaml, with_text_keys
 from tov.errors import ConfigError, did_you_mean, kind_of
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
+_EXPERIMENTS, _WRITE_EXPERIMENTS = (
+    "a mapping NAME: {settings}, not empty",
+    "Write each experiment as a line NAME: {settings}",
+)
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -49,13 +55,12 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
         ConfigError: no such file, broken YAML, an unset variable, no such experiment.
     """
     settings = _read(path)
-    experiments = settings.pop("experiments", None)
-    if not experiments or not all(isinstance(experiment, Mapping) for experiment in experiments.values()):
+    experiments = _experiments(settings, path)
+    if not experiments:
         raise ConfigError(
-            f"{path}: experiments is {kind_of(experiments) if experiments else 'empty'}, but must be a mapping.",
-            allowed="a mapping NAME: {settings}, not empty",
-            fix="Write each experiment as a line NAME: {settings}.",
+            f"{path}: experiments is empty, but must be a mapping.", allowed=_EXPERIMENTS, fix=f"{_WRITE_EXPERIMENTS}."
         )
+    _check_names(experiments, path)
     if any("out" in block for block in (settings, *experiments.values())):
         raise ConfigError(
             f"{path} sets out, but in a grid each experiment's folder is OUT/NAME.",
@@ -68,25 +73,73 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
                 allowed=", ".join(experiments),
                 fix="Correct the name after --only.",
             )
-    chosen = {str(name): _dashes(experiment) for name, experiment in experiments.items() if not only or name in only}
+    chosen = {
+        name: with_text_keys(experiment, path) for name, experiment in experiments.items() if not only or name in only
+    }
     return Grid(settings, chosen)
 
 
+def _experiments(settings: dict[str, Any], path: Path) -> dict[str, Mapping[str, Any]]:
+    """Taken out of the settings, under their names as text."""
+    experiments = settings.pop("experiments", None) or {}
+    if not isinstance(experiments, Mapping):
+        raise ConfigError(
+            f"{path}: experiments is {kind_of(experiments)}, but must be a mapping.",
+            allowed=_EXPERIMENTS,
+            fix=f"{_WRITE_EXPERIMENTS}.",
+        )
+    odd = next((name for name, experiment in experiments.items() if not isinstance(experiment, Mapping)), None)
+    if odd is not None:
+        raise ConfigError(
+            f"{path}: the experiment {odd} is {kind_of(experiments[odd])}, but must be a mapping.",
+            allowed=_EXPERIMENTS,
+            fix=f"{_WRITE_EXPERIMENTS}; of one without settings of its own, NAME: {{}}.",
+        )
+    named = {str(name): experiment for name, experiment in experiments.items()}
+    if len(named) < len(experiments):
+        raise ConfigError(f"{path}: two experiments have one name.", allowed=_EXPERIMENTS, fix="Rename one of them.")
+    return named
+
+
+def _check_names(names: Iterable[str], path: Path) -> None:
+    """Raises ConfigError for a name that is no folder of its own in --out, on any system."""
+    seen = dict[str, str]()
+    for name in names:
+        alike = seen.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        reason = (
+            "is empty" if not name.strip()
+            else f"has more than {_LONGEST_NAME} bytes" if len(name.encode()) > _LONGEST_NAME
+            else f"begins with {name[0]!r}" if name[0] in ".~- "
+            else f"ends with {name[-1]!r}" if name[-1] in ". "
+            else "is no name of a folder" if not name.isprintable() or set(name) & set('/\\:*?"<>|')
+            else f"differs from {alike} by capitals alone, which some disks do not tell apart" if alike != name
+            else ""
+        )  # fmt: skip
+        if reason:
+            raise ConfigError(
+                f"{path}: the name {name[:100]!r} of an experiment {reason}.",
+                allowed=f'names that differ by more than capitals, at most {_LONGEST_NAME} bytes, without / \\ : * ? " < > |',
+                fix="Write a name such as small-1: the experiment's folder is OUT/NAME.",
+            )
+
+
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    if path in above:
-        raise ConfigError(f"{path} extends itself.", fix="Remove the line that begins with extends.")
+    real = path.resolve() if "\0" not in str(path) else path
+    if real in above:
+        round_ = " extends ".join(file.name for file in (*above[above.index(real) :], real))
+        raise ConfigError(f"{path} extends itself: {round_}.", fix="Remove one of the lines that begin with extends.")
     settings = {name: _filled(value, path) for name, value in read_yaml(path).items()}
     if "extends" not in settings:
         return settings
-    base = _read(path.parent / str(settings.pop("extends")), (*above, path))
-    own, theirs = settings.pop("experiments", None) or {}, base.get("experiments") or {}
-    for experiments in (own, theirs):
-        if not isinstance(experiments, Mapping):
-            raise ConfigError(
-                f"{path}: experiments is {kind_of(experiments)}, but must be a mapping.",
-                allowed="a mapping NAME: {settings}",
-                fix="Write each experiment as a line NAME: {settings}.",
-            )
+    other = settings.pop("extends")
+    if not isinstance(other, str):
+        raise ConfigError(
+            f"{path}: extends is {kind_of(other)}, but must be a file's name.",
+            allowed="extends: OTHER.yaml",
+            fix="Correct the line that begins with extends.",
+        )
+    base = _read(path.parent / other, (*above, real))
+    theirs, own = _experiments(base, path), _experiments(settings, path)
     both = {name: {**theirs.get(name, {}), **own.get(name, {})} for name in [*theirs, *own]}
     return {**base, **settings, "experiments": both}
 
@@ -107,7 +160,3 @@ def _variable(name: str, path: Path) -> str:
             fix=f"Set it: {name}=VALUE tov compare {path} --out DIR",
         )
     return os.environ[name]
-
-
-def _dashes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name).replace("-", "_"): value for name, value in settings.items()}

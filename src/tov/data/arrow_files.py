@@ -5,18 +5,66 @@ Such a column is read as the nearest type that it knows, so that a column that n
 
 from __future__ import annotations
 
+import glob
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tov.data.arrow_check import check_file, open_arrow
+from tov.data.text_files import is_packed, unpacked
+from tov.files import content_digest, digest
 
 _KNOWN_EXTENSIONS = ("arrow.json", "datasets.")
 """Beginnings of names of extension types that `datasets` reads itself."""
 
 
+def load_arrow(builder: str, paths: Sequence[Path]) -> datasets.Dataset:
+    """The rows of Parquet files, or of Arrow files and streams, maybe compressed.
+
+    Args:
+        builder: parquet or arrow.
+        paths: the files.
+
+    Raises:
+        DataError: a file is broken, or unpacks to more than any data does.
+    """
+    digests = [content_digest(path) for path in paths]
+    plain = [_plain_file(path, name) for path, name in zip(paths, digests, strict=True)]
+    for path, file in zip(paths, plain, strict=True):
+        check_file(file, path)
+    table = with_known_types(plain)
+    if table is not None:
+        return datasets.Dataset(table)
+    # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
+    files = [glob.escape(str(path)) for path in plain]
+    return datasets.load_dataset(builder, digest(digests), data_files=files, split="train")
+
+
+def _plain_file(path: Path, name: str) -> Path:
+    """The file, or an unpacked copy of it beside what `datasets` keeps."""
+    if not is_packed(path):
+        return path
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "downloads" / "extracted" / "tov"
+    file = folder / f"{name}{Path(path.stem).suffix.lower()}"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:
+            try:
+                for block in unpacked(path):
+                    copy.write(block)
+            except BaseException:
+                Path(copy.name).unlink()
+                raise
+        Path(copy.name).replace(file)
+    return file
+
+
 def with_known_types(paths: Sequence[Path]) -> pa.Table | None:
-    """The rows of files in memory, unknown types replaced; None where `datasets` knows the types of all columns.
+    """The rows of checked files in memory, unknown types replaced; None where `datasets` knows the types of all columns.
 
     A map becomes a list of its entries, a UUID text, a category its text, and another extension what it is stored as.
     """
@@ -27,25 +75,17 @@ def with_known_types(paths: Sequence[Path]) -> pa.Table | None:
 
 
 def _schema(path: Path) -> pa.Schema:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return pq.read_schema(path)
     with pa.memory_map(str(path)) as file:
-        return _reader(file).schema
+        return open_arrow(file).schema
 
 
 def _read(path: Path) -> pa.Table:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return pq.read_table(path)
     with pa.memory_map(str(path)) as file:
-        return _reader(file).read_all()
-
-
-def _reader(file: pa.NativeFile) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
-    try:
-        return pa.ipc.open_file(file)
-    except pa.ArrowInvalid:
-        file.seek(0)
-        return pa.ipc.open_stream(file)
+        return open_arrow(file).read_all()
 
 
 def _converted(table: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from tov.data.text_files import decode_line, open_bytes
+from tov.data.text_files import decode_line, unpacked
 from tov.errors import DataError
 
 SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".bioes")
@@ -125,11 +125,15 @@ def column_numbers(columns: Mapping[str, str]) -> dict[str, int]:
 def is_conll(path: Path, columns: Mapping[str, str] | None = None) -> bool:
     """Whether a .txt or .tsv file holds a word and a tag on each of its first lines, or is UTF-16 (reading it says so)."""
     at = column_numbers(columns or {}).get(TAGS, -1)
+    data = b""
     try:
-        with open_bytes(path) as file:
-            data = file.read(_SNIFFED_BYTES)
-    except OSError:
+        for block in unpacked(path):
+            data += block
+            if len(data) >= _SNIFFED_BYTES:
+                break
+    except OSError:  # reading it says so
         return False
+    data = data[:_SNIFFED_BYTES]
     if _wide_encoding(data):
         return True
     texts = _LINE_END.split(data.decode("utf-8", "replace").removeprefix("\ufeff"))
@@ -185,8 +189,7 @@ def _texts(path: Path) -> list[str]:
     Raises:
         DataError: it is not UTF-8.
     """
-    with open_bytes(path) as file:
-        data = file.read()
+    data = b"".join(unpacked(path))
     encoding = _wide_encoding(data)
     if encoding:
         raise DataError(

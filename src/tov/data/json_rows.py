@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tov.data.tables import check_characters, check_nesting
-from tov.data.text_files import decode_line, open_plain
+from tov.data.text_files import decode_line, lines_of, open_plain
 from tov.errors import DataError, kind_of
 
 BOM = b"\xef\xbb\xbf"
@@ -78,7 +78,7 @@ class _Lines:
         starts, numbers, columns = list[int](), list[int](), dict[str, None]()
         at = len(BOM) if self._file.read(len(BOM)) == BOM else 0
         self._file.seek(at)
-        for number, line in enumerate(self._file, 1):
+        for number, line in lines_of(self._file, path):
             if line.strip():
                 starts.append(at)
                 numbers.append(number)

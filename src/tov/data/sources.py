@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,17 +15,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-import pyarrow as pa
 
-from tov.data.arrow_files import with_known_types
+from tov.data.arrow_files import load_arrow
 from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
 from tov.data.conll import column_numbers, is_conll, load_conll
 from tov.data.csv_rows import load_csv
 from tov.data.json_rows import JsonTable
+from tov.data.saved import is_saved, load_saved, saved_splits
 from tov.data.tables import ArrowTable, ListTable, Table
 from tov.data.text_files import COMPRESSED
 from tov.errors import DataError, kind_of
-from tov.files import content_digest, digest
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
 
@@ -181,8 +179,8 @@ def _near(path: Path) -> str:
 
 
 def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split: str | None = None) -> Source:
-    if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+    splits = saved_splits(path)
+    if splits is not None:
         if split is None and len(splits) == 1:
             split = splits[0]
         if split is None or split not in splits:
@@ -192,9 +190,9 @@ def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split
                 fix=f"Write {path}:{splits[0]}" if splits else "Save the data set anew: it has no split.",
             )
         location = f"{path}:{split}"
-        return Source(name or path.name, location, ArrowTable(_from_disk(path / split), location))
-    if (path / "dataset_info.json").exists() and (path / "state.json").exists():
-        return Source(name or path.name, str(path), ArrowTable(_from_disk(path), str(path)))
+        return Source(name or path.name, location, load_saved(path / split, location))
+    if is_saved(path):
+        return Source(name or path.name, str(path), load_saved(path, str(path)))
     files = sorted(
         file
         for file in path.rglob("*")
@@ -242,18 +240,6 @@ def _of_split(files: list[Path], folder: Path, split: str | None) -> tuple[list[
     return found[wanted], [note] if others else []
 
 
-def _from_disk(folder: Path) -> datasets.Dataset:
-    try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        if isinstance(error, PermissionError):
-            raise
-        raise DataError(
-            f"The save_to_disk folder {folder} cannot be read: {error}",
-            fix="Copy the whole folder again, or save it anew: a file of it is missing or cut.",
-        ) from error
-
-
 def _suffix(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
@@ -285,7 +271,7 @@ def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
     assert builder
     try:
         return _load(builder, paths, kinds, columns)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno:
@@ -312,16 +298,7 @@ def _load(builder: str, paths: list[Path], kinds: set[str], columns: Mapping[str
         )
     if builder == "csv":
         return ArrowTable(load_csv(paths, ["\t" if _suffix(path) == ".tsv" else "," for path in paths]), location)
-    table = with_known_types(paths) if kinds <= {".parquet", ".arrow"} and not _packed(paths) else None
-    if table is not None:
-        return ArrowTable(datasets.Dataset(table), location)
-    # `datasets` keeps what it has read, and takes a file of the same time for the same file: its content is in the name.
-    name, files = digest([content_digest(path) for path in paths]), [glob.escape(str(path)) for path in paths]
-    return ArrowTable(datasets.load_dataset(builder, name, data_files=files, split="train"), location)
-
-
-def _packed(paths: Sequence[Path]) -> bool:
-    return any(path.suffix.lower() in COMPRESSED for path in paths)
+    return ArrowTable(load_arrow(builder, paths), location)
 
 
 def _all_conll(paths: Sequence[Path], columns: Mapping[str, str]) -> bool:

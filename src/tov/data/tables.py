@@ -109,6 +109,11 @@ class ArrowTable:
                 f"{self._location}: a text in rows {places[0] + 1} to {places[-1] + 1} is not UTF-8 ({error.reason}).",
                 fix="Write the file anew with UTF-8 text.",
             ) from None
+        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, pa.ArrowException) as error:
+            raise DataError(  # a date beyond the year 9999, JSON text that is none
+                f"{self._location}: a value in rows {places[0] + 1} to {places[-1] + 1} cannot be read: {error}",
+                fix="Correct the value, or write the file anew without its column.",
+            ) from error
         names = list(block)
         for values in zip(*block.values(), strict=True):
             yield dict(zip(names, values, strict=True))
