@@ -15,8 +15,8 @@ from tiny import make_rows, tiny_model_folder, write_jsonl
 
 LESS = "less/lora_r=2/lora_alpha=8/batch_size=8/epochs=1/dim=64"
 OF_TIME: dict[str, tuple[str, ...]] = {
-    "manifest.json": ("started", "finished", "timings", "seconds", "cost", "spent", "tokens_passed", "commit"),
-    "artifact.json": ("seconds", "spent"),
+    "manifest.json": ("started", "finished", "timings", "seconds", "cost", "spent", "tokens_passed", "commit", "checksum"),
+    "artifact.json": ("seconds", "spent", "checksum"),
     "trials.jsonl": ("seconds", "scoring", "commit"),
     "results.json": ("scoring_seconds", "train_seconds", "scoring_tokens_forward", "scoring_tokens_backward", "scoring_bytes"),
 }  # fmt: skip
@@ -178,6 +178,10 @@ def timeless(name: str, data: bytes) -> bytes:
 
 def _without(value: Any, names: Sequence[str]) -> Any:
     if isinstance(value, dict):
+        if isinstance(value.get("files"), dict):  # checksums of files that tell of time
+            dated = (*OF_TIME, *PARTS_OF_TIME)
+            made = {name: "" if name.rpartition("/")[2] in dated else one for name, one in value["files"].items()}
+            value = {**value, "files": made}
         # A trial's `scoring` is what it cost; a manifest's is how it was done, and stays.
         return {name: _without(one, names) for name, one in value.items() if name not in names}
     return [_without(one, names) for one in value] if isinstance(value, list) else value

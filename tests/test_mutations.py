@@ -92,10 +92,6 @@ OF_MODEL = {name for name in INPUTS if "row" not in name}
 OF_TARGET = {"a row of the target"}
 UNREAD = {"select": set(), "train": OF_TARGET, "score": set(INPUTS) - OF_MODEL, "select --from": OF_MODEL | OF_TARGET}
 """What a command that goes out from a finished run does not read: it has no use for it, or it is stored."""
-KNOWN: dict[str, set[str]] = {
-    "select": OF_MODEL, "train": {"tokenizer", "chat template"}, "score": set(), "select --from": set(),
-}  # fmt: skip
-"""What a command does not notice yet."""
 
 
 def begun(desk: Desk) -> None:
@@ -140,13 +136,8 @@ def test_a_changed_input_is_noticed_by_every_later_command(what: str, fresh: Des
             ended[name] = "went on"
         except TovError:
             ended[name] = "refused"
-    known = {name: KNOWN[name] for name in commands if what in KNOWN[name] and ended[name] == "went on"}
     right = {name: "went on" if what in UNREAD[name] else "refused" for name in commands}
-    assert {name: end for name, end in ended.items() if name not in known} == {
-        name: end for name, end in right.items() if name not in known
-    }
-    if known:
-        pytest.xfail(f"not yet noticed by {', '.join(known)}")
+    assert ended == right
 
 
 OTHER_SETTINGS = {

@@ -167,11 +167,24 @@ def read_sealed(path: Path) -> Any:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Appends one JSON line (an event log)."""
-    if not path.exists():
+    """Appends one JSON line to a log; a line that a kill has cut short is taken away first."""
+    if path.exists():
+        drop_torn_line(path)
+    else:
         _write_down(path)
     with _full_disk_said(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def drop_torn_line(path: Path) -> None:
+    """Takes away what stands behind the last line break."""
+    with open(path, "rb+") as log:
+        end = log.seek(0, os.SEEK_END)
+        if end:
+            log.seek(end - 1)
+            if log.read(1) != b"\n":
+                log.seek(0)
+                log.truncate(log.read().rfind(b"\n") + 1)
 
 
 def digest(value: Any) -> str:

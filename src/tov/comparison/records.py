@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tov.errors import RunError, kind_of
+from tov.files import drop_torn_line
 
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
 """Of a trial: has a loss; is tried again by the next call; cannot be, whatever is tried."""
@@ -119,7 +120,5 @@ def renamed(value: Any) -> Any:
 
 def repair_trials(file: Path) -> None:
     """Removes a last line that a kill cut short, so that the next one begins a line."""
-    data = file.read_bytes() if file.exists() else b""
-    if not data.endswith(b"\n") and data:
-        with open(file, "rb+") as broken:
-            broken.truncate(data.rfind(b"\n") + 1)
+    if file.exists():
+        drop_torn_line(file)

@@ -27,6 +27,7 @@ from tov.files import append_json_line, checksum, digest, listing, sweep_tempora
 from tov.runs.environment import hardware, now, versions
 from tov.runs.made import (
     BARE,
+    CONFIG,
     LIST,
     LOCK,
     NEW,
@@ -236,6 +237,8 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
         changed = run.changed(identity)
         if not changed:
             if not run.finished:
+                if not (place / CONFIG).exists():  # a kill may have come before
+                    _write_settings(place, settings)
                 run.manifest.status = "running"
                 run.event("resumed")
             return run
@@ -255,9 +258,13 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
         replaces,
     )  # fmt: skip
     run.note()
-    write_text(place / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
+    _write_settings(place, settings)
     run.event("started", command=command)
     return run
+
+
+def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    write_text(folder / CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
 
 def _gives_way(run: Run) -> bool:

@@ -25,7 +25,9 @@ LIST = ".files"
 """Files that an unfinished run has made, or was about to make, a line each."""
 NEW, MOVES = ".tov-new", "moves.json"
 """Below a run's folder, the run that is to take its place; and in it, the files that are moved for that."""
-BARE = {FILE, "config.yaml", "events.jsonl", LOCK, LIST}
+CONFIG = "config.yaml"
+"""The settings of a run."""
+BARE = {FILE, CONFIG, "events.jsonl", LOCK, LIST}
 """Files of a run that has made nothing yet."""
 UNLISTED = re.compile(r"rows-\d{12}\.parquet|\..+\.tmp")
 """Names of files that tov has made wherever they are: shards, and what a kill has left half-written."""

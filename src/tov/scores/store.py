@@ -22,7 +22,7 @@ import xxhash
 from tov.errors import NumericError, RunError
 from tov.files import atomic
 
-_STAMP, _SEAL = b"tov_fingerprint", b"tov_checksum"
+_STAMP, _PLACE, _SEAL = b"tov_fingerprint", b"tov_first_row", b"tov_checksum"
 _UNSEALED = b"-the-place-of-its-own-checksum--"
 """What the checksum of a file is taken over in its own place."""
 _ANEW = (
@@ -73,7 +73,9 @@ class ShardStore:
         Raises:
             StorageError: the disk is full.
         """
-        stamped = table.replace_schema_metadata({_STAMP: self.fingerprint.encode(), _SEAL: _UNSEALED})
+        stamped = table.replace_schema_metadata(
+            {_STAMP: self.fingerprint.encode(), _PLACE: str(start).encode(), _SEAL: _UNSEALED}
+        )
         dictionary = [name for name in table.column_names if name != FEATURES]
         with atomic(self.file(start)) as temporary:
             pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary, write_page_checksum=True)
@@ -122,10 +124,16 @@ def _open_shard(file: Path, *, coded: Sequence[str] = ()) -> Iterator[pq.Parquet
     with _broken_said(file):
         content = file.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=coded, page_checksum_verification=True) as shard:
-            seal = (shard.metadata.metadata or {}).get(_SEAL)
-            if seal is not None and not _is_whole(content, seal):
+            said = shard.metadata.metadata or {}
+            if _SEAL in said and not _is_whole(content, said[_SEAL]):
                 raise pa.ArrowInvalid("its content and its checksum differ")
+            if _PLACE in said and int(said[_PLACE]) != _first_row(file):
+                raise pa.ArrowInvalid(f"it is the shard of row_id {int(said[_PLACE])}")
             yield shard
+
+
+def _first_row(file: Path) -> int:
+    return int(file.stem.partition("-")[2])
 
 
 def _stamp_of(shard: pq.ParquetFile) -> str:
@@ -173,7 +181,7 @@ def read_table(
     """
     parts, block, done = list[pa.Table](), list[pa.Table](), 0
     for file, shard in _read_shards(_files(folder), columns, fingerprint):
-        _check_gap(folder, done, int(file.stem.partition("-")[2]))
+        _check_gap(folder, done, _first_row(file))
         done += len(shard)
         block.append(shard)
         if len(block) == JOINED:
@@ -189,7 +197,7 @@ def read_hashes(folder: Path, row_ids: np.ndarray, fingerprint: str | None = Non
     Errors as of `read_table`.
     """
     files = _files(folder)
-    starts = np.array([int(file.stem.partition("-")[2]) for file in files])
+    starts = np.array([_first_row(file) for file in files])
     shard_of = np.searchsorted(starts, row_ids, side="right") - 1
     order = np.argsort(shard_of, kind="stable")
     touched, first = np.unique(shard_of[order], return_index=True)

@@ -134,6 +134,10 @@ def run_train(
             _train_and_test(run, job)
             write_text(run.folder / "summary.md", _markdown(Trained(run)))
             run.finish()
+        else:
+            for name in run.manifest.files:
+                if name.startswith("adapter/"):
+                    run.check_file(name)
     return Trained(run)
 
 
@@ -266,10 +270,14 @@ def _train_and_test(run: Run, job: _Job) -> None:
 
 def _open_pretrained(job: _Job) -> Opened:
     opened = ModelSpec.of(job.settings, tuple(job.model.labels)).open()
-    if job.model.fingerprint not in (None, opened.loaded.fingerprint):
+    pairs = (
+        (job.model.fingerprint, opened.loaded.fingerprint),
+        (job.model.tokenizer, opened.loaded.tokenizer_fingerprint),
+    )
+    if any(was not in (None, now) for was, now in pairs):
         raise ModelError(
             f"The model '{job.settings.model}' is no longer the one that the rows were chosen with.",
-            fix="Put the old weights back, or select again.",
+            fix="Put the old weights, tokenizer and chat template back, or select again.",
         )
     return opened
 
