@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,14 +11,12 @@ from typing import Any, Protocol
 import torch
 
 from tov.errors import ConfigError, ModelError, did_you_mean
-from tov.files import digest, file_digest
+from tov.files import digest
 from tov.model.builtin import ALIASES, from_gguf, packaged_model
+from tov.model.consent import Expected, check_consent, code_of, fingerprint, not_consented, read_settings
 from tov.model.kernels.memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-"""Files of a model's folder that may hold weights."""
-
 LARGEST_DEFAULT = 1024
 """Tokens a row may have where --max-length is not given and the model takes so many."""
 
@@ -169,6 +167,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
+    expected: Expected | None = None,
 ) -> Loaded:
     """Loads a model for fitting and scanning; its weights are frozen.
 
@@ -181,9 +180,11 @@ def load_model(
         revision: on the Hub.
         trust_remote_code: whether a model may bring its own code.
         seed: of a new head.
+        expected: the model that it must be; told before its code is run or its weights are read.
 
     Raises:
-        ModelError: not found, no model for the task, or not to be had offline.
+        ModelError: not found, no model for the task, not to be had offline, another model than expected, or one whose code
+            would have to be run.
         ConfigError: the device is not here.
     """
     import transformers
@@ -192,8 +193,12 @@ def load_model(
     if place.type == "cpu":
         keep_freed_memory()
     kind = pick_dtype(dtype, place)
-    tokenizer = load_tokenizer(name, task=task, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve(name)
+    weights = _look_at(name, source, revision, trust_remote_code, expected)
+    tokenizer = load_tokenizer(name, task=task, revision=revision, trust_remote_code=trust_remote_code)
+    tokens = tokenizer_fingerprint(tokenizer)
+    if expected:
+        expected.check(name, tokenizer=tokens)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, "dtype": DTYPES[kind]}
     head: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
@@ -207,8 +212,18 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     model = model.to(place).eval()
     model.requires_grad_(False)
-    marks = _fingerprint(model, source), tokenizer_fingerprint(tokenizer)
-    return Loaded(name, model, tokenizer, labels, head, place, kind, *marks)
+    return Loaded(name, model, tokenizer, labels, head, place, kind, weights, tokens)
+
+
+def _look_at(name: str, source: str, revision: str | None, trust_remote_code: bool, expected: Expected | None) -> str:
+    """The fingerprint of a model of which nothing has been run or loaded yet."""
+    with _said(name, source, {}):
+        settings = read_settings(source, revision)
+        check_consent(name, source, settings, revision=revision, trust_remote_code=trust_remote_code)
+        mark = fingerprint(source, settings, revision=revision, with_code=trust_remote_code)
+    if expected:
+        expected.check(name, fingerprint=mark)
+    return mark
 
 
 def _classifier(
@@ -243,28 +258,28 @@ def _classifier(
 
 
 def _from_pretrained(auto: Any, name: str, source: str, options: dict[str, Any]) -> Any:
-    try:
+    with _said(name, source, options):
         return auto.from_pretrained(source, **options)
+
+
+@contextmanager
+def _said(name: str, source: str, options: dict[str, Any]) -> Iterator[None]:
+    """Whatever a library raises over a model, in our words."""
+    try:
+        yield
+    except ModelError:
+        raise
     except Exception as error:
+        # Its own classes are asked for in these words, whichever of configuration, tokenizer and model has them.
+        if "trust_remote_code" in str(error) and not options.get("trust_remote_code"):
+            code = code_of(source, options.get("revision"))
+            raise not_consented(name, source, code or ["files of its own"]) from None
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"The model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
             allowed=f"a Hub id, a folder made by save_pretrained, a .gguf file, or {', '.join(ALIASES)}",
             fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
         ) from error
-
-
-def _fingerprint(model: Any, source: str) -> str:
-    """Of every byte of the weights, whatever their format, and of the configuration."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return str(commit)[:16]
-    folder = Path(source)
-    files = sorted(file for kind in WEIGHTS for file in folder.glob(kind))
-    weights = {file.name: file_digest(file) for file in files}
-    settings = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
-    settings.pop("transformers_version", None)
-    return digest([settings, weights])
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
