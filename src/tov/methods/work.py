@@ -23,6 +23,7 @@ from tov.inputs.draw import encode_scored
 from tov.inputs.read import Indexed, PoolRows
 from tov.methods.base import Method
 from tov.methods.spec import read_by
+from tov.model.consent import Expected
 from tov.progress import Progress, track
 from tov.runs.folder import Run
 from tov.runs.manifest import ModelRecord
@@ -79,7 +80,7 @@ class Work:
             ModelError: it is not the one that an earlier call of this run opened: other weights, or `auto` means
                 another dtype here.
         """
-        opened = self.models.open(self.spec(lora))
+        opened = self.models.open(self.spec(lora), expected_by(self.run))
         record = model_record(opened, self.settings)
         note_model(self.run, record)
         return opened
@@ -208,6 +209,23 @@ def model_record(opened: Opened, settings: Any) -> ModelRecord:
     )  # fmt: skip
 
 
+_GO_ON = "Go on with the old model on a machine like the first, or start over with --force, naming --dtype."
+
+
+def expected_by(run: Run, whose: str = "", fix: str = _GO_ON) -> Expected | None:
+    """The model of a run, against which one is held before it is opened; None where the run has none yet.
+
+    Args:
+        run: that the model is of.
+        whose: ends the sentence "is no longer the one ...".
+        fix: what to do where it is another.
+    """
+    was = run.manifest.model
+    if was is None or was.fingerprint is None:
+        return None
+    return Expected(was.fingerprint, was.tokenizer, whose or f"that {run.folder} was begun with", fix)
+
+
 def note_model(run: Run, record: ModelRecord) -> None:
     """Remembers the model of a run.
 
@@ -229,7 +247,7 @@ def note_model(run: Run, record: ModelRecord) -> None:
     if changed:
         raise ModelError(
             f"The model '{record.name}' is no longer the one that {run.folder} was begun with: {changed}.",
-            fix="Go on with the old model on a machine like the first, or start over with --force, naming --dtype.",
+            fix=_GO_ON,
         )
 
 
