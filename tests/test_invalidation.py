@@ -107,7 +107,7 @@ PATH = [
     Row("target", lambda given: rows(5, seed=2), differs=("targets",)),
     Row("pool", lambda given: rows(25, seed=1)),
     Row("revision", "main"),
-    Row("trust_remote_code", True),
+    Row("trust_remote_code", True, SAME),
     Row("dtype", "auto"),
     Row("device", "auto"),
     Row("seed", 1),

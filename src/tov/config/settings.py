@@ -17,6 +17,8 @@ from tov.errors import ConfigError, did_you_mean
 
 Invalidates = Literal["fit", "scan", "choice", "training", "trials", "output"]
 Choices = Callable[[], Sequence[str]]
+NOT_KEPT = {"force", "json_output", "quiet", "report_only", "trust_remote_code"}
+"""How a call behaves, and what it allows: `config.yaml` has none of it."""
 EVERY_SOURCE = "*"
 """In a mapping of sources: each that is not named."""
 
@@ -54,6 +56,15 @@ def setting(
     """A field of a record: what it declares (`Declared`), its help, default and bounds."""
     declared = Declared(invalidates, used_by, variant, named, unless, file, choices)
     return Field(default, description=help, json_schema_extra={"declared": declared}, **bounds)  # type: ignore[dict-item]
+
+
+def consent() -> Any:
+    """The setting by which the user allows a model's own code; no identity, manifest or settings file has it."""
+    return setting(
+        "output",
+        "run the code that the model brings; never taken from a run or a settings file: give it each time",
+        False,
+    )
 
 
 class Settings(BaseModel):

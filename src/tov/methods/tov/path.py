@@ -14,7 +14,9 @@ from tov.errors import RunError
 from tov.files import digest, file_digest, read_json, write_json
 from tov.methods.tov.variants import Step
 from tov.model.adapters import State, load, save
+from tov.model.consent import Expected
 from tov.runs.format1 import renamed
+from tov.runs.manifest import CONSENT
 
 HELD_BYTES = 2 << 30
 """Bytes of states that a process keeps in memory between shards."""
@@ -44,8 +46,9 @@ class StoredPath:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that it was fitted under, by their present names."""
-        return renamed(self.manifest["settings"])
+        """The settings that it was fitted under, by their present names; whoever goes out from it consents anew."""
+        settings = renamed(self.manifest["settings"])
+        return {name: value for name, value in settings.items() if name != CONSENT}
 
     @property
     def prompts(self) -> np.ndarray:
@@ -56,6 +59,14 @@ class StoredPath:
     def target(self) -> dict[str, Any]:
         """Rows and fingerprint of the target, for a manifest."""
         return {"rows": self.manifest["target"]["rows"], "fingerprint": digest(self.manifest["target"]["prompt"])}
+
+    @property
+    def expected(self) -> Expected:
+        """The model that it was fitted on."""
+        return Expected(
+            self.manifest["model_fingerprint"], self.manifest.get("tokenizer_fingerprint"),
+            "that the path was fitted on", "Put the old files back, or fit again (--force).",
+        )  # fmt: skip
 
     def state(self, epoch: int, which: str) -> State:
         """The adapter of epoch k (from 1), `base` or `target`."""
