@@ -27,7 +27,20 @@ class OwnConfig(LlamaConfig):
 class OwnModel(LlamaForCausalLM):
     config_class = OwnConfig
 """
-SMALL = ["--max-length", "96", "--epochs", "1", "--base-size", "8", "--lora-r", "2", "--device", "cpu", "--dtype", "fp32"]
+SMALL = [
+    "--max-length",
+    "96",
+    "--epochs",
+    "1",
+    "--base-size",
+    "8",
+    "--lora-r",
+    "2",
+    "--device",
+    "cpu",
+    "--dtype",
+    "fp32",
+]
 FLAG = "--trust-remote-code"
 
 
@@ -86,7 +99,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         yaml.safe_dump({"model": str(model), "experiments": {"a": {"trust_remote_code": True}}})
     )
     run = folder / "run"
-    compare = ["compare", "--from", run, "--test-rows", "2", "--sizes", "4", "--seeds", "1", "--methods", "random", *SMALL]
+    compare = [
+        "compare",
+        "--from",
+        run,
+        "--test-rows",
+        "2",
+        "--sizes",
+        "4",
+        "--seeds",
+        "1",
+        "--methods",
+        "random",
+        *SMALL,
+    ]
     train = ["train", "--from", run, "--num-train-epochs", "1", "--device", "cpu"]
     score = ["score", "--from", run, "--pool", folder / "pool.jsonl", "--device", "cpu"]
     unfinished = Path(shutil.copytree(run, folder / "unfinished"))

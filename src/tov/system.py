@@ -100,7 +100,7 @@ def in_words(fault: OSError | MemoryError) -> Fault:
     if fault.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENXIO):
         return Fault(problem, _of_kind(fault.errno), USER_ERROR)
     if fault.errno == errno.ENOENT:
-        return Fault(problem, "Check the path.", USER_ERROR)
+        return Fault(problem, "Check the path, and that nothing removes files there meanwhile.", FAILED)
     return Fault(problem, "Check the disk that holds it, then give the same command again.", FAILED)
 
 
