@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +26,9 @@ from tov.data.csv_rows import load_csv
 from tov.data.json_rows import JsonTable
 from tov.data.tables import ArrowTable, ListTable, Table
 from tov.data.text_files import COMPRESSED
-from tov.errors import DataError, kind_of
+from tov.errors import DataError, kind_of, of_system
 from tov.files import content_digest, digest
+from tov.system import check_readable, kind_of_file
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
 
@@ -123,6 +125,9 @@ def _stem(path: Path) -> str:
 
 def _matches(pattern: str) -> list[Path]:
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    if "**" in pattern or not paths:
+        check_readable(base)
     if not paths:
         raise DataError(
             f"No file matches '{pattern}'.", fix="Check the pattern, and quote it so that the shell leaves it alone."
@@ -132,6 +137,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> Source:
     path = Path(location).expanduser()
+    _check_file(path)
     if path.is_dir():
         return _from_folder(name, path, columns)
     if path.exists():
@@ -173,6 +179,12 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
     return files
 
 
+def _check_file(path: Path) -> None:
+    """Raises DataError for what is neither file nor folder, which would be waited for, or read without an end."""
+    if odd := kind_of_file(path):
+        raise DataError(f"{path} is {odd}.", fix="Name a file or a folder; write what comes by a pipe into a file.")
+
+
 def _near(path: Path) -> str:
     folder = path.parent
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -195,6 +207,10 @@ def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split
         return Source(name or path.name, location, ArrowTable(_from_disk(path / split), location))
     if (path / "dataset_info.json").exists() and (path / "state.json").exists():
         return Source(name or path.name, str(path), ArrowTable(_from_disk(path), str(path)))
+    check_readable(path)
+    for file in path.rglob("*"):
+        if _suffix(file) in BUILDERS and not _hidden(file, path):
+            _check_file(file)
     files = sorted(
         file
         for file in path.rglob("*")
@@ -246,8 +262,8 @@ def _from_disk(folder: Path) -> datasets.Dataset:
     try:
         return datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        if isinstance(error, PermissionError):
-            raise
+        if refused := of_system(error, f"The save_to_disk folder {folder} cannot be read", DataError):
+            raise refused from error
         raise DataError(
             f"The save_to_disk folder {folder} cannot be read: {error}",
             fix="Copy the whole folder again, or save it anew: a file of it is missing or cut.",
@@ -262,6 +278,8 @@ def _suffix(path: Path) -> str:
 
 
 def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
+    for path in paths:
+        check_readable(path)
     kinds = {_suffix(path) for path in paths}
     builders = {BUILDERS.get(kind) for kind in kinds}
     readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
@@ -288,8 +306,8 @@ def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
     except DataError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
+        if refused := of_system(error, f"{paths[0]} cannot be read", DataError):
+            raise refused from error
         if "corresponds to no data" in str(error):
             raise DataError(f"{paths[0]} has no rows.", fix="Name a file with at least one row.") from None
         cause = error.__cause__ or error
@@ -337,12 +355,16 @@ def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
     try:
         table = datasets.load_dataset(hub["name"], hub["config"], split=split)
     except ValueError as error:
+        if refused := of_system(error, f"The Hub dataset '{location}' cannot be opened", DataError):
+            raise refused from error
         raise DataError(
             f"The Hub dataset '{location}' cannot be opened: {error}",
             allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT",
             fix="Name a configuration and a split that the dataset has.",
         ) from None
     except Exception as error:
+        if refused := of_system(error, f"The Hub dataset '{location}' cannot be opened", DataError):
+            raise refused from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"'{location}' is no file here, and the Hub did not send it: {reason}",
