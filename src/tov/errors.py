@@ -125,6 +125,21 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     return terminal(f"error: {_indented(fault.problem)}\n  do: {_indented(fault.fix)}"), fault.code
 
 
+def of_system(error: BaseException, what: str, kind: type[TovError] = StorageError) -> Exception | None:
+    """What to raise in place of an error behind which the system is; None if it is not.
+
+    Args:
+        error: of a library.
+        what: could not be done, in words.
+        kind: of error where the user's input is at fault; a full disk is a StorageError, and full memory a MemoryError.
+    """
+    refused = fault_of(error)
+    if refused is None or isinstance(refused, MemoryError):
+        return refused
+    fault = in_words(refused)
+    return (kind if fault.code == USER_ERROR else StorageError)(f"{what}: {fault.problem}", fix=fault.fix)
+
+
 def _not_writable_text(error: UnicodeEncodeError) -> str:
     """A name, or a text, with half characters: bytes that are no UTF-8."""
     start = max(0, error.start - 40)

@@ -80,7 +80,7 @@ def in_words(fault: OSError | MemoryError) -> Fault:
         )
     path = fault.filename if fault.filename is not None else _path_in(str(fault))
     path = os.fsdecode(path) if isinstance(path, (str, bytes)) else None
-    said = fault.strerror or str(fault)
+    said = os.strerror(fault.errno) if fault.errno else str(fault)
     problem = f"{said}: {path}" if path else f"{said}."
     if fault.errno in _FULL:
         return Fault(problem if path else _full_places(said), _of_full(path), FAILED)
@@ -166,10 +166,29 @@ def _of_full(path: str | None) -> str:
 
 
 def kind_of_file(path: Path) -> str:
-    """`a pipe`, `a socket`, `a device`: what a path is that is neither file nor folder; else ""."""
-    mode = path.stat().st_mode
+    """What a path is that is neither file nor folder, in words; "" for those two, and where nothing is."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "a link that leads nowhere" if path.is_symlink() else ""
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return "a link that leads in a circle"
     if stat.S_ISFIFO(mode):
         return "a pipe"
     if stat.S_ISSOCK(mode):
         return "a socket"
     return "a device" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else ""
+
+
+def check_readable(path: Path) -> None:
+    """Raises PermissionError if a file or folder, or a folder anywhere below it, may not be read: libraries pass over those."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    if not os.access(path, os.R_OK) and path.exists():
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    for _ in os.walk(path, onerror=refuse) if path.is_dir() else ():
+        pass

@@ -139,6 +139,11 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
                 allowed=", ".join(sorted(record.model_fields)),
                 fix="Correct the name.",
             )
+    for key, value in given.items():
+        for text in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(text, str) and (why := _unusable(text, record, key)):
+                flag = f"--{key.replace('_', '-')}" if place == "--" else f"{place}{key}"
+                raise ConfigError(f"{flag} got {text!r}, which {why}.", fix="Correct it, or rename the file.")
     try:
         return record(**given)
     except ValidationError as error:
@@ -151,6 +156,15 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
         raise ConfigError(
             "; ".join(_in_words(fault, place) for fault in faults) + ".", fix="Correct it and give the command again."
         ) from None
+
+
+def _unusable(text: str, record: type[Settings], key: str) -> str:
+    """What makes a text unusable as the name of a file, and as text; "" if nothing does."""
+    if "\0" in text:
+        return "has a zero byte in it"
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        return "is not UTF-8"
+    return "is empty" if not text.strip() and declared_by(record, key).named else ""
 
 
 def _flag(fault: Any, place: str) -> str:

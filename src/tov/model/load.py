@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
-from tov.errors import ConfigError, ModelError, did_you_mean
+from tov.errors import ConfigError, ModelError, TovError, did_you_mean, of_system
 from tov.files import digest
 from tov.model.builtin import ALIASES, from_gguf, packaged_model
 from tov.model.consent import Expected, check_consent, code_of, fingerprint, not_consented, read_settings
 from tov.model.kernels.memory import keep_freed_memory
+from tov.system import kind_of_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LARGEST_DEFAULT = 1024
@@ -105,6 +106,8 @@ def resolve(name: str) -> str:
     if name in ALIASES:
         return str(packaged_model(name))
     path = Path(name).expanduser()
+    if odd := kind_of_file(path):
+        raise ModelError(f"{path} is {odd}.", fix="Name a model: a folder, a .gguf file or a Hub id.")
     if path.suffix == ".gguf":
         if not path.exists():
             raise ModelError(f"There is no file {path}.", fix="Check the path.")
@@ -119,6 +122,8 @@ def resolve(name: str) -> str:
         raise ModelError(
             f"There is no folder {path}.", fix="Check the name: a model is a folder, a .gguf file or a Hub id."
         )
+    if path.is_file():
+        raise ModelError(f"{path} is a file.", allowed="a folder, a .gguf file or a Hub id", fix="Name its folder.")
     return str(path) if path.is_dir() else name
 
 
@@ -267,9 +272,11 @@ def _said(name: str, source: str, options: dict[str, Any]) -> Iterator[None]:
     """Whatever a library raises over a model, in our words."""
     try:
         yield
-    except ModelError:
+    except TovError:
         raise
     except Exception as error:
+        if refused := of_system(error, f"The model '{name}' cannot be loaded", ModelError):
+            raise refused from error
         # Its own classes are asked for in these words, whichever of configuration, tokenizer and model has them.
         if "trust_remote_code" in str(error) and not options.get("trust_remote_code"):
             code = code_of(source, options.get("revision"))
