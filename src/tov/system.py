@@ -125,7 +125,10 @@ def _cache_with(path: Path) -> str | None:
     held = [
         (len(folder.parts), name) for name, folder in caches().items() if folder == place or folder in place.parents
     ]
-    return max(held)[1] if held else None
+    if held:
+        return max(held)[1]
+    # A folder on the way to it that cannot even be made, as where there is no home.
+    return next((name for name, folder in caches().items() if place in folder.parents and not place.exists()), None)
 
 
 def _of_refused(path: Path) -> str:
