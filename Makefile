@@ -18,11 +18,12 @@ demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-lint: .venv/lint.stamp  ## check style, types and the direction of imports
+lint: .venv/lint.stamp  ## check style, types, the direction of imports, and known faults of the pinned packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/tov
 	$(BIN)/lint-imports
+	$(BIN)/python tools/audit.py constraints.txt
 
 bench: .venv/demo.stamp  ## measure the speed and memory of a scan
 	$(BIN)/python benchmarks/scan.py $(ARGS)

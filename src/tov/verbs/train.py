@@ -149,6 +149,11 @@ def _open_choice(folder: str) -> Run:
 
 def _resolved(config: TrainConfig, origin: Run, model: ModelRecord) -> tuple[TrainConfig, PathSettings]:
     """The settings with seed and rate named, and those of the model: the run's, but for seed, device and length."""
+    if model.task not in TASKS:
+        raise RunError(
+            f"{origin.folder} has the task '{model.task}', which tov does not know.", allowed=", ".join(TASKS),
+            fix="Update tov: pip install -U tov",
+        )  # fmt: skip
     task = TASKS[model.task]
     seed = config.seed if config.seed is not None else origin.manifest.seed or 0
     rate = config.train_learning_rate or task.defaults.train_learning_rate

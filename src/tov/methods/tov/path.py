@@ -18,6 +18,8 @@ from tov.model.consent import Expected
 from tov.runs.format1 import renamed
 from tov.runs.manifest import CONSENT
 
+REQUIRED = ("model", "model_fingerprint", "max_length", "labels", "epochs", "settings", "base", "target", "fingerprint")
+"""What the manifest of a path must say."""
 HELD_BYTES = 2 << 30
 """Bytes of states that a process keeps in memory between shards."""
 
@@ -122,7 +124,13 @@ def open_path(folder: Path) -> StoredPath:
     file = folder / "manifest.json"
     if not file.exists():
         raise RunError(f"{folder} holds no finished path.", fix="Give the command that fits it again.")
-    stored = StoredPath(folder, read_json(file))
+    manifest = read_json(file)
+    lacks = [key for key in REQUIRED if not isinstance(manifest, dict) or key not in manifest]
+    if lacks:
+        raise RunError(
+            f"{file} is broken: it lacks {lacks[0]}.", fix="Put it back from a copy, or fit the path again (--force)."
+        )
+    stored = StoredPath(folder, manifest)
     for name, fingerprint in stored.manifest.get("adapters", {}).items():
         adapter = folder / name
         if not adapter.exists() or file_digest(adapter) != fingerprint:
