@@ -6,6 +6,7 @@ Knows nothing of models or data. Every error says what was got, what is allowed 
 from __future__ import annotations
 
 import difflib
+import errno
 import signal
 import threading
 from collections.abc import Iterable
@@ -126,7 +127,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 
 def of_system(error: BaseException, what: str, kind: type[TovError] = StorageError) -> Exception | None:
-    """What to raise in place of an error behind which the system is; None if it is not.
+    """What to raise in place of an error behind which the system is; None if it is not, or if a file is just not there.
 
     Args:
         error: of a library.
@@ -136,6 +137,8 @@ def of_system(error: BaseException, what: str, kind: type[TovError] = StorageErr
     refused = fault_of(error)
     if refused is None or isinstance(refused, MemoryError):
         return refused
+    if refused.errno == errno.ENOENT:
+        return None
     fault = in_words(refused)
     return (kind if fault.code == USER_ERROR else StorageError)(f"{what}: {fault.problem}", fix=fault.fix)
 

@@ -17,6 +17,7 @@ from tov.errors import ConfigError, did_you_mean
 
 Invalidates = Literal["fit", "scan", "choice", "training", "trials", "output"]
 Choices = Callable[[], Sequence[str]]
+_RENAME = "Correct it, or rename the file. Where the language of the system is C, set PYTHONUTF8=1."
 NOT_KEPT = {"force", "json_output", "quiet", "report_only", "trust_remote_code"}
 """How a call behaves, and what it allows: `config.yaml` has none of it."""
 EVERY_SOURCE = "*"
@@ -141,9 +142,9 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
             )
     for key, value in given.items():
         for text in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(text, str) and (why := _unusable(text, record, key)):
+            if isinstance(text, str) and (flaw := _unusable(text, record, key)):
                 flag = f"--{key.replace('_', '-')}" if place == "--" else f"{place}{key}"
-                raise ConfigError(f"{flag} got {text!r}, which {why}.", fix="Correct it, or rename the file.")
+                raise ConfigError(f"{flag} got {text!r}, which {flaw}.", fix=_RENAME)
     try:
         return record(**given)
     except ValidationError as error:

@@ -181,8 +181,8 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
 
 def _check_file(path: Path) -> None:
     """Raises DataError for what is neither file nor folder, which would be waited for, or read without an end."""
-    if odd := kind_of_file(path):
-        raise DataError(f"{path} is {odd}.", fix="Name a file or a folder; write what comes by a pipe into a file.")
+    if kind := kind_of_file(path):
+        raise DataError(f"{path} is {kind}.", fix="Name a file or a folder; write what comes by a pipe into a file.")
 
 
 def _near(path: Path) -> str:
@@ -194,7 +194,7 @@ def _near(path: Path) -> str:
 
 def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split: str | None = None) -> Source:
     if (path / "dataset_dict.json").exists():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split is None and len(splits) == 1:
             split = splits[0]
         if split is None or split not in splits:

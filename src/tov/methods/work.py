@@ -209,21 +209,18 @@ def model_record(opened: Opened, settings: Any) -> ModelRecord:
     )  # fmt: skip
 
 
-_GO_ON = "Go on with the old model on a machine like the first, or start over with --force, naming --dtype."
-
-
-def expected_by(run: Run, whose: str = "", fix: str = _GO_ON) -> Expected | None:
+def expected_by(run: Run, whose: str = "", anew: str = "start over with --force") -> Expected | None:
     """The model of a run, against which one is held before it is opened; None where the run has none yet.
 
     Args:
         run: that the model is of.
         whose: ends the sentence "is no longer the one ...".
-        fix: what to do where it is another.
+        anew: what to do if its files are gone.
     """
     was = run.manifest.model
     if was is None or was.fingerprint is None:
         return None
-    return Expected(was.fingerprint, was.tokenizer, whose or f"that {run.folder} was begun with", fix)
+    return Expected(was.fingerprint, was.tokenizer, whose or f"that {run.folder} was begun with", anew)
 
 
 def note_model(run: Run, record: ModelRecord) -> None:
@@ -247,7 +244,7 @@ def note_model(run: Run, record: ModelRecord) -> None:
     if changed:
         raise ModelError(
             f"The model '{record.name}' is no longer the one that {run.folder} was begun with: {changed}.",
-            fix=_GO_ON,
+            fix="Go on with the old model on a machine like the first, or start over with --force, naming --dtype.",
         )
 
 

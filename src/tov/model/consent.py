@@ -25,13 +25,13 @@ class Expected(NamedTuple):
         fingerprint: of configuration and weights; None where that is not known.
         tokenizer: likewise.
         whose: ends the sentence "is no longer the one ...".
-        fix: what to do next.
+        anew: what to do if the old files are gone.
     """
 
     fingerprint: str | None
     tokenizer: str | None
     whose: str
-    fix: str
+    anew: str
 
     def check(self, name: str, *, fingerprint: str | None = None, tokenizer: str | None = None) -> None:
         """Raises ModelError if a fingerprint is given and is another one."""
@@ -42,7 +42,8 @@ class Expected(NamedTuple):
         for what, (was, now) in pairs.items():
             if was and now and was != now:
                 raise ModelError(
-                    f"The model '{name}' is no longer the one {self.whose}: {what} {was} -> {now}.", fix=self.fix
+                    f"The model '{name}' is no longer the one {self.whose}: {what} {was} -> {now}.",
+                    fix=f"Put the old files back, or {self.anew}.",
                 )
 
 

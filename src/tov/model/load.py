@@ -106,8 +106,8 @@ def resolve(name: str) -> str:
     if name in ALIASES:
         return str(packaged_model(name))
     path = Path(name).expanduser()
-    if odd := kind_of_file(path):
-        raise ModelError(f"{path} is {odd}.", fix="Name a model: a folder, a .gguf file or a Hub id.")
+    if kind := kind_of_file(path):
+        raise ModelError(f"{path} is {kind}.", fix="Name a model: a folder, a .gguf file or a Hub id.")
     if path.suffix == ".gguf":
         if not path.exists():
             raise ModelError(f"There is no file {path}.", fix="Check the path.")

@@ -210,8 +210,8 @@ def _expected(config: CompareConfig) -> Expected | None:
         return None
     origin = open_run(config.from_run)
     same = origin.manifest.model and origin.manifest.model.name == config.model
-    fix = "Put the old files back, or name the model with --model and leave --from out."
-    return expected_by(origin, f"that the rows of {origin.folder} were chosen with", fix) if same else None
+    anew = "name the model with --model and leave --from out"
+    return expected_by(origin, f"that the rows of {origin.folder} were chosen with", anew) if same else None
 
 
 def _check_rules(run: Run, config: CompareConfig) -> dict[str, Any]:

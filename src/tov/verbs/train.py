@@ -269,7 +269,7 @@ def _train_and_test(run: Run, job: _Job) -> None:
 def _open_pretrained(job: _Job) -> Opened:
     expected = Expected(
         job.model.fingerprint, job.model.tokenizer, "that the rows were chosen with",
-        "Put the old files back, or select again.",
+        "select again",
     )  # fmt: skip
     return ModelSpec.of(job.settings, tuple(job.model.labels)).open(expected)
 

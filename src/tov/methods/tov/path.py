@@ -67,7 +67,7 @@ class StoredPath:
         """The model that it was fitted on."""
         return Expected(
             self.manifest["model_fingerprint"], self.manifest.get("tokenizer_fingerprint"),
-            "that the path was fitted on", "Put the old files back, or fit again (--force).",
+            "that the path was fitted on", "fit again (--force)",
         )  # fmt: skip
 
     def state(self, epoch: int, which: str) -> State:
