@@ -132,7 +132,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         "dsir": ["select", *data, "--model", model, "--method", "dsir", "--n", "6", "--out", folder / "dsir"],
         "train, asked": [*train, "--out", folder / "trained", FLAG],
         "train, printed again": [*train, "--out", folder / "trained"],
-        "score, asked": [*score, "--out", folder / "scored", FLAG],
     }
     mark.unlink()
     told |= dict(zip(received, run_commands(list(received.values()), watch=mark, **environment), strict=True))
@@ -150,7 +149,7 @@ def test_no_file_consents(place: Place, name: str) -> None:
 
 def test_nothing_of_it_has_run(place: Place) -> None:
     assert [name for name, ended in place.told.items() if ended.there] == [
-        "train, asked", "train, printed again", "score, asked"
+        "train, asked", "train, printed again"
     ]  # fmt: skip
     assert place.told["reselect"].code == 0, "choosing needs no model"
 
@@ -162,14 +161,14 @@ def test_a_settings_file_that_consents_is_refused(place: Place, name: str) -> No
 
 
 def test_with_the_flag_it_runs(place: Place) -> None:
-    for name in ("select", "train, asked", "score, asked"):
+    for name in ("select", "train, asked"):
         assert place.told[name].code == 0, place.told[name]
     assert "trust_remote_code=True" in place.told["train, asked"].out
     assert "trust_remote_code" not in place.told["train, printed again"].out, "the one who gave it is another"
 
 
 def test_consent_is_not_stored(place: Place) -> None:
-    for folder in ("scored", "trained", "again"):
+    for folder in ("trained", "again"):
         kept = [file for file in (place / folder).rglob("*") if file.suffix in (".json", ".yaml")]
         assert kept
         assert not [file for file in kept if "trust_remote_code" in file.read_text()], folder

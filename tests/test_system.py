@@ -58,7 +58,8 @@ def test_a_full_standard_output_is_told(words: str) -> None:
 
 def test_a_reader_that_has_left_and_closed_streams_are_no_errors() -> None:
     code, out, err = told(
-        "tov methods | head -1; echo ${PIPESTATUS[0]}; tov --help | head -1; echo ${PIPESTATUS[0]}; tov select --help >&-; echo $?;"
+        "tov methods | head -1; echo ${PIPESTATUS[0]}; tov --help | head -1; echo ${PIPESTATUS[0]};"
+        " tov select --help >&-; echo $?;"
         " tov selcet <&- 2>&-; echo $?; tov selcet 2> /dev/full; echo $?"
     )
     assert not code
