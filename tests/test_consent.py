@@ -9,10 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from commands import Ended, run_commands
 from tiny import make_rows, tiny_model_folder, write_jsonl
+from tov.errors import ModelError
+from tov.methods.shared.sentences import _check_modules
+from tov.model.consent import check_consent, code_of, fingerprint, read_settings
+from tov.model.load import load_model
+from tov.tasks import TASKS
 
 CODE = """
 from pathlib import Path
@@ -172,3 +178,56 @@ def test_consent_is_not_stored(place: Place) -> None:
         kept = [file for file in (place / folder).rglob("*") if file.suffix in (".json", ".yaml")]
         assert kept
         assert not [file for file in kept if "trust_remote_code" in file.read_text()], folder
+
+
+def test_the_fingerprint_of_a_hub_model_is_its_commit_and_no_file_says_another(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, model = "0123456789abcdef" * 2 + "01234567", tmp_path / "models--some--model"
+    shutil.copytree(tiny_folder, model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    settings = read_settings("some/model")
+    assert settings["model_type"] == "llama"
+    assert fingerprint("some/model", settings) == commit[:16]
+    assert code_of("some/model") == []
+
+    local = Path(shutil.copytree(tiny_folder, tmp_path / "local"))
+    before = fingerprint(str(local), read_settings(str(local)))
+    config = {**json.loads((local / "config.json").read_text()), "_commit_hash": commit}
+    (local / "config.json").write_text(json.dumps(config))
+    assert fingerprint(str(local), read_settings(str(local))) != commit[:16], "a folder is known by its bytes"
+    (local / "own.py").write_text("print('x')")
+    assert fingerprint(str(tiny_folder), read_settings(str(tiny_folder)), with_code=True) == before
+
+
+def test_kernels_of_the_hub_need_consent_too(tmp_path: Path, tiny_folder: Path) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    config = {**json.loads((model / "config.json").read_text()), "attn_implementation": "someone/kernel"}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="the kernel someone/kernel"):
+        check_consent("model", str(model), read_settings(str(model)))
+    check_consent("model", str(model), read_settings(str(model)), trust_remote_code=True)
+    check_consent("model", str(tiny_folder), read_settings(str(tiny_folder)))
+
+
+def test_weights_that_are_pickles_run_nothing(tmp_path: Path, tiny_folder: Path) -> None:
+    model = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    (model / "model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / "mark"), "w")
+
+    torch.save({"lm_head.weight": Evil()}, model / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(str(model), task=TASKS["instruction"], device="cpu", dtype="fp32")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_sentence_encoder_runs_no_code_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}]))
+    with pytest.raises(ModelError, match=r"evil\.Module"):
+        _check_modules("encoder", str(tmp_path))
