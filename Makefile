@@ -23,11 +23,12 @@ chaos: .venv/test.stamp  ## kill, fill the disk and flip bits at every place, an
 	TOV_CHAOS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest --capture=no --no-header \
 	  tests/test_chaos.py tests/test_full_disk.py tests/test_bit_flips.py tests/test_mutations.py $(ARGS)
 
-lint: .venv/lint.stamp  ## check style, types and the direction of imports
+lint: .venv/lint.stamp  ## check style, types, the direction of imports, and known faults of the pinned packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy src/tov
 	$(BIN)/lint-imports
+	$(BIN)/python tools/audit.py constraints.txt
 
 bench: .venv/demo.stamp  ## measure the speed and memory of a scan
 	$(BIN)/python benchmarks/scan.py $(ARGS)

@@ -51,6 +51,11 @@ SYSTEM = """## What the system says
 """
 EVENTS: dict[str, BaseException] = {
     "a folder or file may not be written": OSError(errno.EACCES, "Permission denied", "PATH"),
+    "a name is too long": OSError(errno.ENAMETOOLONG, "File name too long", "PATH"),
+    "links lead in a circle": OSError(errno.ELOOP, "Too many levels of symbolic links", "PATH"),
+    "a disk is full": OSError(errno.ENOSPC, "No space left on device", "PATH"),
+    "a file may not become larger": OSError(errno.EFBIG, "File too large", "PATH"),
+    "too many files are open": OSError(errno.EMFILE, "Too many open files", "PATH"),
     "a disk fails": OSError(errno.EIO, "Input/output error", "PATH"),
     "the memory is full": MemoryError(),
     "Ctrl-C": KeyboardInterrupt(),

@@ -295,7 +295,7 @@ def test_the_manifest_says_what_the_numbers_were_made_from(place: Path) -> None:
 
 def test_config_holds_every_setting(place: Path) -> None:
     kept = yaml.safe_load((place / "done" / "config.yaml").read_text())
-    assert set(kept) == set(SelectConfig.model_fields) - {"force", "json_output", "quiet"}
+    assert set(kept) == set(SelectConfig.model_fields) - {"force", "json_output", "quiet", "trust_remote_code"}
     assert kept["n"] == 10
 
 

@@ -108,7 +108,7 @@ PATH = [
     Row("target", lambda given: rows(5, seed=2), differs=("targets",)),
     Row("pool", lambda given: rows(25, seed=1)),
     Row("revision", "main"),
-    Row("trust_remote_code", True),
+    Row("trust_remote_code", True, SAME),
     Row("dtype", "auto"),
     Row("device", "auto"),
     Row("seed", 1),
@@ -180,6 +180,7 @@ TABLES: dict[str, list[Row]] = {
         *PLACE,
         Row("from_run", lambda given: given.second, differs=("path",)),
         Row("pool", lambda given: rows(13, seed=7)),
+        Row("trust_remote_code", True, SAME),
         Row("label_map", {"A": "B"}, SAME),
         Row("repair_bio", True, SAME),
         Row("device", "cpu", SAME),
@@ -194,6 +195,7 @@ TABLES: dict[str, list[Row]] = {
         Row("num_train_epochs", 2),
         Row("from_run", lambda given: given.second, differs=("seed", "scores", "chosen")),
         Row("test", lambda given: rows(5, seed=3)),
+        Row("trust_remote_code", True, SAME),
         Row("trainer", "trl") if TRL else Row("trainer", "trl", UNUSABLE, says="TRL is not installed"),
         Row("seed", 4),
         Row("device", "auto"),
@@ -452,6 +454,8 @@ def test_what_a_scan_depends_on_is_refused_with_from(
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(asked))
     assert tov_command("select", str(tmp_path / "again.yaml"), monkeypatch=monkeypatch) == 2
     said = f"--{setting.replace('_', '-')} cannot take effect with --from"
+    if setting == "trust_remote_code":
+        said = "no file can allow a model's code for you"
     assert said in capsys.readouterr().err
     if setting not in IN_MEMORY:
         with pytest.raises(tov.ConfigError, match=f"There is no setting '{setting}'"):

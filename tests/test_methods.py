@@ -972,3 +972,21 @@ def test_gradients_are_whole_unless_a_projection_is_asked_for() -> None:
         assert type(own).model_validate(own.model_dump()) == own, (
             "a stored record means something else when it is read again"
         )
+
+
+def test_no_package_replaces_a_method_of_tov_or_of_another_package(
+    plugged: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The clash is told with the package's name, and the module that asks for it is not even imported."""
+    plugged("evil_tov", f"open({str(tmp_path / 'mark')!r}, 'w')\n", tov="evil_tov:M", shared="evil_tov:M")
+    plugged("other_one", PLUG_IN, shared="other_one:Longest")
+    assert type(find_method("tov")).__module__ == "tov.methods.tov.method"
+    with pytest.raises(ConfigError, match="has the name of one of the package"):
+        find_method("shared")
+    with pytest.raises(SystemExit) as ended:
+        main(["methods"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert not ended.value.code
+    assert "broken: The method 'tov' of the package evil-tov has the name of a method that tov has" in told
+    assert "tov rows whose log-loss falls" in told
+    assert not (tmp_path / "mark").exists(), "it was imported"

@@ -12,12 +12,11 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+from tov.sinks import terminal
+from tov.system import fault_of, in_words
+
 DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of every command."""
-
-
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
-"""What the operating system says of a place where the user may not or cannot write."""
 
 
 class TovError(Exception):
@@ -33,12 +32,18 @@ class TovError(Exception):
 
     def __init__(self, problem: str, *, allowed: str = "", fix: str = "") -> None:
         self.problem, self.allowed, self.fix = problem, allowed, fix
-        lines = [problem]
+        lines = [_indented(problem)]
         if allowed:
-            lines.append(f"  allowed: {allowed}")
+            lines.append(f"  allowed: {_indented(allowed)}")
         if fix:
-            lines.append(f"  do: {fix}")
-        super().__init__("\n".join(lines))
+            lines.append(f"  do: {_indented(fix)}")
+        super().__init__(terminal("\n".join(lines)))
+
+
+def _indented(text: str) -> str:
+    """Its further lines further in, so that a name with a line break in it does not pass for a line of ours."""
+    first, *rest = text.split("\n")
+    return "\n".join([first, *(one if one.startswith("    ") else f"    {one}" for one in rest)])
 
 
 class ConfigError(TovError, ValueError):
@@ -112,13 +117,34 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return "interrupted: finished shards are kept. Give the same command again to go on.", INTERRUPTED
     if isinstance(error, TovError):
         return f"error: {error}", error.exit_code
-    if isinstance(error, OSError) and error.filename is not None:
-        message = f"error: {error.strerror or error}: {error.filename}"
-        if error.errno in _NOT_ALLOWED:
-            return f"{message}\n  do: Choose another --out, or change its permissions.", USER_ERROR
-        return f"{message}\n  do: Check the disk that holds it, then give the same command again.", FAILED
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return (
-            "error: The memory is full.\n  do: Lower --max-length, or --batch-tokens (the tokens that a scan holds at once)."
-        ), FAILED
-    return None
+    if isinstance(error, UnicodeEncodeError):
+        return _not_writable_text(error), USER_ERROR
+    refused = fault_of(error)
+    if refused is None:
+        return None
+    fault = in_words(refused)
+    return terminal(f"error: {_indented(fault.problem)}\n  do: {_indented(fault.fix)}"), fault.code
+
+
+def of_system(error: BaseException, what: str, kind: type[TovError] = StorageError) -> Exception | None:
+    """What to raise in place of an error behind which the system is; None if it is not, or if a file is just not there.
+
+    Args:
+        error: of a library.
+        what: could not be done, in words.
+        kind: of error where the user's input is at fault; a full disk is a StorageError, and full memory a MemoryError.
+    """
+    refused = fault_of(error)
+    if refused is None or isinstance(refused, MemoryError):
+        return refused
+    if refused.errno == errno.ENOENT:
+        return None
+    fault = in_words(refused)
+    return (kind if fault.code == USER_ERROR else StorageError)(f"{what}: {fault.problem}", fix=fault.fix)
+
+
+def _not_writable_text(error: UnicodeEncodeError) -> str:
+    """A name, or a text, with half characters: bytes that are no UTF-8."""
+    start = max(0, error.start - 40)
+    shown = terminal(error.object[start : error.end + 40])
+    return f"error: '{_indented(shown)}' is not UTF-8, so it cannot be written.\n  do: Rename the file, or correct the text."

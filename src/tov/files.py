@@ -49,6 +49,7 @@ def atomic(path: Path) -> Iterator[Path]:
     try:
         with _full_disk_said(path):
             yield temporary
+            _open_by_umask(temporary)
             with open(temporary, "rb+") as written:
                 os.fsync(written.fileno())
             _write_down(path)
@@ -57,13 +58,26 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _open_by_umask(path: Path) -> None:
+    """Gives a file or folder the permissions that the user's umask asks for; safetensors writes for its owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 @contextmanager
 def _full_disk_said(path: Path) -> Iterator[None]:
     """A full disk, however a library words it, as a StorageError that names the file."""
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        number = getattr(error, "errno", None)
+        if number == errno.EFBIG or "File too large" in str(error):
+            raise StorageError(
+                f"No file may become as large here: {path} could not be written.",
+                fix="Raise the limit (ulimit -f), or choose another disk.",
+            ) from error
+        full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if not full:
             raise
         raise StorageError(
@@ -82,9 +96,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with _full_disk_said(path):
             yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                _write_down(path / file.relative_to(temporary))
+            for file in sorted(temporary.rglob("*")):
+                _open_by_umask(file)
+                if file.is_file():
+                    _write_down(path / file.relative_to(temporary))
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Protocol, TextIO, TypeVar
+
+from tov.sinks import line, terminal
 
 T = TypeVar("T")
 EVERY = 10.0
@@ -67,9 +69,15 @@ def _lines(out: TextIO) -> Callable[[float, str], None]:
         nonlocal last
         if time.monotonic() - last >= EVERY:
             last = time.monotonic()
-            print(f"  {text}", file=out)
+            tell(f"  {text}", out)
 
     return show
+
+
+def tell(text: str, out: TextIO | None = None) -> None:
+    """A line for whoever watches; that nobody can read it stops nothing."""
+    with suppress(OSError, ValueError):
+        print(terminal(text), file=out or sys.stderr, flush=True)
 
 
 def describe(label: str, rows: float, total: int, tokens: float, seconds: float, *, found: int = 0) -> str:
@@ -102,7 +110,7 @@ def file_size(count: float) -> str:
 @contextmanager
 def track(label: str, total: int, *, quiet: bool = False) -> Iterator[Progress]:
     """A progress report to standard error for the length of a `with` block."""
-    if quiet:
+    if quiet or sys.stderr is None:
         yield Silent()
     elif not sys.stderr.isatty():
         yield _Report(label, total, _lines(sys.stderr))
@@ -111,10 +119,12 @@ def track(label: str, total: int, *, quiet: bool = False) -> Iterator[Progress]:
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        bar = RichProgress(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+        bar = RichProgress(
+            BarColumn(), TextColumn("{task.description}", markup=False), console=Console(stderr=True), transient=True
+        )
         with bar:
-            task = bar.add_task(label, total=total)
-            yield _Report(label, total, lambda rows, text: bar.update(task, completed=rows, description=text))
+            task = bar.add_task(line(label), total=total)
+            yield _Report(label, total, lambda rows, text: bar.update(task, completed=rows, description=line(text)))
 
 
 @contextmanager

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from tov.cli.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_topics
+from tov.cli.streams import say
 from tov.config.records import SelectionSettings
 from tov.data.pool import open_pool
 from tov.methods.tov.method import Tov
 from tov.model.builtin import packaged_file
 from tov.report.summary import share, table
+from tov.sinks import line
 from tov.tasks import all_layouts
 from tov.verbs.result import Picked
 from tov.verbs.select import select
@@ -95,10 +97,10 @@ def run_demo(out: str | None = None, *, task: str = "instruction", force: bool =
     data = folder.with_name(folder.name + "-data")
     target, pool = demo.write(data, demo.install)
     rows = Path(target).read_text(encoding="utf-8").count("\n")
-    print(f"Pool: {len(pool)} {demo.data} in {data}. Target: {rows} held-out rows of '{demo.target}'.")
-    print(f"Fitting a path on the target, then scanning the pool: {demo.wait} on two cores.\n", flush=True)
+    say(f"Pool: {len(pool)} {demo.data} in {data}. Target: {rows} held-out rows of '{demo.target}'.")
+    say(f"Fitting a path on the target, then scanning the pool: {demo.wait} on two cores.\n")
     picked = select(model=demo.model, pool=pool, target=target, out=folder, force=force, **demo.settings)
-    print(describe(picked, demo))
+    say(describe(picked, demo))
     return picked
 
 
@@ -161,5 +163,5 @@ def _extremes(picked: Picked, demo: Demo) -> list[str]:
         lines.append(f"{title} (by score, outside the base set):")
         for row_id in row_ids:
             shown = demo.shown(pool.original(row_id)).replace("\n", " ")
-            lines.append(f"  {values[row_id]:.4f}  [{picked.scores['source'][row_id].as_py()}]  {shown[:100]}")
+            lines.append(f"  {values[row_id]:.4f}  [{picked.scores['source'][row_id].as_py()}]  {line(shown[:100])}")
     return lines

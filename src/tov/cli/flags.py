@@ -5,7 +5,7 @@ Knows click and the records; must not know what a verb does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -147,7 +147,21 @@ def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
     for name, short in _FLAGS.items():
         if short in settings:
             settings[name] = settings.pop(short)
+    refuse_consent(config, settings)
     return {**settings, **given}
+
+
+def refuse_consent(file: str | None, settings: Mapping[str, Any]) -> None:
+    """A settings file may be another's, and must not allow code for the user.
+
+    Raises:
+        ConfigError: it says that a model's code is to be run.
+    """
+    if settings.get("trust_remote_code") not in (None, False):
+        raise ConfigError(
+            f"{file} sets trust_remote_code, but no file can allow a model's code for you.",
+            fix="Take the line out, and if you trust the model's code, give --trust-remote-code with the command.",
+        )
 
 
 def _caps(words: tuple[str, ...]) -> dict[str, str]:

@@ -5,9 +5,9 @@ Imports nothing heavy until a verb runs: `tov --help` must be instant.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from tov.errors import DONE, ConfigError, did_you_mean, explain, note_interrupts
+from tov.cli.streams import close, complain, not_printed, say, settle
+from tov.errors import DONE, ConfigError, TovError, did_you_mean, explain, note_interrupts
+from tov.sinks import json_line
 
 if TYPE_CHECKING:
     from tov.config.settings import Settings
@@ -123,9 +125,9 @@ def _run(runs: str, record: str, settings: dict[str, Any]) -> None:
 
 def _tell(text: Any, record: Any, as_json: bool | None, quiet: bool | None) -> None:
     if as_json:
-        print(json.dumps(record, ensure_ascii=False))
+        say(json_line(record))
     elif not quiet:
-        print(text)
+        say(text)
 
 
 def _select(config: str | None, **flags: Any) -> None:
@@ -152,11 +154,13 @@ def _train(config: str | None, **flags: Any) -> None:
 
 
 def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:
-    from tov.cli.flags import gather
+    from tov.cli.flags import gather, refuse_consent
     from tov.comparison.grid import is_grid, read_grid
 
     if config and is_grid(Path(config)):
         grid, given = read_grid(Path(config), only), gather(None, flags)
+        for settings in (grid.common, *grid.experiments.values()):
+            refuse_consent(config, settings)
         from tov.verbs.compare import run_grid
 
         report, results = run_grid(grid, given)
@@ -202,11 +206,11 @@ def _methods(name: str | None, json_output: bool, markdown: bool) -> None:
     from tov.methods import page
 
     if markdown:
-        print(page.whole_page(), end="")
+        say(page.whole_page(), end="")
     elif json_output:
-        print(json.dumps(page.records(name), ensure_ascii=False))
+        say(json_line(page.records(name)))
     else:
-        print(page.one_method(name) if name else page.overview())
+        say(page.one_method(name) if name else page.overview())
 
 
 def _settle_libraries() -> None:
@@ -228,28 +232,43 @@ def _settle_libraries() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Runs a command and exits: 0 done, 1 the run failed, 2 the user's input is wrong, 130 interrupted."""
+    settle()
     _settle_libraries()
     note_interrupts()
+    code = _answered(lambda: _command_line(args))
+    sys.exit(_answered(close) or code)
+
+
+def _answered(work: Callable[[], Any]) -> int:
+    """The exit code of what is done; what goes wrong is said."""
     try:
-        tov.main(args=args, prog_name="tov", standalone_mode=False)
-        code = DONE
+        work()
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
-        print(
-            f"error: {error.format_message()}\n  do: Run {ctx.command_path if ctx else 'tov'} --help to see the flags.",
-            file=sys.stderr,
+        complain(
+            f"error: {error.format_message()}\n  do: Run {ctx.command_path if ctx else 'tov'} --help to see the flags."
         )
-        code = error.exit_code
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = _say(KeyboardInterrupt())
+        return _say(KeyboardInterrupt())
     except Exception as error:
-        code = _say(error)
-    sys.exit(code)
+        return _say(error)
+    return DONE
+
+
+def _command_line(args: list[str] | None) -> None:
+    try:
+        tov.main(args=args, prog_name="tov", standalone_mode=False)
+    except TovError:
+        raise
+    except OSError as error:
+        if not not_printed(error):
+            raise
 
 
 def _say(error: BaseException) -> int:
     explained = explain(error)
     if explained is None:
         raise error
-    print(explained[0], file=sys.stderr)
+    complain(explained[0])
     return explained[1]

@@ -9,7 +9,6 @@ call; a point of the random curve for which the pool has too few rows is left ou
 from __future__ import annotations
 
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,11 +31,12 @@ from tov.inputs.read import check_n, labels_of, usable_rows
 from tov.methods.choice import check_choice, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, as_compared, dumped, kind_of_table, read_by
-from tov.methods.work import model_record, note_model
+from tov.methods.work import expected_by, model_record, note_model
 from tov.metrics import exact_match
+from tov.model.consent import Expected
 from tov.model.evaluate import Evaluation, evaluate
 from tov.model.generate import Asked, answers
-from tov.progress import duration
+from tov.progress import duration, tell
 from tov.runs.environment import versions
 from tov.runs.folder import Run, work_on
 from tov.scores.store import read_table
@@ -59,12 +59,14 @@ class Bench:
         split: its rows.
         labels: of a classifier.
         models: opens models, and keeps the last one.
+        expected: the model of the comparison so far, or of the run that it goes out from.
     """
 
     config: CompareConfig
     split: Split
     labels: tuple[str, ...]
     models: Models = field(default_factory=Models)
+    expected: Expected | None = None
 
     @property
     def task(self) -> Task[Any]:
@@ -73,11 +75,13 @@ class Bench:
 
     def model(self) -> Opened:
         """The model in its initial state (pretrained weights, seeded adapter and head)."""
-        return self.models.open(ModelSpec.of(self.config, self.labels))
+        return self.models.open(ModelSpec.of(self.config, self.labels), self.expected)
 
 
-def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[str, Any]], list[str]]:
-    """Runs what has not been run yet; under `report_only` nothing.
+def run_trials(
+    run: Run, data: Data, config: CompareConfig, expected: Expected | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Runs what has not been run yet; under `report_only` nothing. `expected` is the model of the run gone out from.
 
     Returns:
         The record of every trial asked for, finished or failed, the last of each key; and what a reader must be told.
@@ -100,6 +104,7 @@ def run_trials(run: Run, data: Data, config: CompareConfig) -> tuple[list[dict[s
         notes.append(f"{len(others)} more variants were trained here and are not shown: {', '.join(sorted(others))}")
     wanted = []
     for bench in benches:
+        bench.expected = expected_by(run) or expected
         trials = list(plan_trials(variants, config, bench.config.seed, int(bench.split.rows.usable.sum())))
         wanted += [trial.key for trial in trials]
         todo = [trial for trial in trials if not _settled(records.get(trial.key, {}), config)]
@@ -350,4 +355,4 @@ def _tell(record: dict[str, Any], config: CompareConfig) -> None:
     if record.get("metric") is not None:
         text += f", metric {record['metric']:.3f}"
     n = f" n = {record['n']:,}" if record["n"] else ""
-    print(f"seed {record['seed']}  {record['variant']}{n}: {text}  ({duration(record['seconds'])})", file=sys.stderr)
+    tell(f"seed {record['seed']}  {record['variant']}{n}: {text}  ({duration(record['seconds'])})")

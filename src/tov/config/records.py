@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from tov.config.settings import Settings, setting
+from tov.config.settings import NOT_KEPT, Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
 from tov.errors import ConfigError
 from tov.tasks import TASKS
@@ -104,7 +104,7 @@ class PlaceSettings(Settings):
 
     def shown(self) -> dict[str, Any]:
         """The settings that `config.yaml` holds: all but how this call behaves."""
-        return self.model_dump(mode="json", exclude={"force", "json_output", "quiet", "report_only"})
+        return self.model_dump(mode="json", exclude=NOT_KEPT)
 
 
 class PathSettings(DataSettings):
@@ -127,7 +127,7 @@ class PathSettings(DataSettings):
         "fit", "pool, the rows to choose from: files, globs, folders or Hub ids", min_length=1, named=True
     )
     revision: str | None = setting("fit", "revision of the model on the Hub", None)
-    trust_remote_code: bool = setting("fit", "run code that comes with a Hub model", False)
+    trust_remote_code: bool = consent()
     dtype: Literal["auto", "fp32", "bf16"] = setting(
         "fit",
         "dtype of the frozen weights; auto: bf16 where the hardware multiplies in bf16, else fp32",
@@ -309,6 +309,7 @@ class ScoreConfig(PlaceSettings):
 
     from_run: str = setting("fit", "run of tov select or tov fit whose stored path is used", min_length=1, named=True)
     pool: tuple[str, ...] = setting("fit", "new pool: files, globs, folders or Hub ids", min_length=1, named=True)
+    trust_remote_code: bool = consent()
     label_map: LabelMapping | None = setting("fit", "label map of the new pool; default: the run's", None, file=True)
     repair_bio: bool | None = setting("fit", "convert the new pool's tags to BIO2; default: the run's setting", None)
     device: str = setting("scan", "device: auto, cpu, cuda, cuda:1 or mps", "auto")
@@ -327,11 +328,9 @@ class TrainConfig(TrainingSettings, PlaceSettings):
 
     from_run: str = setting("training", "run whose chosen rows the model is trained on", min_length=1, named=True)
     test: tuple[str, ...] = setting(
-        "training",
-        "test, held-out rows like the target, for a test before and after the training",
-        (),
-        named=True,
+        "training", "test, held-out rows like the target, for a test before and after the training", (), named=True
     )
+    trust_remote_code: bool = consent()
     trainer: Literal["tov", "trl"] = setting(
         "training", "training loop: tov's own, or TRL's SFTTrainer (instruction tuning)", "tov"
     )

@@ -17,6 +17,9 @@ from tov.errors import ConfigError, did_you_mean
 
 Invalidates = Literal["fit", "scan", "choice", "training", "trials", "output"]
 Choices = Callable[[], Sequence[str]]
+_RENAME = "Correct it, or rename the file. Where the language of the system is C, set PYTHONUTF8=1."
+NOT_KEPT = {"force", "json_output", "quiet", "report_only", "trust_remote_code"}
+"""How a call behaves, and what it allows: `config.yaml` has none of it."""
 EVERY_SOURCE = "*"
 """In a mapping of sources: each that is not named."""
 
@@ -54,6 +57,15 @@ def setting(
     """A field of a record: what it declares (`Declared`), its help, default and bounds."""
     declared = Declared(invalidates, used_by, variant, named, unless, file, choices)
     return Field(default, description=help, json_schema_extra={"declared": declared}, **bounds)  # type: ignore[dict-item]
+
+
+def consent() -> Any:
+    """The setting by which the user allows a model's own code; no identity, manifest or settings file has it."""
+    return setting(
+        "output",
+        "run the code that the model brings; never taken from a run or a settings file: give it each time",
+        False,
+    )
 
 
 class Settings(BaseModel):
@@ -128,6 +140,11 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
                 allowed=", ".join(sorted(record.model_fields)),
                 fix="Correct the name.",
             )
+    for key, value in given.items():
+        for text in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(text, str) and (flaw := _unusable(text, record, key)):
+                flag = f"--{key.replace('_', '-')}" if place == "--" else f"{place}{key}"
+                raise ConfigError(f"{flag} got {text!r}, which {flaw}.", fix=_RENAME)
     try:
         return record(**given)
     except ValidationError as error:
@@ -140,6 +157,15 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
         raise ConfigError(
             "; ".join(_in_words(fault, place) for fault in faults) + ".", fix="Correct it and give the command again."
         ) from None
+
+
+def _unusable(text: str, record: type[Settings], key: str) -> str:
+    """What makes a text unusable as the name of a file, and as text; "" if nothing does."""
+    if "\0" in text:
+        return "has a zero byte in it"
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        return "is not UTF-8"
+    return "is empty" if not text.strip() and declared_by(record, key).named else ""
 
 
 def _flag(fault: Any, place: str) -> str:

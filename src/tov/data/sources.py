@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import glob
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,8 @@ from tov.data.json_rows import JsonTable
 from tov.data.saved import is_saved, load_saved, saved_splits
 from tov.data.tables import ArrowTable, ListTable, Table
 from tov.data.text_files import COMPRESSED
-from tov.errors import DataError, kind_of
+from tov.errors import DataError, kind_of, of_system
+from tov.system import check_readable, kind_of_file
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
 
@@ -121,6 +123,9 @@ def _stem(path: Path) -> str:
 
 def _matches(pattern: str) -> list[Path]:
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+    base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
+    if "**" in pattern or not paths:
+        check_readable(base)
     if not paths:
         raise DataError(
             f"No file matches '{pattern}'.", fix="Check the pattern, and quote it so that the shell leaves it alone."
@@ -130,6 +135,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> Source:
     path = Path(location).expanduser()
+    _check_file(path)
     if path.is_dir():
         return _from_folder(name, path, columns)
     if path.exists():
@@ -171,6 +177,12 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
     return files
 
 
+def _check_file(path: Path) -> None:
+    """Raises DataError for what is neither file nor folder, which would be waited for, or read without an end."""
+    if kind := kind_of_file(path):
+        raise DataError(f"{path} is {kind}.", fix="Name a file or a folder; write what comes by a pipe into a file.")
+
+
 def _near(path: Path) -> str:
     folder = path.parent
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -193,6 +205,10 @@ def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split
         return Source(name or path.name, location, load_saved(path / split, location))
     if is_saved(path):
         return Source(name or path.name, str(path), load_saved(path, str(path)))
+    check_readable(path)
+    for file in path.rglob("*"):
+        if _suffix(file) in BUILDERS and not _hidden(file, path):
+            _check_file(file)
     files = sorted(
         file
         for file in path.rglob("*")
@@ -248,6 +264,8 @@ def _suffix(path: Path) -> str:
 
 
 def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
+    for path in paths:
+        check_readable(path)
     kinds = {_suffix(path) for path in paths}
     builders = {BUILDERS.get(kind) for kind in kinds}
     readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
@@ -274,8 +292,8 @@ def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
     except (DataError, MemoryError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
+        if refused := of_system(error, f"{paths[0]} cannot be read", DataError):
+            raise refused from error
         if "corresponds to no data" in str(error):
             raise DataError(f"{paths[0]} has no rows.", fix="Name a file with at least one row.") from None
         cause = error.__cause__ or error
@@ -314,12 +332,16 @@ def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
     try:
         table = datasets.load_dataset(hub["name"], hub["config"], split=split)
     except ValueError as error:
+        if refused := of_system(error, f"The Hub dataset '{location}' cannot be opened", DataError):
+            raise refused from error
         raise DataError(
             f"The Hub dataset '{location}' cannot be opened: {error}",
             allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT",
             fix="Name a configuration and a split that the dataset has.",
         ) from None
     except Exception as error:
+        if refused := of_system(error, f"The Hub dataset '{location}' cannot be opened", DataError):
+            raise refused from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"'{location}' is no file here, and the Hub did not send it: {reason}",

@@ -14,6 +14,7 @@ import torch
 from tov.config.records import PathSettings
 from tov.errors import ModelError
 from tov.model.adapters import State, attach, read_state, write_state
+from tov.model.consent import Expected
 from tov.model.load import (
     LARGEST_DEFAULT,
     Loaded,
@@ -106,17 +107,21 @@ class ModelSpec:
         limit = longest(load_config(self.name, **here), tokenizer)
         return Encoder(TASKS[self.task].encode, tokenizer, self._length(limit), self.labels)
 
-    def open(self) -> Opened:
+    def open(self, expected: Expected | None = None) -> Opened:
         """Loads the model, attaches the seeded adapter and checks that its log-loss can be had exactly.
 
+        Args:
+            expected: the model that it must be.
+
         Raises:
-            ModelError: not found, not for the task, or `max_length` is more than it takes.
+            ModelError: not found, not for the task, not as expected, or `max_length` is more than it takes.
             ConfigError: the device is not here, or no module gets an adapter.
         """
         task = TASKS[self.task]
         loaded = load_model(
             self.name, task=task, labels=self.labels, dtype=self.dtype, device=self.device, revision=self.revision,
             trust_remote_code=self.trust_remote_code, seed=derive(self.seed, "head"),
+            expected=expected,
         )  # fmt: skip
         max_length = self._length(longest(loaded.model.config, loaded.tokenizer))
         lora = self.lora
@@ -179,12 +184,12 @@ class Models:
 
     opened: dict[ModelSpec, tuple[Opened, State]] = field(default_factory=dict)
 
-    def open(self, spec: ModelSpec) -> Opened:
+    def open(self, spec: ModelSpec, expected: Expected | None = None) -> Opened:
         """The model in its initial state: pretrained weights, adapter of no effect, seeded head. Errors: `ModelSpec.open`."""
         spec = spec.resolved()
         if spec not in self.opened:
             self.opened.clear()  # two models may not fit in memory
-            opened = spec.open()
+            opened = spec.open(expected)
             self.opened[spec] = opened, read_state(opened.adapted)
         opened, start = self.opened[spec]
         write_state(opened.adapted, start)

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 from tov.config.settings import declared_by
 from tov.errors import ConfigError
 from tov.methods.base import NEEDS, Method
-from tov.methods.registry import built_in, find_method, load_plug_in, plug_ins
+from tov.methods.registry import built_in, find_method, load_plug_in, package_of, plug_ins
 from tov.methods.spec import settings_of_run
+from tov.sinks import line
 
 HEAD = """\
 # Methods
@@ -57,7 +58,7 @@ def overview() -> str:
         passes = method.passes and f"passes: {method.passes}"
         stored = method.stored and f"stored per row: {method.stored}"
         facts = "; ".join(fact for fact in (method.needs, passes, stored, method.source) if fact)
-        lines.append(f"{name:{width}}{method.summary}")
+        lines.append(f"{line(name):{width}}{line(method.summary)}")
         lines += textwrap.wrap(facts, 110, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     lines += [f"{name:{width}}broken: {' '.join(fault.split())}" for name, fault in broken.items()]
     return "\n".join(
@@ -75,9 +76,9 @@ def one_method(name: str) -> str:
     facts = [f"{label}: {value}" for label, value in _facts(method)]
     text = [f"{method.name}: {method.summary}", *facts]
     options = [f"{name}{f' [{default}]' if default else ''}  {help}" for name, default, help in _options(method)]
-    lines = [textwrap.fill(line, 110, subsequent_indent="  ") for line in text]
+    lines = [textwrap.fill(one, 110, subsequent_indent="  ") for one in text]
     lines += ["options:"] * bool(options)
-    lines += [textwrap.fill(line, 110, initial_indent="  ", subsequent_indent="      ") for line in options]
+    lines += [textwrap.fill(one, 110, initial_indent="  ", subsequent_indent="      ") for one in options]
     return "\n".join(lines)
 
 
@@ -86,7 +87,9 @@ def records(name: str | None = None) -> Any:
     if name:
         return _record(find_method(name, flag="tov methods"))
     methods, broken = _all()
-    return [*map(_record, methods.values()), *({"name": plug_in, "broken": fault} for plug_in, fault in broken.items())]
+    entries = plug_ins()
+    told = [{"name": name, "package": package_of(entries[name]), "broken": fault} for name, fault in broken.items()]
+    return [*map(_record, methods.values()), *told]
 
 
 def whole_page() -> str:

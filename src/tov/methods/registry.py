@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method
 
 GROUP = "tov.methods"
 """Entry points that are methods."""
+_NAME = re.compile(r"[\w.+-]+")
 
 
 def built_in() -> dict[str, Method]:
@@ -39,8 +41,20 @@ def _built_in() -> dict[str, Method]:
 
 
 def plug_ins() -> dict[str, importlib.metadata.EntryPoint]:
-    """Name -> entry point, of those that other packages bring; none is loaded."""
-    return {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
+    """Name -> entry point, of those that other packages bring, the first of each name; none is loaded."""
+    return {name: entries[0] for name, entries in _by_name().items()}
+
+
+def _by_name() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def package_of(entry: importlib.metadata.EntryPoint) -> str:
+    """The package that brings a method."""
+    return entry.dist.name if entry.dist else "an unknown package"
 
 
 def find_method(name: str, *, flag: str = "--methods") -> Method:
@@ -71,10 +85,18 @@ def load_plug_in(entry: importlib.metadata.EntryPoint) -> Method:
     """A method that another package brings.
 
     Raises:
-        ConfigError: it cannot be imported, is no usable method, or has the name of another.
+        ConfigError: it cannot be imported, is no usable method, or has the name of another; such a one is not even imported.
     """
-    package = entry.dist.name if entry.dist else "an unknown package"
+    package = package_of(entry)
     what, fix = f"The method '{entry.name}' of the package {package}", f"Update or uninstall {package}."
+    if entry.name in built_in():
+        raise ConfigError(f"{what} has the name of a method that tov has, and is not taken in its place.", fix=fix)
+    others = sorted({package_of(one) for one in _by_name().get(entry.name, [])} - {package})
+    if others:
+        raise ConfigError(
+            f"{what} has the name of one of the package {', '.join(others)}, so neither is taken.",
+            fix=f"Uninstall {package}, or {others[0]}.",
+        )
     try:
         loaded = entry.load()
         method = loaded() if isinstance(loaded, type) else loaded
@@ -85,8 +107,7 @@ def load_plug_in(entry: importlib.metadata.EntryPoint) -> Method:
     name = getattr(method, "name", "")
     wrong = {
         f"is called '{name}'": name != entry.name,
-        "has the name of a method that tov has": entry.name in built_in(),
-        "has a name with a comma, a slash or a space": any(sign in name for sign in ",/ "),
+        "has a name of other signs than letters, digits, '.', '_', '+' and '-'": not _NAME.fullmatch(str(name)),
         "has no summary": not getattr(method, "summary", ""),
         "does not implement prepare": type(method).prepare is Method.prepare,
     }

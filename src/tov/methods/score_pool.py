@@ -148,7 +148,8 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         if opened
         else [tokenizer_fingerprint(encode.tokenizer), encode.max_length],
     }
-    store = ShardStore(run.scores, digest(made_from))
+    # Not `run.scores`: where a manifest says that scores are is never written to.
+    store = ShardStore(run.folder / "scores", digest(made_from))
     base = np.array(sorted({one for scorer in scorers.values() for one in scorer.base}), np.uint64)
     passes = tuple(sum(scorer.passes[way] for scorer in scorers.values()) for way in (0, 1))
 

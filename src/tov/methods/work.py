@@ -23,6 +23,7 @@ from tov.inputs.draw import encode_scored
 from tov.inputs.read import Indexed, PoolRows
 from tov.methods.base import Method
 from tov.methods.spec import read_by
+from tov.model.consent import Expected
 from tov.progress import Progress, track
 from tov.runs.folder import Run
 from tov.runs.made import UNLISTED
@@ -82,7 +83,7 @@ class Work:
             ModelError: it is not the one that an earlier call of this run opened: other weights, or `auto` means
                 another dtype here.
         """
-        opened = self.models.open(self.spec(lora))
+        opened = self.models.open(self.spec(lora), expected_by(self.run))
         record = model_record(opened, self.settings)
         note_model(self.run, record)
         return opened
@@ -235,6 +236,20 @@ def model_record(opened: Opened, settings: Any) -> ModelRecord:
         fingerprint=loaded.fingerprint, tokenizer=loaded.tokenizer_fingerprint, dtype=loaded.dtype, device=str(loaded.device),
         settings=settings.of("fit", named=True),
     )  # fmt: skip
+
+
+def expected_by(run: Run, whose: str = "", anew: str = "start over with --force") -> Expected | None:
+    """The model of a run, against which one is held before it is opened; None where the run has none yet.
+
+    Args:
+        run: that the model is of.
+        whose: ends the sentence "is no longer the one ...".
+        anew: what to do if its files are gone.
+    """
+    was = run.manifest.model
+    if was is None or was.fingerprint is None:
+        return None
+    return Expected(was.fingerprint, was.tokenizer, whose or f"that {run.folder} was begun with", anew)
 
 
 def note_model(run: Run, record: ModelRecord) -> None:

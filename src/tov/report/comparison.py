@@ -7,6 +7,7 @@ from typing import Any
 
 from tov.progress import duration, file_size
 from tov.report.summary import table
+from tov.sinks import markdown, note
 
 NONE = "-"
 
@@ -19,9 +20,9 @@ def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) ->
         about: what stands at its head, a line an entry: model, inputs, training, versions.
     """
     sizes = results["sizes"]
-    parts = ["# tov compare", "\n".join(f"- {name}: {value}" for name, value in about.items()), _legend(results)]
+    parts = ["# tov compare", "\n".join(f"- {name}: {note(value)}" for name, value in about.items()), _legend(results)]
     if results["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in results["notes"])]
+        parts += ["## Notes", "\n".join(f"- {note(one)}" for one in results["notes"])]
     for size in sizes:
         parts += [f"## {size['n']:,} rows", _variants(size["variants"], results["metric"])]
     parts += ["## Cost", COSTS_LEGEND, _costs(results)]
@@ -43,7 +44,7 @@ def grid_markdown(experiments: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for n in sorted({size["n"] for results in experiments.values() for size in results["sizes"]}):
         parts += [f"## {n:,} rows", _grid_table(n, experiments)]
-    notes = [f"- {name}: {note}" for name, results in experiments.items() for note in results["notes"]]
+    notes = [f"- {markdown(name)}: {note(one)}" for name, results in experiments.items() for one in results["notes"]]
     return "\n\n".join([*parts, *(["## Notes", "\n".join(notes)] if notes else [])]) + "\n"
 
 
@@ -55,9 +56,9 @@ def _grid_table(n: int, experiments: Mapping[str, Mapping[str, Any]]) -> str:
                 cells.setdefault(variant["variant"], {})[name] = (
                     _loss(variant["loss"]) if variant["role"] == "yardstick" else _gain(variant)
                 )
-    rows = [[f"{variant} (nat)" if variant == "random" else variant, *(row.get(name, NONE) for name in experiments)]
+    rows = [[f"{variant} (nat)" if variant == "random" else markdown(variant), *(row.get(name, NONE) for name in experiments)]
             for variant, row in cells.items()]  # fmt: skip
-    return table(["variant", *experiments], rows)
+    return table(["variant", *map(markdown, experiments)], rows)
 
 
 COSTS_LEGEND = (
@@ -83,11 +84,11 @@ def _legend(results: Mapping[str, Any]) -> str:
 
 def _variants(variants: list[dict[str, Any]], metric: str | None) -> str:
     header = ["variant", "rows", "seeds", "test log-loss", "better than random, %", "wins / ties / losses"]
-    header += [metric, f"{metric} over random's"] if metric else []
+    header += [markdown(metric), f"{markdown(metric)} over random's"] if metric else []
     rows = []
     for variant in variants:
         row = [
-            variant["variant"],
+            markdown(variant["variant"]),
             f"{variant['rows']:,}",
             _seeds(variant),
             _loss(variant["loss"]),
@@ -155,7 +156,7 @@ def _costs(results: Mapping[str, Any]) -> str:
     ]
     rows = {
         (variant["variant"], variant["rows"]): [
-            variant["variant"],
+            markdown(variant["variant"]),
             f"{variant['rows']:,}",
             _time(variant["cost"]["scoring_seconds"]),
             _number(variant["cost"]["scoring_tokens_forward"], ",.0f"),
@@ -187,9 +188,9 @@ def _composition(variants: list[dict[str, Any]]) -> str:
         return "No variant chose any rows."
     shown = [variant for variant in variants if variant["chosen"]]
     return table(
-        ["variant", *sources],
+        ["variant", *map(markdown, sources)],
         [
-            [variant["variant"], *(f"{100 * variant['chosen'].get(source, 0):.1f} %" for source in sources)]
+            [markdown(variant["variant"]), *(f"{100 * variant['chosen'].get(source, 0):.1f} %" for source in sources)]
             for variant in shown
         ],
     )

@@ -19,12 +19,16 @@ from matplotlib.ticker import NullLocator
 
 from tov.errors import ConfigError
 from tov.files import atomic
+from tov.sinks import picture
 
 BETTER, WORSE, UNCLEAR, QUIET = "#0072B2", "#D55E00", "#7F7F7F", "#595959"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A")
 """Okabe and Ito's palette, which stays apart for colour-blind readers; a brown for its yellow, too pale for thin lines."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE: Any = {"font.size": 10.0, "font.family": ["DejaVu Sans"], "svg.hashsalt": "tov"}
+STYLE: Any = {
+    "font.size": 10.0, "font.family": ["DejaVu Sans"], "svg.hashsalt": "tov", "text.parse_math": False, "text.usetex": False,
+}  # fmt: skip
+"""A name with dollar signs in it is a name, and no formula."""
 METADATA: dict[str, dict[str, Any]] = {".svg": {"Date": None, "Creator": "tov"}, ".png": {"Software": None}}
 DASHES: Any = ((0, (2, 2)), (0, (6, 3)))
 DODGE = 0.5
@@ -101,6 +105,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 def _name(variant: str) -> str:
     """A variant's name; of a long one, as with a store's folder in it, both ends."""
+    variant = picture(variant)
     if len(variant) <= LONGEST_NAME:
         return variant
     return f"{variant[: LONGEST_NAME * 2 // 3]}…{variant[1 - LONGEST_NAME // 3 :]}"
@@ -228,7 +233,7 @@ def _frame(axes: Axes, results: Mapping[str, Any], points: Sequence[Mapping[str,
     low, high = _limits([low, high, *near], [])
     for name, level, dashes in lines:
         beyond = " (above)" if level > high else " (below)" if level < low else ""
-        axes.plot([], [], linestyle=dashes, color=QUIET, label=f"{name} {level:.3g}{beyond}")
+        axes.plot([], [], linestyle=dashes, color=QUIET, label=picture(f"{name} {level:.3g}{beyond}"))
         axes.axhline(level, linestyle=dashes, color=QUIET, linewidth=1.2)
     axes.set_ylim(low, high)
     ticks = _ticks(sorted({point["n"] for point in shown if point["n"] > 0}))

@@ -8,6 +8,7 @@ from typing import Any
 from tov.progress import duration
 from tov.report.numbers import QUANTILES
 from tov.runs.manifest import Manifest
+from tov.sinks import cell, code, markdown, note
 from tov.tasks import TASKS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -31,7 +32,7 @@ def summary_markdown(manifest: Manifest) -> str:
     """The text of `summary.md`."""
     assert manifest.model
     facts, task = manifest.summary, TASKS[manifest.model.task]
-    parts = [f"# tov {manifest.command}", _what(manifest)]
+    parts = [f"# tov {markdown(manifest.command)}", _what(manifest)]
     if "choice" in facts:
         parts += [
             "## Where the rows come from",
@@ -43,20 +44,20 @@ def summary_markdown(manifest: Manifest) -> str:
         parts += ["## Scores", _scores(facts["scores"], manifest, task.unit)]
         parts += ["## Left out", _left_out(facts, task.length)]
     if facts.get("notes"):
-        parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
+        parts += ["## Notes", "\n".join(f"- {note(one)}" for one in facts["notes"])]
     parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
     return "\n\n".join(parts) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    """A Markdown table; the first column is left-aligned, the others right-aligned. Names are escaped by the caller."""
+    cells = [[cell(one) for one in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
         padded = [
-            cell.ljust(width) if not at else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+            one.ljust(width) if not at else one.rjust(width)
+            for at, (one, width) in enumerate(zip(row, widths, strict=True))
         ]
         return "| " + " | ".join(padded) + " |"
 
@@ -74,8 +75,9 @@ def _what(manifest: Manifest) -> str:
     shown = {key: settings[key] for key in SHOWN if settings.get(key) not in (None, {})}
     for name in shown.keys() & {"options", "source_cap"}:
         shown[name] = ", ".join(f"{key}={_plain(value)}" for key, value in shown[name].items() if value is not None)
-    lines = [f"- {key}: `{value}`" for key, value in shown.items()]
-    return "\n".join([*lines, *([f"- scored by {scoring.method}: {scoring.about}"] if scoring else [])])
+    lines = [f"- {key}: {code(value)}" for key, value in shown.items()]
+    about = [f"- scored by {markdown(scoring.method)}: {note(scoring.about)}"] if scoring else []
+    return "\n".join([*lines, *about])
 
 
 def _plain(value: Any) -> str:
@@ -95,7 +97,7 @@ def composition_table(choice: dict[str, Any]) -> str:
         ["source", "pool", "share", "by score", "share", "chosen", "share", "mean score"],
         [
             [
-                row["source"],
+                markdown(row["source"]),
                 f"{row['pool']:,}",
                 share(row["pool"], pool),
                 f"{row['by_score']:,}",
@@ -138,11 +140,11 @@ def _scores(facts: dict[str, Any], manifest: Manifest, unit: str) -> str:
     scoring = manifest.scoring
     measured_in = scoring.unit if scoring and scoring.unit else "score"
     header = [
-        f"nats a {unit}" if measured_in == "nats a token" else measured_in,
+        f"nats a {unit}" if measured_in == "nats a token" else markdown(measured_in),
         *(f"{100 * level:g} %" for level in QUANTILES),
     ]
     rows = [
-        [name, *(_number(value) for value in values)]
+        [markdown(name), *(_number(value) for value in values)]
         for name, values in [*facts["quantiles"].items(), ("loss_base", facts.get("loss_base"))]
         if values
     ]
@@ -158,7 +160,7 @@ def _scores(facts: dict[str, Any], manifest: Manifest, unit: str) -> str:
 
 def _left_out(summary: dict[str, Any], unit: str) -> str:
     facts, unscored = summary["scores"], summary.get("choice", {}).get("without_score", 0)
-    lines = [f"- {count:,} rows: {reason}" for reason, count in facts["left_out"].items()]
+    lines = [f"- {count:,} rows: {note(reason)}" for reason, count in facts["left_out"].items()]
     if unscored:
         lines.append(f"- {unscored:,} rows that could be chosen have no score by the method: never taken by score")
     if facts["lost"]["tokens"]:
@@ -170,7 +172,8 @@ def _left_out(summary: dict[str, Any], unit: str) -> str:
 
 def _timings(manifest: Manifest) -> str:
     rows = [
-        [name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"] for name, seconds in manifest.timings.items()
+        [markdown(name), duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"]
+        for name, seconds in manifest.timings.items()
     ]
     lines = [table(["stage", "time"], rows)]
     if manifest.scoring and manifest.scoring.tokens_passed:
@@ -185,7 +188,11 @@ def _timings(manifest: Manifest) -> str:
 
 
 def _made_with(manifest: Manifest) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     hardware = manifest.hardware
     gpus = f", {', '.join(hardware['gpus'])}" if hardware["gpus"] else ""
-    return f"{versions}\n\n{hardware['cpu']}, {hardware['cores']} cores{gpus}"
+    return f"{versions_line(manifest)}\n\n{note(hardware['cpu'])}, {hardware['cores']} cores{note(gpus)}"
+
+
+def versions_line(manifest: Manifest) -> str:
+    """`python 3.11.2, torch 2.6.0`."""
+    return note(", ".join(f"{name} {version}" for name, version in manifest.versions.items()))

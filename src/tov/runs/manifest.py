@@ -17,6 +17,8 @@ from tov.runs.format1 import upgraded
 
 FORMAT = 2
 FILE = "manifest.json"
+CONSENT = "trust_remote_code"
+"""A setting that is never taken from a run: it says what its maker allowed, and not what the reader does."""
 
 
 class _Record(BaseModel):
@@ -167,6 +169,13 @@ class Manifest(_Record):
         write_sealed(folder / FILE, self.model_dump(mode="json", exclude_none=True))
 
 
+def _without_consent(value: Any) -> Any:
+    """The value without the setting, wherever a manifest may have it."""
+    if isinstance(value, dict):
+        return {name: _without_consent(inner) for name, inner in value.items() if name != CONSENT}
+    return value
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a run folder, with paths as they are today where folders have moved together.
 
@@ -180,6 +189,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(f"{file} is no manifest of tov.", fix=anew)
     if raw.get("format") == 1:
         raw = upgraded(raw, folder)
+    raw = _without_consent(raw)
     if raw.get("format") != FORMAT:
         raise RunError(
             f"{file} has format {raw.get('format')!r}.", allowed=f"1 and {FORMAT}", fix="Update tov: pip install -U tov"

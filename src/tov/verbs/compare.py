@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +24,14 @@ from tov.files import read_json, write_json, write_text
 from tov.inputs.named import Inputs, list_inputs, model_identity, name_inputs, pool_identity
 from tov.methods.registry import find_method
 from tov.methods.spec import parse_variant
+from tov.methods.work import expected_by
+from tov.model.consent import Expected
 from tov.model.load import located
+from tov.progress import tell
 from tov.report import comparison as compare_report
 from tov.runs.folder import Run, differences, open_run, run_folder, watch_run, work_on
 from tov.runs.manifest import Manifest
+from tov.sinks import line
 from tov.tasks import TASKS
 
 
@@ -63,7 +66,7 @@ class Compared:
 
     def __str__(self) -> str:
         """What the command prints."""
-        return f"{self.report}\nreport: {self.folder / 'report.md'}, with the figures gain.svg and loss.svg"
+        return f"{self.report}\nreport: {line(self.folder / 'report.md')}, with the figures gain.svg and loss.svg"
 
 
 def compare(
@@ -184,7 +187,7 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
     folder, rules = run.folder, _check_rules(run, config)
     if not config.report_only:
         run.note(comparison={**(run.manifest.comparison or {}), "rules": rules})
-    records, notes = run_trials(run, data, config)
+    records, notes = run_trials(run, data, config, _expected(config))
     task = TASKS[config.task or ""]
     metric = task.metric if not task.generates or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
@@ -200,6 +203,16 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
         run.note(comparison={"rules": rules, "asked": asked})
         run.finish()
     return Compared(run.folder, run.manifest, results)
+
+
+def _expected(config: CompareConfig) -> Expected | None:
+    """The model of the run that the comparison goes out from, unless another is named."""
+    if not config.from_run:
+        return None
+    origin = open_run(config.from_run)
+    same = origin.manifest.model and origin.manifest.model.name == config.model
+    anew = "name the model with --model and leave --from out"
+    return expected_by(origin, f"that the rows of {origin.folder} were chosen with", anew) if same else None
 
 
 def _check_rules(run: Run, config: CompareConfig) -> dict[str, Any]:
@@ -249,10 +262,10 @@ def run_grid(grid: Grid, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
                 parse_variant(name)
     for name, config in configs.items():
         if config.report_only and not (out / name / "manifest.json").exists():
-            print(f"{name}: nothing has been run yet", file=sys.stderr)
+            tell(f"{name}: nothing has been run yet")
             continue
         if not config.quiet:
-            print(f"== {name}", file=sys.stderr)
+            tell(f"== {name}")
         run_compare(config)
     results = {path.parent.name: renamed(read_json(path)) for path in sorted(out.glob("*/results.json"))}
     if not results:

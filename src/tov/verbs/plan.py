@@ -29,6 +29,7 @@ from tov.report.summary import table
 from tov.runs.folder import check_place, run_folder, watch_run
 from tov.runs.manifest import FILE
 from tov.seeds import generator
+from tov.sinks import line, markdown
 from tov.tasks import TASKS
 from tov.text.encode import IGNORED, Encoded, encode_placed
 from tov.verbs.select import select_identity
@@ -260,7 +261,7 @@ def _example(target: Encoded, opened: Opened) -> dict[str, Any]:
 
 def _text(facts: dict[str, Any]) -> str:
     pool, target, model, example = (facts[name] for name in ("pool", "target", "model", "example"))
-    sources = ", ".join(f"{name} {count:,}" for name, count in pool["sources"].items())
+    sources = ", ".join(f"{line(name)} {count:,}" for name, count in pool["sources"].items())
     head = {
         "pool": f"{pool['rows']:,} rows ({sources}), {pool['usable']:,} may be chosen"
         + (f"; left out: {pool['left_out']}" if pool["left_out"] else ""),
@@ -270,14 +271,14 @@ def _text(facts: dict[str, Any]) -> str:
         + f"; without a scored token: {pool['without_scored_token']:,}"
         + (f" (estimated from {pool['sampled']:,} rows)" if pool["sampled"] else ""),
         "target": f"{target['usable']:,} of {target['rows']:,} rows have a scored token, {target['tokens']:,} tokens",
-        "model": f"{model['name']} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
+        "model": f"{line(model['name'])} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
         f"{file_size(model['bytes'])}; {model['trained']:,} are trained",
         "scored": f"of the target's first row {example['scored']:,} of {example['tokens']:,} tokens: "
         f"{_shortened(example['text'])}",
     }
     rows = [
         [
-            method["method"],
+            markdown(method["method"]),
             *(f"{method[name]:,}" if method[name] is not None else "?" for name in ("forward", "backward")),
             f"{method['passes']:.1f}" if method["passes"] is not None else "?",
             file_size(method["bytes"]) if method["bytes"] is not None else "?",
@@ -285,9 +286,9 @@ def _text(facts: dict[str, Any]) -> str:
         for method in facts["methods"]
     ]
     shown = table(["method", "tokens forward", "tokens backward", "passes", "on disk"], rows)
-    lines = [f"{name:8}{text}" for name, text in head.items()]
+    lines = [f"{name:8}{line(text)}" for name, text in head.items()]
     legend = f"passes: over the pool, forward; a backward pass counts as {BACKWARD}. Nothing was run."
-    notes = [f"note: {note}" for note in facts["notes"]]
+    notes = [f"note: {line(note)}" for note in facts["notes"]]
     return "\n".join([*lines, *notes, "", shown, "", legend])
 
 

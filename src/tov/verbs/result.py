@@ -16,6 +16,7 @@ from tov.report.summary import composition_table
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
+from tov.sinks import line
 from tov.verbs import training_file
 
 
@@ -70,14 +71,14 @@ class Result:
         """What the command prints: what there is, and what to do next."""
         if "scores" not in self.summary:
             return (
-                f"path of {self.summary['epochs']} epochs in {self.folder / 'path'}\n"
-                f"score a pool with it: tov score --from {self.folder} --pool POOL --out OUT"
+                f"path of {self.summary['epochs']} epochs in {line(self.folder / 'path')}\n"
+                f"score a pool with it: tov score --from {line(self.folder)} --pool POOL --out OUT"
             )
         facts = self.summary["scores"]
         return "\n".join([
-            f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {self.folder / 'summary.md'}",
-            *(f"  {count:,} rows without a score: {reason}" for reason, count in facts["left_out"].items()),
-            f"choose from them: tov select --from {self.folder} --n 1000 --out OUT",
+            f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {line(self.folder / 'summary.md')}",
+            *(f"  {count:,} rows without a score: {line(reason)}" for reason, count in facts["left_out"].items()),
+            f"choose from them: tov select --from {line(self.folder)} --n 1000 --out OUT",
         ])  # fmt: skip
 
     def __fspath__(self) -> str:
@@ -98,9 +99,9 @@ class Picked(Result):
         """What the command prints: the composition, notes, and where the rows are."""
         choice = self.summary["choice"]
         return "\n".join([
-            composition_table(choice), *(f"note: {note}" for note in self.summary["notes"]), "",
-            f"{choice['n']:,} rows in {self.folder / 'selected.jsonl'} (and .parquet)",
-            f"report: {self.folder / 'summary.md'}",
+            composition_table(choice), *(f"note: {line(note)}" for note in self.summary["notes"]), "",
+            f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",
+            f"report: {line(self.folder / 'summary.md')}",
         ])  # fmt: skip
 
 

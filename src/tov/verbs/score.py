@@ -48,7 +48,7 @@ def score(path: str | os.PathLike[str], pool: Inputs, *, out: str | Path | None 
         path: folder of a `select`, `score` or `fit` run (or its result).
         pool: rows to score.
         out: run folder; default `tov-runs/<fingerprint>`.
-        **settings: `device`, `batch_tokens`, `shard_rows`, `amplify`, `force`, `quiet`.
+        **settings: `device`, `batch_tokens`, `shard_rows`, `amplify`, `trust_remote_code`, `force`, `quiet`.
 
     Returns:
         The run; its `.scores` has one row per pool row, and `reselect` chooses from it.
@@ -66,6 +66,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     overrides = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
     overrides |= {"max_length": stored.manifest["max_length"], "device": config.device}
     overrides |= {"model": origin.manifest.model.name} if origin.manifest.model else {}
+    overrides["trust_remote_code"] = config.trust_remote_code
     before = build(PathSettings, {**stored.settings, **overrides})
     scan = _scan_settings(
         config, origin.manifest.scoring.settings if origin.manifest.scoring else {}, before.task or ""
@@ -98,7 +99,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
             seed=settings.seed,
             targets=origin.manifest.targets or {DEFAULT_TARGET: TargetRecord(**stored.target)},
         )
-        note_model(run, model_record(models.open(ModelSpec.of(settings, labels)), settings))
+        note_model(run, model_record(models.open(ModelSpec.of(settings, labels), stored.expected), settings))
         scorer = method.reuse(run.artifacts, settings, models)
         assert scorer
         prepared = Prepared(run, rows, settings, method, None, labels, {DEFAULT_TARGET: scorer}, None)

@@ -22,15 +22,16 @@ from tov.data.pool import Pool, files_of
 from tov.data.rows import Row, prompt_hash
 from tov.data.sources import Input
 from tov.engine.models import ModelSpec, Opened, auto_batch_tokens
-from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.errors import ConfigError, DataError, RunError
 from tov.files import digest, write_text
 from tov.inputs.draw import encode_scored
 from tov.inputs.named import Inputs, check_unchanged, list_inputs, name_inputs, pool_again, remember
 from tov.inputs.read import Indexed, read_target, usable_rows
 from tov.model.adapters import load, read_state, save, write_state
+from tov.model.consent import Expected
 from tov.model.evaluate import Evaluation, evaluate
-from tov.progress import Progress, duration, track
-from tov.report.summary import table
+from tov.progress import Progress, track
+from tov.report.training import printed, training_markdown
 from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.runs.manifest import ModelRecord
 from tov.scores.store import read_hashes, rows_in
@@ -43,13 +44,16 @@ from tov.training.trl import train_by_trl
 from tov.verbs import training_file
 from tov.verbs.result import Result
 
-SHOWN_EPOCHS = 16
-"""Epochs whose training log-loss the report shows."""
-
 
 @dataclass(frozen=True)
 class Trained(Result):
-    """A finished training."""
+    """A finished training.
+
+    Attributes:
+        trusted: whether the user of this call allows the model's own code.
+    """
+
+    trusted: bool = False
 
     @property
     def adapter(self) -> Path:
@@ -58,15 +62,7 @@ class Trained(Result):
 
     def __str__(self) -> str:
         """What the command prints: rows, losses, test before and after, where the adapter is and how to load it, notes."""
-        facts, unit = self.summary, TASKS[(self.manifest.trained or {})["task"]].unit
-        first, *rest = facts["losses"]
-        lines = [
-            f"trained on {_what(facts)}: log-loss {_fall(first, rest[-1]) if rest else f'{first:.4f}'} nats a {unit}"
-        ]
-        lines += [f"test ({facts['test']['rows']:,} rows): {line}" for line in _test_lines(facts, unit)]
-        lines += [f"note: {note}" for note in facts["notes"]]
-        lines += ["", f"adapter: {self.adapter}", *(f"    {line}" for line in _snippet(self)), ""]
-        return "\n".join([*lines, f"report: {self.folder / 'summary.md'}"])
+        return printed(self.manifest, self.folder, trusted=self.trusted)
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,15 @@ def run_train(
                 seed=config.seed,
             )
             _train_and_test(run, job)
-            write_text(run.folder / "summary.md", _markdown(Trained(run)))
+            write_text(
+                run.folder / "summary.md", training_markdown(run.manifest, run.folder, trusted=config.trust_remote_code)
+            )
             run.finish()
         else:
             for name in run.manifest.files:
                 if name.startswith("adapter/"):
                     run.check_file(name)
-    return Trained(run)
+    return Trained(run, config.trust_remote_code)
 
 
 def _open_choice(folder: str) -> Run:
@@ -155,12 +153,18 @@ def _open_choice(folder: str) -> Run:
 
 def _resolved(config: TrainConfig, origin: Run, model: ModelRecord) -> tuple[TrainConfig, PathSettings]:
     """The settings with seed and rate named, and those of the model: the run's, but for seed, device and length."""
+    if model.task not in TASKS:
+        raise RunError(
+            f"{origin.folder} has the task '{model.task}', which tov does not know.", allowed=", ".join(TASKS),
+            fix="Update tov: pip install -U tov",
+        )  # fmt: skip
     task = TASKS[model.task]
     seed = config.seed if config.seed is not None else origin.manifest.seed or 0
     rate = config.train_learning_rate or task.defaults.train_learning_rate
     if config.trainer == "trl":
         _check_trl(task)
     of_model = {"seed": seed, "device": config.device, "max_length": model.max_length, "task": model.task}
+    of_model["trust_remote_code"] = config.trust_remote_code
     settings = build(PathSettings, {**model.settings, **of_model})
     return config.model_copy(update={"seed": seed, "train_learning_rate": rate}), settings
 
@@ -253,7 +257,7 @@ def _train_and_test(run: Run, job: _Job) -> None:
     labels, dtype = opened.loaded.labels, opened.loaded.dtype
     run.note(trained={
         "task": job.task.name, "model": opened.loaded.model.name_or_path,
-        "load": {name: getattr(job.settings, name) for name in ("revision", "trust_remote_code")},
+        "load": {"revision": job.settings.revision},
         "labels": list(labels), "dtype": dtype, "device": str(opened.loaded.device),
     })  # fmt: skip
     if test is not None and job.config.trainer == "trl":  # TRL changes the model's forward
@@ -269,17 +273,11 @@ def _train_and_test(run: Run, job: _Job) -> None:
 
 
 def _open_pretrained(job: _Job) -> Opened:
-    opened = ModelSpec.of(job.settings, tuple(job.model.labels)).open()
-    pairs = (
-        (job.model.fingerprint, opened.loaded.fingerprint),
-        (job.model.tokenizer, opened.loaded.tokenizer_fingerprint),
-    )
-    if any(was not in (None, now) for was, now in pairs):
-        raise ModelError(
-            f"The model '{job.settings.model}' is no longer the one that the rows were chosen with.",
-            fix="Put the old weights, tokenizer and chat template back, or select again.",
-        )
-    return opened
+    expected = Expected(
+        job.model.fingerprint, job.model.tokenizer, "that the rows were chosen with",
+        "select again",
+    )  # fmt: skip
+    return ModelSpec.of(job.settings, tuple(job.model.labels)).open(expected)
 
 
 def _encode(job: _Job, opened: Opened) -> Encoded:
@@ -345,63 +343,3 @@ def _test_facts(
         "metric": task.metric if metrics[0] is not None else None,
         "metric_before": metrics[0], "metric_after": metrics[1],
     }  # fmt: skip
-
-
-def _what(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['rows']:,} rows, {facts['epochs']:,} epoch{'s' * (facts['epochs'] != 1)}, {facts['steps']:,} steps, "
-        f"{facts['tokens']:,} tokens "
-        f"in {duration(facts['seconds'])}"
-    )
-
-
-def _fall(before: float, after: float) -> str:
-    """`1.2345 -> 1.1000 (-10.9 %)`."""
-    change = f" ({100 * (after - before) / before:+.1f} %)" if before else ""
-    return f"{before:.4f} -> {after:.4f}{change}"
-
-
-def _test_lines(facts: dict[str, Any], unit: str) -> list[str]:
-    test = facts["test"]
-    if test is None:
-        return []
-    lines = [f"log-loss {_fall(test['loss_before'], test['loss_after'])} nats a {unit}"]
-    if test["metric"]:
-        lines.append(f"{test['metric']} {test['metric_before']:.3f} -> {test['metric_after']:.3f}")
-    return lines
-
-
-def _snippet(trained: Trained) -> list[str]:
-    """Four lines of Python that load the trained model."""
-    base = trained.manifest.trained or {}
-    auto, options = TASKS[base["task"]].auto_model, {**base["load"], "id2label": dict(enumerate(base["labels"]))}
-    more = "".join(f", {name}={value!r}" for name, value in options.items() if value)
-    return [
-        "from peft import PeftModel",
-        f"from transformers import {auto}",
-        f"model = {auto}.from_pretrained({base['model']!r}{more})",
-        f"model = PeftModel.from_pretrained(model, {str(trained.adapter.absolute())!r})",
-    ]
-
-
-def _markdown(trained: Trained) -> str:
-    """The text of `summary.md`."""
-    manifest, facts, base = trained.manifest, trained.summary, trained.manifest.trained or {}
-    unit = TASKS[base["task"]].unit
-    shown = np.unique(np.linspace(1, facts["epochs"], SHOWN_EPOCHS).round().astype(int))
-    epochs = [[str(epoch), f"{facts['losses'][epoch - 1]:.4f}"] for epoch in shown]
-    parts = [
-        "# tov train",
-        f"- run: `{manifest.origin.run}`\n- model: `{base['model']}`\n- trainer: `{facts['trainer']}`, rate "
-        f"`{facts['learning_rate']:g}`, batches of {facts['batch_size']} rows, seed {manifest.seed}",
-        f"## Training\n\n{_what(facts)}.",
-        table(["epoch", f"log-loss, nats a {unit}"], epochs),
-    ]
-    if facts["test"]:
-        lines = "\n".join(f"- {line}" for line in _test_lines(facts, unit))
-        parts += [f"## Test, {facts['test']['rows']:,} rows", lines]
-    if facts["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in facts["notes"])]
-    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-    parts += ["## Use it", "\n".join(["```python", *_snippet(trained), "```"]), "## Made with", versions]
-    return "\n\n".join(parts) + "\n"

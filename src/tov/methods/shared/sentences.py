@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from tov.errors import ConfigError, ModelError, NumericError
+from tov.errors import ConfigError, ModelError, NumericError, of_system
 from tov.model.load import pick_device, resolve
 
 BATCH = 64
@@ -67,8 +69,14 @@ def open_sentence_encoder(name: str, *, device: str = "auto") -> SentenceEncoder
     """
     library, place = import_sentence_transformers(), pick_device(device)
     try:
-        model = library.SentenceTransformer(resolve(name), device=str(place))
+        source = resolve(name)
+        _check_modules(name, source)
+        model = library.SentenceTransformer(source, device=str(place), trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:
+        if refused := of_system(error, f"The sentence encoder '{name}' cannot be loaded", ModelError):
+            raise refused from error
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
             f"The sentence encoder '{name}' cannot be loaded: {reason}",
@@ -76,6 +84,18 @@ def open_sentence_encoder(name: str, *, device: str = "auto") -> SentenceEncoder
             fix="Check the name. Offline, name a local folder or a model in the Hub cache.",
         ) from error
     return SentenceEncoder(model, _fingerprint(model))
+
+
+def _check_modules(name: str, source: str) -> None:
+    """Raises ModelError if a folder's modules are not all the library's own: older versions of it import any others."""
+    file = Path(source) / "modules.json"
+    modules = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    own = [str(one.get("type")) for one in modules if not str(one.get("type")).startswith("sentence_transformers.")]
+    if own:
+        raise ModelError(
+            f"The sentence encoder '{name}' brings code of its own, which was not run: {', '.join(own)}.",
+            fix="Take an encoder whose modules are those of sentence-transformers: tov runs no other.",
+        )
 
 
 def import_sentence_transformers() -> Any:

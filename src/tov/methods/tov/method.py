@@ -18,7 +18,6 @@ import pyarrow as pa
 from tov.config.records import RuleSettings
 from tov.data.rows import hexes
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
-from tov.errors import ModelError
 from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
 from tov.methods.base import Method, PoolStats, Scorer, Stage, column_of
@@ -75,15 +74,10 @@ class PathScorer(Scorer):
 
 def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, StoredPath]:
     assert spec
-    opened, stored = models.open(spec), open_path(Path(path))
-    loaded, then = opened.loaded, stored.manifest
-    same_tokens = then.get("tokenizer_fingerprint", loaded.tokenizer_fingerprint) == loaded.tokenizer_fingerprint
-    if then["model_fingerprint"] != loaded.fingerprint or not same_tokens:
-        what = "model" if same_tokens else "tokenizer or chat template of the model"
-        raise ModelError(
-            f"The {what} '{then['model']}' is no longer the one that the path was fitted on.",
-            fix="Put the old files back, or fit again (--force).",
-        )
+    stored = open_path(Path(path))
+    expected = stored.expected
+    opened = models.open(spec, expected)
+    expected.check(spec.name, fingerprint=opened.loaded.fingerprint, tokenizer=opened.loaded.tokenizer_fingerprint)
     return opened, stored
 
 

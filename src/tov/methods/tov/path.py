@@ -13,8 +13,12 @@ from tov.errors import RunError
 from tov.files import digest, file_digest, read_sealed, write_sealed
 from tov.methods.tov.variants import Step
 from tov.model.adapters import State, load, save
+from tov.model.consent import Expected
 from tov.runs.format1 import renamed
+from tov.runs.manifest import CONSENT
 
+REQUIRED = ("model", "model_fingerprint", "max_length", "labels", "epochs", "settings", "base", "target", "fingerprint")
+"""What the manifest of a path must say."""
 HELD_BYTES = 2 << 30
 """Bytes of states that a process keeps in memory between shards."""
 
@@ -43,8 +47,9 @@ class StoredPath:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that it was fitted under, by their present names."""
-        return renamed(self.manifest["settings"])
+        """The settings that it was fitted under, by their present names; whoever goes out from it consents anew."""
+        settings = renamed(self.manifest["settings"])
+        return {name: value for name, value in settings.items() if name != CONSENT}
 
     @property
     def prompts(self) -> np.ndarray:
@@ -55,6 +60,14 @@ class StoredPath:
     def target(self) -> dict[str, Any]:
         """Rows and fingerprint of the target, for a manifest."""
         return {"rows": self.manifest["target"]["rows"], "fingerprint": digest(self.manifest["target"]["prompt"])}
+
+    @property
+    def expected(self) -> Expected:
+        """The model that it was fitted on."""
+        return Expected(
+            self.manifest["model_fingerprint"], self.manifest.get("tokenizer_fingerprint"),
+            "that the path was fitted on", "fit again (--force)",
+        )  # fmt: skip
 
     def state(self, epoch: int, which: str) -> State:
         """The adapter of epoch k (from 1), `base` or `target`."""
@@ -104,7 +117,13 @@ def open_path(folder: Path) -> StoredPath:
     file = folder / "manifest.json"
     if not file.exists():
         raise RunError(f"{folder} holds no finished path.", fix="Give the command that fits it again.")
-    stored = StoredPath(folder, read_sealed(file))
+    manifest = read_sealed(file)
+    lacks = [key for key in REQUIRED if not isinstance(manifest, dict) or key not in manifest]
+    if lacks:
+        raise RunError(
+            f"{file} is broken: it lacks {lacks[0]}.", fix="Put it back from a copy, or fit the path again (--force)."
+        )
+    stored = StoredPath(folder, manifest)
     for name, fingerprint in stored.manifest.get("adapters", {}).items():
         adapter = folder / name
         if not adapter.exists() or file_digest(adapter) != fingerprint:
