@@ -12,6 +12,7 @@ hook, the operations that change the disk below a folder, and at the one that is
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import json
@@ -24,9 +25,13 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from faults import Moment
 
 TORN = 10
 """Bytes of a file that are written before the kernel kills its writer."""
@@ -87,8 +92,9 @@ class Server:
         )  # fmt: skip
 
     def run(
-        self, *argv: Any, below: Path, kind: str = "", at: int = 0, seconds: float = LONGEST, imports: bool = False
-    ) -> Ended:
+        self, *argv: Any, below: Path, kind: str = "", at: int = 0, seconds: float = LONGEST, imports: bool = False,
+        moment: Moment | None = None,
+    ) -> Ended:  # fmt: skip
         """One command.
 
         Args:
@@ -98,9 +104,10 @@ class Server:
             at: the operation that it strikes, from 1.
             seconds: after which SIGKILL is sent from outside.
             imports: whether the server then imports what the command has imported.
+            moment: at which it sends itself SIGKILL.
         """
         asked = {"argv": [str(one) for one in argv], "below": str(below), "kind": kind, "at": at, "seconds": seconds,
-                 "imports": imports}  # fmt: skip
+                 "imports": imports, "moment": asdict(moment) if moment else None}  # fmt: skip
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(asked) + "\n")
@@ -116,6 +123,20 @@ class Server:
         self._process.stdin.close()
         self._process.wait(timeout=30)
         self._process.stdout.close()
+
+
+@cache
+def server() -> Server:
+    """One for all tests of this process."""
+    made = Server()
+    atexit.register(made.close)
+    return made
+
+
+def kill_for_real(arguments: Sequence[str], **moment: Any) -> None:
+    """Runs `tov` in a process that sends itself SIGKILL at the moment (`faults.Moment`); fails where it never came."""
+    ended = server().run(*arguments, below=Path("/nowhere"), moment=Moment(**moment))
+    assert ended.code == -signal.SIGKILL, f"it was not killed: the test tests nothing\n{ended.said}"
 
 
 # In the server
@@ -141,7 +162,7 @@ def serve() -> None:
 
 
 def _in_a_fork(
-    argv: Sequence[str], below: str, kind: str, at: int, seconds: float
+    argv: Sequence[str], below: str, kind: str, at: int, seconds: float, moment: dict[str, Any] | None
 ) -> tuple[dict[str, Any], Sequence[str]]:
     others = set(_threads()) - {"jemalloc_bg_thd"}  # pyarrow's allocator, which knows forks
     if others:
@@ -152,7 +173,7 @@ def _in_a_fork(
         if not child:
             os.dup2(printed.fileno(), 1)
             os.dup2(printed.fileno(), 2)
-            _command(argv, _Watch(below, kind, at, told.fileno()))
+            _command(argv, _Watch(below, kind, at, told.fileno()), moment)
         code, end = _wait(child, start + seconds), time.monotonic()
         said, facts = (_whole(file).splitlines(keepends=True) for file in (printed, told))
     whole = {name: value for fact in facts for name, value in json.loads(fact).items()}
@@ -185,7 +206,7 @@ def _wait(child: int, until: float) -> int:
         time.sleep(0.002)
 
 
-def _command(argv: Sequence[str], watch: _Watch) -> None:
+def _command(argv: Sequence[str], watch: _Watch, moment: dict[str, Any] | None) -> None:
     """What the forked process does; it never returns."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     code = 70
@@ -193,8 +214,10 @@ def _command(argv: Sequence[str], watch: _Watch) -> None:
         from tov.cli.main import main
 
         sys.addaudithook(watch)
+        struck = Moment(**moment).struck(lambda: watch.die("")) if moment else nullcontext()
         try:
-            main(list(argv))
+            with struck:
+                main(list(argv))
         except SystemExit as ended:
             code = int(ended.code or 0)
         watch.tell(operations=watch.operations, modules=list(sys.modules))

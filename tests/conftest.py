@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +75,11 @@ def tiny_target(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scene(tmp_path_factory) -> Iterator[Any]:
-    """Commands of tov in processes of their own, which tests may kill; one place, which each test clears."""
+def scene(tmp_path_factory) -> Any:
+    """Commands of tov with a model and inputs, run by a server that forks them (`chaos.py`)."""
     from scene import Scene  # POSIX alone
 
-    made = Scene.made(tmp_path_factory.mktemp("scene"))
-    yield made
-    made.server.close()
+    return Scene.made(tmp_path_factory.mktemp("scene"))
 
 
 def skip_without(*packages: str, install: str) -> None:

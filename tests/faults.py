@@ -1,15 +1,11 @@
-"""The death of a run at a chosen moment: as an exception in this process, or really, in a process of its own."""
+"""The death of a run at a chosen moment, as an exception in this process; chaos.py has the real one."""
 
 from __future__ import annotations
 
-import os
 import pkgutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -58,24 +54,3 @@ def killed(**moment: Any) -> Iterator[None]:
 
     with pytest.raises(Killed), Moment(**moment).struck(die):
         yield
-
-
-def kill_for_real(arguments: list[str], **moment: Any) -> None:
-    """Runs `tov` with these arguments in a process that sends itself SIGKILL at the moment; fails where it never came."""
-    script = f"from faults import really; really({asdict(Moment(**moment))!r})"
-    path = os.pathsep.join(sys.path)
-    ended = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
-    assert ended.returncode == -signal.SIGKILL, (
-        f"it was not killed: the test tests nothing\n{ended.stdout}{ended.stderr}"
-    )
-
-
-def really(moment: dict[str, Any]) -> None:
-    """What the other process does."""
-    from tov.cli.main import main
-
-    with Moment(**moment).struck(lambda: os.kill(os.getpid(), signal.SIGKILL)):
-        main(sys.argv[1:])

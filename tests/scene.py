@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos import LONGEST, Ended, Server
+from chaos import LONGEST, Ended, Server, server
 from tiny import make_rows, tiny_model_folder, write_jsonl
 
 LESS = "less/lora_r=2/lora_alpha=8/batch_size=8/epochs=1/dim=64"
@@ -55,7 +55,7 @@ class Scene:
     @classmethod
     def made(cls, base: Path) -> Scene:
         """With its inputs, which make every kind of note."""
-        scene = cls(base, Server())
+        scene = cls(base, server())
         tiny_model_folder(base, name="model")
         pool = [{**row, "extra": at if at % 2 else f"t{at}"} for at, row in enumerate(make_rows(24, seed=1))]
         write_jsonl(base / "pool.jsonl", pool)

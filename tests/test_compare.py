@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tov
-from faults import kill_for_real, killed
+from chaos import kill_for_real
+from faults import killed
 from test_classifiers import sentence
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
 from tov.cli.main import main

@@ -20,7 +20,7 @@ import torch
 import tov
 import tov.data.pool
 import tov.inputs.read
-from faults import kill_for_real
+from chaos import kill_for_real
 from test_compare import QUICK, compare
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.comparison.grid import read_grid

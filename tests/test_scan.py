@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tov
-from faults import kill_for_real, killed
+from chaos import kill_for_real
+from faults import killed
 from oracle import scores as oracle
 from oracle.logloss import token_logprobs as one_at_a_time
 from tiny import make_rows, tiny_llama, tiny_tokenizer, write_jsonl

@@ -15,7 +15,8 @@ import torch
 from transformers import AutoTokenizer
 
 import tov
-from faults import kill_for_real, killed
+from chaos import kill_for_real
+from faults import killed
 from oracle.classifier import label_logprob, tag_logprobs
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
 from tov.cli.main import main
