@@ -112,3 +112,77 @@ def one_byte(data: bytes, draw: random.Random) -> bytes:
     """One byte is another."""
     at = draw.randrange(len(data))
     return data[:at] + bytes([data[at] ^ draw.randrange(1, 256)]) + data[at + 1 :]
+
+
+_PIECES = (
+    b"\0", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n", b"\t", b'"', b"'", b"\\", b"\\ud800", b"{", b"}", b"[", b"]",
+    b"[" * 200, b'{"a":' * 200, b",", b":", b": ", b"- ", b"? ", b"&a ", b"*a", b"<<: ", b"!!set ", b"!!binary ", b"%", b"#", b"|",
+    b"null", b"true", b"NaN", b"-Infinity", b"1e999", b"9" * 5000, b"0x" + b"f" * 50, b"2024-01-31", b"-DOCSTART-",
+    b"\xe2\x80\xa8",
+)  # fmt: skip
+
+
+def some_bytes(data: bytes, draw: random.Random) -> bytes:
+    """One to four changes: bytes other, gone, twice, moved or put in; or an end cut off."""
+    for _ in range(draw.randint(1, 4)):
+        at = draw.randrange(len(data) + 1)
+        stop = min(len(data), at + draw.choice([1, 1, 2, 8, 50]))
+        match draw.randrange(7):
+            case 0 | 1:
+                data = one_byte(data, draw) if data else data
+            case 2:
+                data = data[:at] + data[stop:]
+            case 3:
+                data = data[:stop] + data[at:]
+            case 4 | 5:
+                data = data[:at] + draw.choice(_PIECES) + data[at:]
+            case 6:
+                data = data[:at] if draw.random() < 0.3 else data[stop:at] + data[at:stop] + data[stop:]
+    return data
+
+
+ODD: tuple[Any, ...] = (
+    None, True, False, 0, -1, 2**63, -(2**70), 10**4000, 0.5, 1e308, float("nan"), float("inf"), "", " ", "x", "\0", "\ud800",
+    "../../x", "~root", "x" * 5000, [], [None], [[]], {}, {"": None}, {"a": {"a": {}}}, "2024-01-31", b"x".decode(), "\u202e",
+)  # fmt: skip
+
+
+def deep(levels: int) -> Any:
+    """Lists in lists."""
+    value: Any = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def another_value(value: Any, draw: random.Random) -> Any:
+    """The value with one to three of its parts replaced by an odd one, gone, twice, under another key."""
+    for _ in range(draw.randint(1, 3)):
+        value = _changed(value, draw)
+    return value
+
+
+def _changed(value: Any, draw: random.Random) -> Any:
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(list(value))
+        rest = {name: one for name, one in value.items() if name != key}
+        match draw.randrange(5):
+            case 0:
+                return rest
+            case 1:
+                return {
+                    **value,
+                    draw.choice(["", "a.b", "tov_row_id", key + " ", key.upper(), "\0", "status"]): value[key],
+                }
+            case 2:
+                return {draw.choice(["x", "", "text", "messages"]): value[key], **rest}
+        return {**value, key: _changed(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.8:
+        at = draw.randrange(len(value))
+        match draw.randrange(4):
+            case 0:
+                return value[:at] + value[at + 1 :]
+            case 1:
+                return [*value, value[at]]
+        return [*value[:at], _changed(value[at], draw), *value[at + 1 :]]
+    return deep(draw.choice([3, 60, 150, 900])) if draw.random() < 0.1 else draw.choice(ODD)

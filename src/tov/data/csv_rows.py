@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -115,9 +116,9 @@ def _ragged(path: Path, number: int, cells: list[str], names: list[str]) -> Data
 
 def _header(cells: list[str], path: Path) -> list[str]:
     names = [name or f"Unnamed: {place}" for place, name in enumerate(cells)]  # as pandas calls them
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise DataError(f"{path} has two columns '{twice}'.", fix="Rename one of them.")
+        raise DataError(f"{path} has two columns '{twice[0]}'.", fix="Rename one of them.")
     return names
 
 

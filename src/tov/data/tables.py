@@ -96,6 +96,7 @@ class ArrowTable:
         self._raw = self._dataset
         if raw != dict(dataset.features):  # an image is what the file has of it, not what a library makes of that
             self._raw = self._dataset.cast(datasets.Features(raw))
+        self._features = dict(self._raw.features)  # `datasets` copies them each time that it is asked
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -120,7 +121,7 @@ class ArrowTable:
 
     def shown(self, row: dict[str, Any]) -> dict[str, Any]:
         """As of `Table`."""
-        return {name: without_padding(value, self._raw.features.get(name)) for name, value in row.items()}
+        return {name: without_padding(value, self._features.get(name)) for name, value in row.items()}
 
     def where(self, place: int) -> str:
         """As of `Table`."""
@@ -128,13 +129,13 @@ class ArrowTable:
 
     def label_names(self, column: str) -> tuple[str, ...]:
         """Of a `ClassLabel`, or a list of them."""
-        feature: Any = self._dataset.features.get(column)
+        feature: Any = self._features.get(column)
         feature = getattr(feature, "feature", feature)
         return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
 
     def arrow(self, places: Sequence[int]) -> pa.Table | None:
         """As of `Table`."""
-        typed = [name for name, feature in self._dataset.features.items() if not _holds_json(feature)]
+        typed = [name for name, feature in self._features.items() if not _holds_json(feature)]
         return self._dataset.select_columns(typed).select(list(places)).with_format("arrow")[:].combine_chunks()
 
 

@@ -10,6 +10,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -19,7 +20,40 @@ import pyarrow as pa
 from tov.data.tables import Table, without_padding
 from tov.errors import DataError, kind_of
 
-Columns: TypeAlias = dict[str, "pa.Array | list[Any]"]
+
+@dataclass(frozen=True)
+class Values:
+    """A column without a type: the values of the rows that have one.
+
+    Attributes:
+        values: none of them None.
+        places: of their rows.
+        size: of all rows.
+    """
+
+    values: list[Any]
+    places: list[int]
+    size: int
+
+    def __len__(self) -> int:
+        return self.size
+
+    def array(self) -> pa.Array | None:
+        """With the type from which the very values come back, or None where there is no such type."""
+        array = _exact(self.values)
+        if array is None or len(array) == self.size:
+            return array
+        at = np.full(self.size, -1)
+        at[self.places] = np.arange(len(self.places))
+        return array.take(pa.array(at, mask=at < 0))
+
+    def all(self) -> list[Any]:
+        """The value of each row, or None."""
+        found = dict(zip(self.places, self.values, strict=True))
+        return [found.get(place) for place in range(self.size)]
+
+
+Columns: TypeAlias = dict[str, "pa.Array | Values"]
 """A source's columns over some of its rows: with its types, or as values where it gives none."""
 MOST_LEVELS = 16
 """Levels of a nested column beyond which readers of Parquet differ in whether they take it."""
@@ -120,8 +154,15 @@ def columns_of(table: Table, places: Sequence[int]) -> Columns:
     """The columns of some rows of a table."""
     typed = table.arrow(places)
     known = {name: typed[name].combine_chunks() for name in typed.column_names} if typed is not None else {}
-    rows = list(table.rows(places)) if len(known) < len(table.columns) else []
-    return {name: known[name] if name in known else [row.get(name) for row in rows] for name in table.columns}
+    if len(known) == len(table.columns):
+        return {name: known[name] for name in table.columns}
+    values = {name: Values([], [], len(places)) for name in table.columns}
+    for number, row in enumerate(table.rows(places)):  # not rows times columns: each row may have columns of its own
+        for name, value in row.items():
+            if value is not None:
+                values[name].values.append(value)
+                values[name].places.append(number)
+    return {**values, **known}
 
 
 def joined(parts: Sequence[Columns]) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
@@ -145,10 +186,10 @@ def joined(parts: Sequence[Columns]) -> tuple[dict[str, pa.ChunkedArray], list[s
     return columns, as_text
 
 
-def _of_one_type(parts: Sequence[pa.Array | list[Any]]) -> pa.ChunkedArray | None:
+def _of_one_type(parts: Sequence[pa.Array | Values]) -> pa.ChunkedArray | None:
     arrays = []
     for part in parts:
-        array = _exact(part) if isinstance(part, list) else part
+        array = part.array() if isinstance(part, Values) else part
         if array is None:
             return None
         arrays.append(array)
@@ -242,8 +283,7 @@ def _readable(kind: pa.DataType, level: int = 1) -> pa.DataType:
     return kind
 
 
-def _as_json(values: pa.Array | list[Any]) -> list[str | None]:
-    if not isinstance(values, list):
-        values = values.to_pylist()
+def _as_json(column: pa.Array | Values) -> list[str | None]:
+    values = column.all() if isinstance(column, Values) else column.to_pylist()
     lines = JsonLines()
     return [None if value is None else lines.line({"value": value})[len('{"value": ') : -2] for value in values]

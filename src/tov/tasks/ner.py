@@ -6,6 +6,7 @@ repair, where asked), the label map (the entity type).
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,10 +94,11 @@ def from_spans(row: Mapping[str, Any], reading: Reading) -> Tagged:
     """
     check_gold(row)
     text, spans = as_text(row["text"], "text"), _spans(row["entities"], as_text(row["text"], "text"))
-    whole = word_places(text)
+    whole, starts = word_places(text), [start for start, _, _ in spans]
     words, tags, seen = [], [], set[int]()
     for start, end in cut_at(whole, {edge for span in spans for edge in span[:2]}):
-        inside = next((at for at, span in enumerate(spans) if span[0] <= start and end <= span[1]), None)
+        before = bisect.bisect_right(starts, start) - 1
+        inside = before if before >= 0 and end <= spans[before][1] else None
         words.append(text[start:end])
         tags.append(OUTSIDE if inside is None else f"{'I' if inside in seen else 'B'}-{spans[inside][2]}")
         if inside is not None:
@@ -110,8 +112,12 @@ def from_spans(row: Mapping[str, Any], reading: Reading) -> Tagged:
 
 def _cuts(text: str, spans: Sequence[tuple[int, int, str]], words: Sequence[tuple[int, int]]) -> Iterator[str]:
     """`the LOC at 0:6, 'Berlin', cuts 'Berliner'`, of each span that begins or ends inside a word."""
+    starts = [start for start, _ in words]
     for start, end, label in spans:
-        cut = next((word for word in words if any(word[0] < edge < word[1] for edge in (start, end))), None)
+        at = [bisect.bisect_left(starts, edge) - 1 for edge in (start, end)]  # of the word that begins before the edge
+        cut = next(
+            (words[one] for one, edge in zip(at, (start, end), strict=True) if one >= 0 and edge < words[one][1]), None
+        )
         if cut:
             yield f"the {label} at {start}:{end}, {text[start:end]!r}, cuts {text[cut[0] : cut[1]]!r}"
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tov.errors import DataError, ModelError
+from tov.text.limit import TooLong, limited
 
+MOST_SECONDS = 20.0
+"""That a template may take for a row; real ones take a thousandth of it."""
 Message = dict[str, Any]
 """A turn: `role`, `content` and, of an assistant, maybe `reasoning_content` and `tool_calls`."""
 PLAIN_TEMPLATE = (
@@ -143,6 +146,7 @@ def apply(
 
     Raises:
         RefusedTurns: the template refuses them, or shows parts as Python or JSON has them.
+        ModelError: the template has not ended after `MOST_SECONDS`.
     """
     extra: dict[str, Any] = dict(context.settings)
     extra |= {"tools": list(context.tools)} if context.tools else {}
@@ -151,10 +155,21 @@ def apply(
         template = _WITH_NONE + (template or tokenizer.chat_template)
     extra |= {"chat_template": template} if template else {}
     written = [write(tokenizer, message, form) for message in messages]
-    try:
-        text = str(
+
+    def render() -> str:
+        return str(
             tokenizer.apply_chat_template(written, tokenize=False, add_generation_prompt=generation_prompt, **extra)
         )
+
+    try:
+        text = limited(render, MOST_SECONDS)
+    except TooLong:
+        raise ModelError(
+            f"The model's chat template has not ended after {MOST_SECONDS:g} s, for a row with {len(messages)} turns"
+            f"{begins(messages)}: it has a loop that never ends.",
+            allowed=f"templates that take less than {MOST_SECONDS:g} s a row",
+            fix="Correct the loop in the tokenizer's chat template, or use another model.",
+        ) from None
     except Exception as error:  # Jinja templates raise what they like
         raise _refused(messages, str(error)) from error
     if form.parts and any(mark in text and not any(mark in turn["content"] for turn in messages) for mark in _RAW_PART):
