@@ -186,7 +186,7 @@ SAYS: Mapping[str, tuple[str, ...]] = {
     "part": ("part/shut", "You may not read this folder"),
     "weights": ("model.safetensors", READ),
     "out": ("readable/run", "You may not write there: choose another --out"), "out shut": ("shut", "lets nobody in"),
-    "out is a file": ("Not a directory", "choose another --out"),
+    "out is a file": ("is a file, but must be a folder", "Choose another --out"),
     "round": ("is a link that leads in a circle",), "nowhere": ("is a link that leads nowhere",),
     "pipe": ("pipe.jsonl is a pipe",), "pipe as model": ("pipe.gguf is a pipe",), "device": ("/dev/zero is a device",),
     "socket": ("is a socket",), "long": ("File name too long", "shorter"), "long out": ("File name too long", "shorter"),

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from tov.errors import ConfigError, kind_of
+from tov.errors import ConfigError, kind_of, of_system
 
 LabelMapping = dict[str, str | dict[str, str]]
 """`THEIRS: OURS`, or `SOURCE: {THEIRS: OURS}`."""
@@ -106,8 +106,9 @@ def _text(path: Path, what: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"There is no {what} {path}.", fix="Check the path.") from None
     except (OSError, ValueError) as error:  # a zero character in the path is a ValueError
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"The {what} {str(path)!r} cannot be read: {reason}.", fix="Check the path.") from None
+        if refused := of_system(error, f"The {what} {path} cannot be read", ConfigError):
+            raise refused from None
+        raise ConfigError(f"The {what} {str(path)!r} cannot be read: {error}.", fix="Check the path.") from None
     if len(data) > MOST_BYTES:
         raise ConfigError(
             f"{path} has more than {MOST_BYTES:,} bytes.",

@@ -22,7 +22,6 @@ from tov.errors import DataError
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _ROWS = 1000
 """Rows of a Parquet file that are checked at once."""
-_SMALLER = "Write the file anew, without dictionaries and unpacked, if it is right."
 
 
 def check_file(path: Path, named: Path | None = None) -> None:
@@ -60,7 +59,7 @@ def _check_parquet(path: Path, named: Path) -> None:
         data = file.metadata
         groups = [data.row_group(place) for place in range(data.num_row_groups)]
         chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
-        check_unpacked(named, sum(chunk.total_uncompressed_size for chunk in chunks), _SMALLER)
+        check_unpacked(named, sum(chunk.total_uncompressed_size for chunk in chunks))
         kinds = {field.name: field.type for field in file.schema_arrow}
         # A nested text is read as it is: beyond 2 GiB at once the library refuses it.
         texts = {chunk.path_in_schema for chunk in chunks if _is_text(kinds.get(chunk.path_in_schema))}
@@ -107,7 +106,7 @@ def _check_batches(batches: Iterator[pa.RecordBatch], path: Path) -> None:
                     fix="Write the file anew with UTF-8 text.",
                 ) from None
             size += _expanded(column)
-            check_unpacked(path, size, _SMALLER)
+            check_unpacked(path, size)
         row += batch.num_rows
 
 
@@ -176,7 +175,7 @@ def _check_packed(file: pa.NativeFile, path: Path) -> None:
             if length >= 8 and 0 <= start <= len(body) - 8:
                 (told,) = struct.unpack_from("<q", body, start)
                 size += max(0, told)
-        check_unpacked(path, size, _SMALLER)
+        check_unpacked(path, size)
 
 
 def _messages(file: pa.NativeFile) -> Iterator[pa.Message]:

@@ -73,7 +73,7 @@ def target_identity(target: Indexed) -> dict[str, Any]:
 
 def model_identity(settings: PathSettings) -> str:
     """What a run's identity says of its model: its content, not its name."""
-    return content_of(settings.model, revision=settings.revision, with_code=settings.trust_remote_code)
+    return content_of(settings.model, revision=settings.revision)
 
 
 def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:

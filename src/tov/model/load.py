@@ -290,8 +290,8 @@ def _said(name: str, source: str, options: dict[str, Any]) -> Iterator[None]:
         ) from error
 
 
-def content_of(name: str, *, revision: str | None = None, with_code: bool = False) -> str:
-    """16 hex digits of a model's files, wherever they lie and however they are named; nothing of it is loaded or run.
+def content_of(name: str, *, revision: str | None = None) -> str:
+    """16 hex digits of a model's files, code too, wherever they lie and however they are named; nothing is loaded or run.
 
     Of a Hub model: the digits of its commit.
 
@@ -301,7 +301,7 @@ def content_of(name: str, *, revision: str | None = None, with_code: bool = Fals
     source = resolve(name)
     with _said(name, source, {"revision": revision}):
         settings = read_settings(source, revision)
-        weights = fingerprint(source, settings, revision=revision, with_code=with_code)
+        weights = fingerprint(source, settings, revision=revision, with_code=True)
         return digest([weights, tokens_of(Path(source))]) if Path(source).is_dir() else weights
 
 

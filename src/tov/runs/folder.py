@@ -213,7 +213,8 @@ def work_on(
     with made_said(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
-        run = _own(folder, identity=identity, command=command, settings=settings, force=force)
+        with listing(folder, lambda _: None):  # what every run has is listed nowhere, also of one inside another
+            run = _own(folder, identity=identity, command=command, settings=settings, force=force)
         sweep_temporaries(run.folder)
         try:
             with listing(run.folder, writer_of(run.folder)):

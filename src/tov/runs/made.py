@@ -16,7 +16,7 @@ from pathlib import Path
 
 import filelock
 
-from tov.errors import RunError, StorageError
+from tov.errors import RunError, StorageError, of_system
 from tov.files import read_json, write_json
 from tov.runs.manifest import FILE, read_manifest
 
@@ -76,9 +76,8 @@ def made_said(folder: Path) -> Iterator[None]:
                 f"The disk is full: {folder} could not be made.",
                 fix="Free some space, then give the same command again.",
             ) from None
-        raise RunError(
-            f"--out {folder} cannot be written: {error.strerror or error}.", fix="Choose another --out."
-        ) from None
+        refused = of_system(error, f"--out {folder} cannot be written", RunError)
+        raise refused or error from None
 
 
 def is_finished(folder: Path) -> bool:

@@ -129,7 +129,7 @@ def run_train(
             )
             _train_and_test(run, job)
             write_text(
-                run.folder / "summary.md", training_markdown(run.manifest, run.folder, trusted=config.trust_remote_code)
+                run.folder / "summary.md", training_markdown(run.manifest, run.place, trusted=config.trust_remote_code)
             )
             run.finish()
         else:
