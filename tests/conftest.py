@@ -78,7 +78,7 @@ def tiny_target(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory) -> Iterator[Any]:
     """Commands of tov in processes of their own, which tests may kill; one place, which each test clears."""
-    from scene import Scene  # POSIX alone
+    from scene import Scene  # on Linux alone
 
     made = Scene.made(tmp_path_factory.mktemp("scene"))
     yield made

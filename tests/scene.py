@@ -30,11 +30,24 @@ UNCOMPARED = (".lock", "events.jsonl")
 """An empty file, and a log of what happened when."""
 
 
+KNOWN = {
+    "config.yaml is missing": "config.yaml is written after the manifest, and not again",
+    r"events\.jsonl: line \d+ is no JSON": "what follows a line that was cut short is written behind it",
+}
+"""Faults that other tests here hold as expected failures; whatever else differs fails."""
+
+
+def unknown(found: str) -> str:
+    """What `Scene.differs` tells, but for the known faults."""
+    return "; ".join(one for one in found.split("; ") if not any(re.search(known, one) for known in KNOWN))
+
+
 @dataclass
 class Whole:
-    """What an undisturbed run has come to: its files, operations, seconds and tokens."""
+    """What an undisturbed run has come to: its files, their sizes, operations, seconds and tokens."""
 
     files: dict[str, bytes]
+    sizes: list[int]
     ended: Ended
     spent: dict[str, list[int]]
 
@@ -109,7 +122,8 @@ class Scene:
             self.clear()
             ended = self.run(name)
             assert ended.code == 0, ended.said
-            self._whole[name] = Whole(settled(self.place), ended, spent(self.place))
+            sizes = [file.stat().st_size for file in self.place.rglob("*") if file.is_file()]
+            self._whole[name] = Whole(settled(self.place), sizes, ended, spent(self.place))
         return self._whole[name]
 
     def disturbed(self, name: str, strikes: Sequence[dict[str, Any]]) -> tuple[list[Ended], str]:

@@ -9,26 +9,23 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from scene import Scene
+from scene import KNOWN, Scene, unknown
 
 ALL = os.environ.get("TOV_CHAOS") == "all"
 MOMENTS = 30 if ALL else 1
 """Random moments a verb."""
-VERBS = {"select": 4, "less": 3, "rds": 2, "from": 4, "fit": 2, "score": 3, "train": 4, "compare": 2}
+VERBS = {"select": 3, "less": 2, "rds": 1, "from": 12, "fit": 1, "score": 2, "train": 3, "compare": 2}
 """Commands, and at how many operations each is killed in the suite, by each kind of fault in turn."""
-KNOWN = {
-    "config.yaml is missing": "config.yaml is written after the manifest, and not again",
-    r"events\.jsonl: line \d+ is no JSON": "what follows a line that was cut short is written behind it",
-}
-"""Faults that other tests here hold as expected failures; whatever else differs fails."""
-
-pytestmark = pytest.mark.skipif(os.name != "posix" or not hasattr(os, "fork"), reason="fork and SIGKILL are POSIX")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a process that has imported torch does not fork"
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +59,7 @@ def strikes(scene: Scene, name: str) -> Iterator[dict[str, Any]]:
 
 def judged(counts: Counter[str], found: str) -> str:
     """What is wrong but for the known faults; counted."""
-    new = "; ".join(one for one in found.split("; ") if not any(re.search(known, one) for known in KNOWN))
+    new = unknown(found)
     counts["errors" if new.startswith("ended with") else "differ" if new else "known" if found else "equal"] += 1
     return new
 
@@ -133,7 +130,7 @@ def test_killed_within_a_line_of_its_log(scene: Scene) -> None:
 
 @pytest.mark.timeout(7200 if ALL else 600)
 @pytest.mark.xfail(strict=False, reason="new results are not yet made beside the old")
-@pytest.mark.parametrize("name", ["from", "select", "train"])
+@pytest.mark.parametrize("name", ["from", "select", "train"] if ALL else ["from", "train"])
 def test_killed_under_force_the_old_run_or_the_new_one_is_whole(name: str, scene: Scene) -> None:
     """Seen by the next command: what is in --out is finished, and is the old run or the new one to the byte."""
     operations = scene.whole(name).ended.operations
@@ -146,7 +143,7 @@ def test_killed_under_force_the_old_run_or_the_new_one_is_whole(name: str, scene
         struck = scene.run(name, "--force", kind="kill", at=at)
         if not struck.killed:
             break
-        if scene.missing_from(old) and scene.differs(name):
+        if scene.missing_from(old) and scene.missing_from(scene.whole(name).files):
             faults.append(f"at operation {at} ({struck.at}): neither is whole")
         if name != "train":
             read = scene.server.run("select", "--from", scene.place / "run", "--n", 4, "--quiet", "--out",
