@@ -76,8 +76,8 @@ def tiny_target(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory) -> Any:
-    """Commands of tov with a model and inputs, run by a server that forks them (`chaos.py`)."""
-    from scene import Scene  # POSIX alone
+    """Commands of tov in processes of their own, which tests may kill; one place, which each test clears."""
+    from scene import Scene  # on Linux alone
 
     return Scene.made(tmp_path_factory.mktemp("scene"))
 

@@ -32,9 +32,10 @@ UNCOMPARED = (".lock", "events.jsonl")
 
 @dataclass
 class Whole:
-    """What an undisturbed run has come to: its files, operations, seconds and tokens."""
+    """What an undisturbed run has come to: its files, their sizes, operations, seconds and tokens."""
 
     files: dict[str, bytes]
+    sizes: list[int]
     ended: Ended
     spent: dict[str, list[int]]
 
@@ -109,7 +110,8 @@ class Scene:
             self.clear()
             ended = self.run(name)
             assert ended.code == 0, ended.said
-            self._whole[name] = Whole(settled(self.place), ended, spent(self.place))
+            sizes = [file.stat().st_size for file in self.place.rglob("*") if file.is_file()]
+            self._whole[name] = Whole(settled(self.place), sizes, ended, spent(self.place))
         return self._whole[name]
 
     def disturbed(self, name: str, strikes: Sequence[dict[str, Any]]) -> tuple[list[Ended], str]:

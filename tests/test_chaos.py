@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,10 +21,11 @@ from scene import Scene
 ALL = os.environ.get("TOV_CHAOS") == "all"
 MOMENTS = 30 if ALL else 1
 """Random moments a verb."""
-VERBS = {"select": 4, "less": 3, "rds": 2, "from": 4, "fit": 2, "score": 3, "train": 4, "compare": 2}
+VERBS = {"select": 3, "less": 2, "rds": 1, "from": 12, "fit": 1, "score": 2, "train": 3, "compare": 2}
 """Commands, and at how many operations each is killed in the suite, by each kind of fault in turn."""
-
-pytestmark = pytest.mark.skipif(os.name != "posix" or not hasattr(os, "fork"), reason="fork and SIGKILL are POSIX")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere a process that has imported torch does not fork"
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_killed_within_a_line_of_its_log(scene: Scene) -> None:
 
 
 @pytest.mark.timeout(7200 if ALL else 600)
-@pytest.mark.parametrize("name", ["from", "select", "train"])
+@pytest.mark.parametrize("name", ["from", "select", "train"] if ALL else ["from", "train"])
 def test_killed_under_force_the_old_run_or_the_new_one_is_whole(name: str, scene: Scene) -> None:
     """Seen by the next command: what is in --out is finished, and is the old run or the new one to the byte."""
     operations = scene.whole(name).ended.operations
@@ -137,7 +139,7 @@ def test_killed_under_force_the_old_run_or_the_new_one_is_whole(name: str, scene
         struck = scene.run(name, "--force", kind="kill", at=at)
         if not struck.killed:
             break
-        if scene.missing_from(old) and scene.differs(name):
+        if scene.missing_from(old) and scene.missing_from(scene.whole(name).files):
             faults.append(f"at operation {at} ({struck.at}): neither is whole")
         if name != "train":
             read = scene.server.run("select", "--from", scene.place / "run", "--n", 4, "--quiet", "--out",
