@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 from tov.errors import RunError, StorageError, of_system
-from tov.files import read_json, write_json
+from tov.files import drop_torn_line, read_json, write_json
 from tov.runs.manifest import FILE, read_manifest
 
 LOCK = ".lock"
@@ -140,6 +140,8 @@ def listed_in(folder: Path) -> list[str]:
 
 def writer_of(folder: Path) -> Callable[[Path], None]:
     """Appends to the folder's list what it does not have yet."""
+    if (folder / LIST).exists():
+        drop_torn_line(folder / LIST)
     known = {*listed_in(folder), *BARE}
 
     def write_down(path: Path) -> None:
