@@ -22,7 +22,6 @@ from tov.errors import DataError
 _TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 _ROWS = 1000
 """Rows of a Parquet file that are checked at once."""
-_SMALLER = "Write the file anew, without dictionaries and unpacked, if it is right."
 
 
 def check_file(path: Path, named: Path | None = None) -> None:
@@ -50,7 +49,7 @@ def check_file(path: Path, named: Path | None = None) -> None:
 
 def _check_arrow(path: Path, named: Path) -> None:
     with pa.memory_map(str(path)) as file:
-        check_unpacked(named, said_to_unpack_to(memoryview(file.read_buffer())), _SMALLER)
+        check_unpacked(named, said_to_unpack_to(memoryview(file.read_buffer())))
         file.seek(0)
         _check_batches(_batches(file), named)
 
@@ -59,9 +58,7 @@ def _check_parquet(path: Path, named: Path) -> None:
     with pq.ParquetFile(path) as file:
         data = file.metadata
         # What is said of single columns is not asked for: the library ends the process where that is broken.
-        check_unpacked(
-            named, sum(data.row_group(place).total_byte_size for place in range(data.num_row_groups)), _SMALLER
-        )
+        check_unpacked(named, sum(data.row_group(place).total_byte_size for place in range(data.num_row_groups)))
         # A nested text is read as it is: beyond 2 GiB at once the library refuses it.
         texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
     with pq.ParquetFile(path, read_dictionary=texts) as file:
@@ -107,7 +104,7 @@ def _check_batches(batches: Iterator[pa.RecordBatch], path: Path) -> None:
                     fix="Write the file anew with UTF-8 text.",
                 ) from None
             size += _expanded(column)
-            check_unpacked(path, size, _SMALLER)
+            check_unpacked(path, size)
         row += batch.num_rows
 
 

@@ -19,9 +19,7 @@ def most_bytes(path: Path) -> int:
     return max(ALWAYS, MOST_TIMES * path.stat().st_size)
 
 
-def check_unpacked(
-    path: Path, unpacked: int, fix: str = "Unpack the file and name what was in it, if it is right."
-) -> None:
+def check_unpacked(path: Path, unpacked: int) -> None:
     """Raises DataError if a file unpacks to more bytes than `most_bytes`."""
     most = most_bytes(path)
     if unpacked > most:
@@ -29,7 +27,7 @@ def check_unpacked(
             f"{path} of {path.stat().st_size:,} bytes unpacks to more than {most:,} bytes, as no data does: it is "
             "broken, or made to fill the memory.",
             allowed=f"{MOST_TIMES} times the size of the file, or {ALWAYS:,} bytes",
-            fix=fix,
+            fix="If it is right, unpack it and name what was in it; write Parquet and Arrow anew without dictionaries.",
         )
 
 
