@@ -304,8 +304,8 @@ def _read_yaml(folder: Path) -> Any:
 
 _TRIAL = {
     "variant": "random", "method": "random", "n": 8, "seed": 0, "status": "done", "error": None, "notes": ["a"],
-    "train": {"diverged": False}, "scoring": None, "chosen": {"pool": 8}, "by_score": 0, "loss": 1.5, "metric": None, "test_rows": 9,
-    "test_rows_without_tokens": 0, "seconds": 0.25,
+    "train": {"diverged": False}, "scoring": None, "chosen": {"pool": 8}, "by_score": 0, "loss": 1.5, "metric": None,
+    "test_rows": 9, "test_rows_without_tokens": 0, "seconds": 0.25,
 }  # fmt: skip
 
 

@@ -6,7 +6,6 @@ a few bytes of it can stand for any number of values (dictionaries, packed buffe
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tov.data.arrow_messages import said_to_unpack_to
 from tov.data.bounds import check_unpacked
 from tov.errors import DataError
 
@@ -49,7 +49,7 @@ def check_file(path: Path, named: Path | None = None) -> None:
 
 def _check_arrow(path: Path, named: Path) -> None:
     with pa.memory_map(str(path)) as file:
-        _check_packed(file, named)
+        check_unpacked(named, said_to_unpack_to(memoryview(file.read_buffer())))
         file.seek(0)
         _check_batches(_batches(file), named)
 
@@ -57,13 +57,11 @@ def _check_arrow(path: Path, named: Path) -> None:
 def _check_parquet(path: Path, named: Path) -> None:
     with pq.ParquetFile(path) as file:
         data = file.metadata
-        groups = [data.row_group(place) for place in range(data.num_row_groups)]
-        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
-        check_unpacked(named, sum(chunk.total_uncompressed_size for chunk in chunks))
-        kinds = {field.name: field.type for field in file.schema_arrow}
+        # What is said of single columns is not asked for: the library ends the process where that is broken.
+        check_unpacked(named, sum(data.row_group(place).total_byte_size for place in range(data.num_row_groups)))
         # A nested text is read as it is: beyond 2 GiB at once the library refuses it.
-        texts = {chunk.path_in_schema for chunk in chunks if _is_text(kinds.get(chunk.path_in_schema))}
-    with pq.ParquetFile(path, read_dictionary=sorted(texts)) as file:
+        texts = [field.name for field in file.schema_arrow if _is_text(field.type)]
+    with pq.ParquetFile(path, read_dictionary=texts) as file:
         _check_batches(file.iter_batches(_ROWS, use_threads=False), named)
 
 
@@ -156,74 +154,3 @@ def _expanded_views(array: pa.Array) -> int:
 def _each(values: pa.Array) -> int:
     """Bytes of the values' mean, at least one."""
     return -(-_expanded(values) // max(1, len(values)))
-
-
-# Packed buffers: each begins with the number of bytes that it unpacks to, which the library allots before it unpacks it.
-
-_BATCH, _DICTIONARY = 3, 2
-"""Kinds of messages that have buffers."""
-
-
-def _check_packed(file: pa.NativeFile, path: Path) -> None:
-    """Raises DataError if the packed buffers of a file say that they unpack to more than any data does."""
-    size = 0
-    for message in _messages(file):
-        if message.body is None:
-            continue
-        body = memoryview(message.body)
-        for start, length in _packed_buffers(memoryview(message.metadata)):
-            if length >= 8 and 0 <= start <= len(body) - 8:
-                (told,) = struct.unpack_from("<q", body, start)
-                size += max(0, told)
-        check_unpacked(path, size)
-
-
-def _messages(file: pa.NativeFile) -> Iterator[pa.Message]:
-    if file.read(6) == b"ARROW1":
-        file.seek(8)
-    else:
-        file.seek(0)
-    reader = pa.ipc.MessageReader.open_stream(file)
-    while True:
-        try:
-            yield reader.read_next_message()
-        except (StopIteration, pa.ArrowInvalid, OSError):  # what is broken is said by who reads it
-            return
-
-
-def _packed_buffers(data: memoryview) -> list[tuple[int, int]]:
-    """(start, length) of each packed buffer of a message, as its flatbuffer has it; none of what cannot be read so."""
-    try:
-        (root,) = struct.unpack_from("<I", data, 0)
-        kind_at, header_at = _field(data, root, 1), _field(data, root, 2)
-        if not kind_at or not header_at or data[kind_at] not in (_BATCH, _DICTIONARY):
-            return []
-        header = _at(data, header_at)
-        if data[kind_at] == _DICTIONARY:
-            header = _at(data, _field(data, header, 1))
-        buffers_at, packed_at = _field(data, header, 2), _field(data, header, 3)
-        if not buffers_at or not packed_at:
-            return []
-        buffers = _at(data, buffers_at)
-        (count,) = struct.unpack_from("<I", data, buffers)
-        if 4 + buffers + 16 * count > len(data):
-            return []
-        return [struct.unpack_from("<qq", data, buffers + 4 + 16 * place) for place in range(count)]
-    except (struct.error, IndexError):
-        return []
-
-
-def _at(data: memoryview, place: int) -> int:
-    """Where an offset at a place leads."""
-    (offset,) = struct.unpack_from("<I", data, place)
-    return place + int(offset)
-
-
-def _field(data: memoryview, table: int, number: int) -> int:
-    """Where a field of a flatbuffer's table is, or 0."""
-    (back,) = struct.unpack_from("<i", data, table)
-    (size,) = struct.unpack_from("<H", data, table - back)
-    if 4 + 2 * number >= size:
-        return 0
-    (offset,) = struct.unpack_from("<H", data, table - back + 4 + 2 * number)
-    return table + offset if offset else 0

@@ -27,7 +27,7 @@ def check_unpacked(path: Path, unpacked: int) -> None:
             f"{path} of {path.stat().st_size:,} bytes unpacks to more than {most:,} bytes, as no data does: it is "
             "broken, or made to fill the memory.",
             allowed=f"{MOST_TIMES} times the size of the file, or {ALWAYS:,} bytes",
-            fix="If it is right, unpack it (of Parquet and Arrow: write it anew without compression), and name that.",
+            fix="If it is right, unpack it and name what was in it; write Parquet and Arrow anew without dictionaries.",
         )
 
 

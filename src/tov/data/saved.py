@@ -58,10 +58,19 @@ def _data_files(folder: Path) -> list[str]:
     names = (
         [file.get("filename") if isinstance(file, dict) else None for file in files] if isinstance(files, list) else []
     )
-    if not names or not all(isinstance(name, str) and (folder / name).is_file() for name in names):
-        missing = next((name for name in names if isinstance(name, str)), "any")
-        raise _broken(folder, f"there is no file {missing!r} of rows in it")
+    odd = next(
+        (name for name in names if not isinstance(name, str) or not _is_there(folder / name)), None if names else "any"
+    )
+    if odd is not None or None in names:
+        raise _broken(folder, f"there is no file {str(odd)[:100]!r} of rows in it")
     return [str(name) for name in names]
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name of more characters than a name may have, or with a zero character
+        return False
 
 
 def _json(file: Path) -> dict[str, Any]:
