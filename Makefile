@@ -18,7 +18,7 @@ demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
-# Every operation of every command: about an hour. A part of it: make chaos ARGS="-k 'files and train'".
+# Every operation of every command: hours. A part of it: make chaos ARGS="-k 'files and train'".
 chaos: .venv/test.stamp  ## kill, fill the disk and flip bits at every place, and print a table
 	TOV_CHAOS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest --capture=no --no-header \
 	  tests/test_chaos.py tests/test_full_disk.py tests/test_bit_flips.py tests/test_mutations.py $(ARGS)

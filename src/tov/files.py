@@ -141,7 +141,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # broken JSON, or bytes that are no text
+    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no text, nested beyond all use
         raise RunError(
             f"{path} is broken: {error}",
             fix="Put it back from a copy, or make the run anew: its own command with --force.",
