@@ -152,7 +152,7 @@ def make_run(folder: Path, rows: int) -> dict[str, Any]:
             reader = ShardReader(pool, index, excluded, encode, SHARD_ROWS)
             write_scores(ShardStore(run.scores, fingerprint), reader, base)
         with timed(seconds, "numbers of the scores"):
-            summary = {"scores": facts_of(run.scores)}
+            summary = {"scores": facts_of(run)}
         run.note(
             inputs=remember(config, pool=files, target=files[:1]), seed=0, summary=summary,
             targets={"target": TargetRecord(rows=64, fingerprint=fingerprint)},
