@@ -195,3 +195,72 @@ def test_an_artifact_that_has_decayed_is_not_used(copy: Path, name: str) -> None
     manifest.write_text(manifest.read_text().replace('"status": "finished"', '"status": "running"'))
     with pytest.raises(RunError, match=r"broken|not the file that was made"):
         select(copy)
+
+
+def test_names_in_a_received_folder_do_not_lead_out_of_it(copy: Path) -> None:
+    victim, run = copy / "victim.txt", copy / "runs" / "a"
+    victim.write_text("mine")
+    other = Path(shutil.copytree(run, copy / "runs" / "b"))
+    names = ["../../victim.txt", str(victim), "scores/../../../victim.txt", "a\0b"]
+    facts = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**facts, "files": dict.fromkeys(names, "")}))
+    (run / ".files").write_bytes(b"\xff\xfe\n../../victim.txt\n")
+    before = files(other)
+    select(copy, seed=3, force=True)
+    assert victim.read_text() == "mine"
+    for said in ('["../b/selected.jsonl"]', "null", "5", "[1]", '{"a": 1}', "{"):
+        new = Path(shutil.copytree(other, run / ".tov-new", dirs_exist_ok=True))
+        (new / "moves.json").write_text(said)
+        kept = files(run)
+        with pytest.raises(RunError, match=r"moves\.json"):
+            tov.reselect(run, n=3, out=copy / "again", quiet=True)
+        assert files(run, spare=(".lock",)) == {name: made for name, made in kept.items() if name != ".lock"}
+    assert files(other) == before
+
+
+def test_a_replacement_that_is_not_whole_or_a_link_replaces_nothing(copy: Path) -> None:
+    run = copy / "runs" / "a"
+    new = run / ".tov-new"
+    new.mkdir()
+    shutil.copy(run / "manifest.json", new)
+    before = files(run)
+    with pytest.raises(RunError, match="is not there"):
+        tov.reselect(run, n=3, out=copy / "again", quiet=True)
+    assert {name: made for name, made in files(run).items() if name != ".lock"} == {
+        name: made for name, made in before.items() if name != ".lock"
+    }
+    shutil.rmtree(new)
+    elsewhere = Path(shutil.copytree(run, copy / "elsewhere"))
+    kept = files(elsewhere)
+    new.symlink_to(elsewhere, target_is_directory=True)
+    tov.reselect(run, n=3, out=copy / "again", quiet=True)
+    assert files(elsewhere) == kept
+
+
+def test_runs_copies_and_files_of_the_users_inside_a_run_stay(copy: Path) -> None:
+    run = copy / "runs" / "a"
+    shutil.copytree(run, run / "backup")
+    tov.reselect(run, n=3, out=run / "inner", quiet=True)
+    (run / ".work.tmp").mkdir()
+    (run / ".work.tmp" / "thesis.txt").write_text("mine")
+    (run / "report.md").write_text("mine")
+    mine = {name: made for name, made in files(run).items() if name.startswith(("backup", "inner", ".work", "report"))}
+    select(copy, seed=3, force=True)
+    assert {name: files(run).get(name) for name in mine} == mine
+    fitted = tov.fit(
+        str(copy / "model"), str(copy / "target.jsonl"), pool=str(copy / "pool.jsonl"), out=copy / "runs" / "f",
+        base_size=8, epochs=1, max_length=64, quiet=True,
+    )  # fmt: skip
+    (fitted.folder / "selected.jsonl").write_text("mine")
+    select(copy, "runs/f", force=True)
+    assert (fitted.folder / "selected.jsonl.kept").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["scores/rows-000000000010.parquet", "selected.jsonl", "summary.md"])
+def test_what_a_finished_run_has_lost_is_made_again(copy: Path, name: str) -> None:
+    file = copy / "runs" / "a" / name
+    was = file.read_bytes()
+    file.unlink()
+    select(copy)
+    assert file.exists()
+    assert name == "summary.md" or file.read_bytes() == was

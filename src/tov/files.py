@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import xxhash
 
 from tov.errors import RunError, StorageError
 
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+"""Names of what is half-written: `.NAME.PROCESS.tmp`."""
 CHECKSUM = "checksum"
 """The last key of a sealed JSON document."""
 _LISTS: list[tuple[Path, Callable[[Path], None]]] = []
@@ -101,6 +104,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _write_down(path / file.relative_to(temporary))
         if path.exists():
+            for file in [one for one in path.rglob("*") if one.is_file()]:
+                kept = temporary / file.relative_to(path)  # another's: it stays
+                if not kept.exists():
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, kept)
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
@@ -110,6 +118,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def sweep_temporaries(folder: Path, *, older_than: float = 0.0) -> None:
     """Removes what a killed process left half-written below `folder`, if it has not been touched for so many seconds."""
     for leftover in folder.rglob(".*.tmp"):
+        if not TEMPORARY.fullmatch(leftover.name):
+            continue
         if older_than and leftover.stat().st_mtime > time.time() - older_than:
             continue
         if leftover.is_dir():

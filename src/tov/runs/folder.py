@@ -157,6 +157,14 @@ class Run:
             raise RunError(f"{file} is {what}.", fix="Put it back from a copy, or make the run anew with --force.")
         return file
 
+    def is_whole(self) -> bool:
+        """Whether every file of the finished run is there; one that was deleted is made again."""
+        scoring, wanted = self.manifest.scoring, [self.folder / name for name in self.manifest.files]
+        if scoring and scoring.complete and self.manifest.origin.scores is None and "shard_rows" in scoring.settings:
+            starts = range(0, scoring.rows, scoring.settings["shard_rows"])
+            wanted += [self.scores / f"rows-{start:012d}.parquet" for start in starts]
+        return all(file.exists() for file in wanted)
+
     def finish(self) -> None:
         """Marks the run as complete; one that was made beside another takes its place."""
         self.list_files()
@@ -205,7 +213,7 @@ def work_on(
     elif there:
         run = Run(folder, read_manifest(folder))
         changed = run.changed(identity)
-        if run.finished and not changed:
+        if run.finished and not changed and run.is_whole():
             yield run
             return
         if changed and not _gives_way(run):
@@ -237,7 +245,7 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
         run = Run(place, read_manifest(place), replaces)
         changed = run.changed(identity)
         if not changed:
-            if not run.finished:
+            if not run.finished or not run.is_whole():
                 if not (place / CONFIG).exists():  # a kill may have come before
                     _write_settings(place, settings)
                 run.manifest.status = "running"
@@ -293,7 +301,7 @@ def finished_run(folder: Path, *, command: str) -> Run | None:
         return None
     settle(folder)
     run = Run(folder, read_manifest(folder))
-    return run if run.finished and run.manifest.command == command else None
+    return run if run.finished and run.manifest.command == command and run.is_whole() else None
 
 
 def _run_in(folder: Path, *, fix: str) -> Run:

@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 from tov.errors import RunError, StorageError, of_system
-from tov.files import drop_torn_line, read_json, write_json
+from tov.files import TEMPORARY, drop_torn_line, read_json, write_json
 from tov.runs.manifest import FILE, read_manifest
 
 LOCK = ".lock"
@@ -29,8 +29,10 @@ CONFIG = "config.yaml"
 """The settings of a run."""
 BARE = {FILE, CONFIG, "events.jsonl", LOCK, LIST}
 """Files of a run that has made nothing yet."""
-UNLISTED = re.compile(r"rows-\d{12}\.parquet|\..+\.tmp")
-"""Names of files that tov has made wherever they are: shards, and what a kill has left half-written."""
+UNLISTED = re.compile(rf"rows-\d{{12}}\.parquet|{TEMPORARY.pattern}")
+"""Names of files that tov has made in the folders that it has made: shards, and what a kill has left half-written."""
+TABLES = "scores"
+"""Below a run's folder: its shards, or in a comparison the runs that fill score tables."""
 OLDER = re.compile(
     r"selected\.(parquet|jsonl)|summary\.md|trials\.jsonl|results\.json|report\.md|(gain|loss)\.svg|path/manifest\.json"
     r"|(path/epoch-\d+/(base|target)|adapter)/(adapter_config\.json|adapter_model\.safetensors|README\.md)"
@@ -82,14 +84,14 @@ def made_said(folder: Path) -> Iterator[None]:
 
 def is_finished(folder: Path) -> bool:
     """Whether a finished run is there."""
-    return (folder / FILE).exists() and read_manifest(folder).status == "finished"
+    return not folder.is_symlink() and (folder / FILE).exists() and read_manifest(folder).status == "finished"
 
 
 def settle(folder: Path) -> None:
     """Goes on with what a kill has interrupted: a finished run that was taking another's place.
 
     Raises:
-        RunError: another process is at work there.
+        RunError: another process is at work there, or what is to take the place is broken.
     """
     if is_finished(folder / NEW):
         with alone_in(folder):
@@ -98,44 +100,72 @@ def settle(folder: Path) -> None:
 
 
 def take_place(folder: Path) -> None:
-    """Moves the finished run that was made beside the one in `folder` to its place; may be begun again at any point."""
+    """Moves the finished run that was made beside the one in `folder` to its place; may be begun again at any point.
+
+    A file of another's that has the name of a new one is kept as `NAME.kept`.
+    """
     new, moves = folder / NEW, folder / NEW / MOVES
+    manifest, old = read_manifest(new), made_by(folder)
     if not moves.exists():
+        lacks = next((name for name in manifest.files if not (new / name).is_file()), None)
+        if lacks is not None:
+            raise RunError(f"{new / lacks} is not there.", fix=f"Delete {new}, which was to replace {folder}.")
         files = [file.relative_to(new) for file in sorted(new.rglob("*")) if file.is_file()]
         write_json(moves, [str(file) for file in files if str(file) not in (FILE, LOCK)])
     names = read_json(moves)
+    if not isinstance(names, list) or not all(isinstance(name, str) and _is_inside(folder, name) for name in names):
+        raise RunError(f"{moves} is no list of files in it.", fix=f"Delete {new}, which was to replace {folder}.")
     for name in names:
         if (new / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / name).exists() and name not in old:
+                os.replace(folder / name, folder / f"{name}.kept")
             os.replace(new / name, folder / name)
-    remove(folder, made_by(folder) - {*names, FILE, LOCK})
-    manifest = read_manifest(new)
+    remove(folder, old - {*names, FILE, LOCK})
     if manifest.origin.scores is None:
         outside = {name: path for name, path in manifest.artifacts.items() if path.startswith("..")}
         manifest.artifacts |= {name: os.path.relpath(new / path, folder) for name, path in outside.items()}
     manifest.folder = os.path.abspath(folder)
     manifest.write(folder)
-    shutil.rmtree(new)
+    gone = folder / f".{NEW}.{os.getpid()}.tmp"
+    os.replace(new, gone)  # at once: half of it must not be taken for a run
+    shutil.rmtree(gone)
 
 
 def made_by(folder: Path) -> set[str]:
-    """The files below a run's folder that tov has made: of this run, and of those inside it."""
-    files = [file for file in folder.rglob("*") if not file.is_dir() and NEW not in file.relative_to(folder).parts]
-    made = {str(file.relative_to(folder)) for file in files if UNLISTED.fullmatch(file.name)}
-    for file in (file for file in files if file.name == FILE):
+    """The files below a run's folder that tov has made: of this run, and of those that fill a comparison's tables."""
+    found = _made_in(folder)
+    for file in (folder / TABLES).rglob(FILE):
+        inside = file.parent.relative_to(folder)
         with suppress(RunError):  # a file of that name which is not a run's
-            listed, inside = read_manifest(file.parent).files, file.parent.relative_to(folder)
-            names = {*listed, *listed_in(file.parent), *BARE}
-            if not listed:
-                below = [str(one.relative_to(file.parent)) for one in files if file.parent in one.parents]
-                names.update(name for name in below if OLDER.fullmatch(name))
-            made |= {str(inside / name) for name in names}
-    return made
+            found |= {str(inside / name) for name in _made_in(file.parent)}
+    return {name for name in found if _is_inside(folder, name)}
+
+
+def _made_in(folder: Path) -> set[str]:
+    """Of one run, without those inside it."""
+    listed = {*read_manifest(folder).files, *listed_in(folder)}
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()]
+    if not listed:
+        listed = {name for name in names if OLDER.fullmatch(name)}
+    ours = {TABLES, "artifacts", *(name.partition("/")[0] for name in listed if "/" in name)}
+    unlisted = {
+        name for name in names if name.partition("/")[0] in ours and UNLISTED.fullmatch(name.rpartition("/")[2])
+    }
+    return {*listed, *unlisted, *BARE}
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Whether a name from a manifest is that of a file in the folder, also where a folder on the way is a link."""
+    if os.path.isabs(name) or ".." in Path(name).parts or "\0" in name:
+        return False
+    place, parent = folder.resolve(), (folder / name).parent.resolve()
+    return parent == place or place in parent.parents
 
 
 def listed_in(folder: Path) -> list[str]:
     file = folder / LIST
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
 
 
 def writer_of(folder: Path) -> Callable[[Path], None]:

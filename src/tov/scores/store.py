@@ -25,9 +25,7 @@ from tov.files import atomic
 _STAMP, _PLACE, _SEAL = b"tov_fingerprint", b"tov_first_row", b"tov_checksum"
 _UNSEALED = b"-the-place-of-its-own-checksum--"
 """What the checksum of a file is taken over in its own place."""
-_ANEW = (
-    "Put the file back from a copy, or delete it and give the command that made it again: a finished run with --force."
-)
+_ANEW = "Put the file back from a copy, or delete it and give the command that made it again."
 CODED = ("source", "excluded")
 """Columns of few different texts: in memory a code a row and a dictionary of the texts."""
 READERS = 4

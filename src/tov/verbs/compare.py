@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tov.comparison.grid import Grid
-from tov.comparison.records import read_trials, renamed
+from tov.comparison.records import read_results, read_trials
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
@@ -20,7 +20,7 @@ from tov.config.settings import build
 from tov.data.pool import check_mapping, files_of
 from tov.data.sources import Input
 from tov.errors import ConfigError, RunError
-from tov.files import read_json, write_json, write_text
+from tov.files import write_json, write_text
 from tov.inputs.named import Inputs, list_inputs, model_identity, name_inputs, pool_identity
 from tov.methods.registry import find_method
 from tov.methods.spec import parse_variant
@@ -267,7 +267,7 @@ def run_grid(grid: Grid, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
         if not config.quiet:
             tell(f"== {name}")
         run_compare(config)
-    results = {path.parent.name: renamed(read_json(path)) for path in sorted(out.glob("*/results.json"))}
+    results = {path.parent.name: read_results(path) for path in sorted(out.glob("*/results.json"))}
     if not results:
         raise RunError(f"{out} holds no experiment of the grid.", fix="Give the command without --report-only.")
     report = compare_report.grid_markdown(results)
