@@ -184,7 +184,7 @@ def _demo_options() -> list[click.Parameter]:
             help="task: instruction tuning (SmolLM2-135M) or named entities (MiniLM)",
         ),
         click.Option(["--out"], help="run folder  [runs/demo, or runs/demo-TASK]"),
-        click.Option(["--force"], is_flag=True, help="make the run anew, and let it replace what --out holds when it is finished"),
+        click.Option(["--force"], is_flag=True, help="make the run anew; when finished, it replaces what --out holds"),
     ]  # fmt: skip
 
 

@@ -98,7 +98,7 @@ class PlaceSettings(Settings):
     """Where results go and what is printed."""
 
     out: str = setting("output", "run folder; an interrupted run in it is resumed", min_length=1)
-    force: bool = setting("output", "make the run anew, and let it replace what --out holds when it is finished", False)
+    force: bool = setting("output", "make the run anew; when finished, it replaces what --out holds", False)
     json_output: bool = setting("output", "print the result as JSON", False)
     quiet: bool = setting("output", "print no progress and no result", False)
 
