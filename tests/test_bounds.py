@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from test_field import written
 from tiny import tiny_tokenizer, write_jsonl
 from tov.comparison.grid import read_grid
 from tov.comparison.records import read_results, read_trials
@@ -26,7 +26,6 @@ from tov.data.pool import Pool, index_rows, open_pool
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.tasks import all_layouts
 from tov.text import chat
-from tov.verbs.training_file import check_writable, write_selected
 
 LONG = 30.0
 """Seconds on a slow machine; what is bounded here took minutes, or did not end."""
@@ -37,14 +36,6 @@ PACK: dict[str, Any] = {
 
 def opened(path: Path) -> Pool:
     return open_pool([str(path)], layouts=all_layouts())
-
-
-def written(pool: Pool, folder: Path) -> list[dict[str, Any]]:
-    size = len(pool)
-    check_writable(pool)
-    write_selected(folder, pool, np.arange(size), np.array(["score"] * size), np.ones(size))
-    lines = (folder / "selected.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("tov_")} for line in lines]
 
 
 # What a file unpacks to

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +22,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from test_field import written
 from tov.data.pool import Pool, open_pool
 from tov.errors import DataError
 from tov.tasks import all_layouts
-from tov.verbs.training_file import check_writable, write_selected
 
 AT_ONCE = 20
 EXAMPLES = max(1, int(os.environ.get("TOV_FUZZ_ROWS", "300")) // AT_ONCE)
@@ -61,14 +60,6 @@ def pool_of(source: Any) -> Pool:
     return open_pool([source], layouts=all_layouts())
 
 
-def round_trip(pool: Pool, folder: Path) -> list[dict[str, Any]]:
-    size = len(pool)
-    check_writable(pool)
-    write_selected(folder, pool, np.arange(size), np.array(["score"] * size), np.ones(size))
-    lines = (folder / "selected.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith("tov_")} for line in lines]
-
-
 def as_lines(rows: list[dict[str, Any]], folder: Path) -> Any:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(folder / "rows.jsonl")
@@ -88,7 +79,7 @@ def in_memory(rows: list[dict[str, Any]], folder: Path) -> Any:
 @FUZZ
 def test_json_comes_back(form: Callable[..., Any], rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """To the last digit, key and order; and the Parquet file has the same values, as columns or as JSON text."""
-    found = round_trip(pool_of(form(rows, tmp_path)), tmp_path)
+    found = written(pool_of(form(rows, tmp_path)), tmp_path)
     assert repr(found) == repr(rows)
     table = pq.read_table(tmp_path / "selected.parquet")
     for name in dict.fromkeys(name for row in rows for name in row):
@@ -113,7 +104,7 @@ def unpadded(value: Any) -> Any:
 @FUZZ
 def test_other_readers_read_the_files(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """Polars and DuckDB count the rows and find the same prompts and ids, in both files."""
-    round_trip(pool_of(rows), tmp_path)
+    written(pool_of(rows), tmp_path)
     wanted = [row["prompt"] for row in rows]
     found = polars.read_parquet(tmp_path / "selected.parquet", columns=["prompt", "tov_row_id"])
     assert found["prompt"].to_list() == wanted
@@ -148,7 +139,7 @@ def test_csv_comes_back(separator: str, cells: list[list[str]], tmp_path: Path) 
         with pytest.raises(DataError, match="quotation mark"):
             pool_of(str(path))
         return
-    found = round_trip(pool_of(str(path)), tmp_path)
+    found = written(pool_of(str(path)), tmp_path)
     assert found == rows
 
 
@@ -171,7 +162,7 @@ def test_parquet_comes_back(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     """With its types; NaN and Infinity are null in JSON."""
     table = pa.Table.from_pylist(rows, SCHEMA)
     pq.write_table(table, tmp_path / "rows.parquet")
-    found = round_trip(pool_of(str(tmp_path / "rows.parquet")), tmp_path)
+    found = written(pool_of(str(tmp_path / "rows.parquet")), tmp_path)
     assert [row["n"] for row in found] == [row["n"] for row in rows]
     assert [row["s"] for row in found] == [row["s"] for row in rows]
     assert [row["w"] for row in found] == [
@@ -199,7 +190,7 @@ def test_conll_comes_back(end: str, sentences: list[list[tuple[str, str]]], tmp_
     """Words of any characters but tabs and line ends, parted from their tags by tabs."""
     text = (end * 2).join(end.join(f"{word}\t{tag}" for word, tag in sentence) for sentence in sentences)
     (tmp_path / "rows.conll").write_text(text, encoding="utf-8", newline="")
-    found = round_trip(pool_of(str(tmp_path / "rows.conll")), tmp_path)
+    found = written(pool_of(str(tmp_path / "rows.conll")), tmp_path)
     assert found == [
         {"tokens": [word for word, _ in sentence], "ner_tags": [tag for _, tag in sentence]} for sentence in sentences
     ]

@@ -76,7 +76,7 @@ class ShardStore:
         )
         dictionary = [name for name in table.column_names if name != FEATURES]
         with atomic(self.file(start)) as temporary:
-            pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary, write_page_checksum=True)
+            pq.write_table(stamped, temporary, compression="zstd", use_dictionary=dictionary)
             _seal(temporary)
 
     def read(self, start: int) -> pa.Table:
@@ -92,7 +92,7 @@ class ShardStore:
             )
         with _open_shard(file) as shard:
             self._check(file, _stamp_of(shard))
-            return _whole(shard.read())
+            return _rows_of(shard)
 
     def _check(self, file: Path, stamp: str) -> None:
         if stamp != self.fingerprint:
@@ -118,7 +118,7 @@ def _is_whole(content: bytes, seal: bytes) -> bool:
 
 @contextmanager
 def _open_shard(file: Path, *, coded: Sequence[str] = ()) -> Iterator[pq.ParquetFile]:
-    """A shard whose every byte is the one that was written; shards of 0.1.0 have no checksum."""
+    """A shard whose every byte is the one that was written; older ones have a checksum a page, or none (0.1.0)."""
     with _broken_said(file):
         content = file.read_bytes()
         with pq.ParquetFile(pa.BufferReader(content), read_dictionary=coded, page_checksum_verification=True) as shard:
@@ -128,6 +128,14 @@ def _open_shard(file: Path, *, coded: Sequence[str] = ()) -> Iterator[pq.Parquet
             if _PLACE in said and int(said[_PLACE]) != _first_row(file):
                 raise pa.ArrowInvalid(f"it is the shard of row_id {int(said[_PLACE])}")
             yield shard
+
+
+def _rows_of(shard: pq.ParquetFile, columns: Sequence[str] | None = None, *, use_threads: bool = True) -> pa.Table:
+    table = shard.read(columns, use_threads=use_threads)
+    if _SEAL not in (shard.metadata.metadata or {}):  # nothing else tells whether it is what was written
+        list(table.column_names)
+        table.validate(full=True)
+    return table
 
 
 def _first_row(file: Path) -> int:
@@ -225,14 +233,7 @@ def _read_shards(
 
 def _read_shard(file: Path, columns: Sequence[str] | None) -> tuple[str, pa.Table]:
     with _open_shard(file, coded=CODED) as shard:
-        return _stamp_of(shard), _whole(shard.read(columns, use_threads=False))
-
-
-def _whole(table: pa.Table) -> pa.Table:
-    """The table, if it is one: what stands in the footer of its file has no checksum."""
-    list(table.column_names)
-    table.validate(full=True)
-    return table
+        return _stamp_of(shard), _rows_of(shard, columns, use_threads=False)
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
