@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from tov.sinks import terminal
+from tov.system import FAILED as FAILED
+from tov.system import USER_ERROR as USER_ERROR
 from tov.system import fault_of, in_words
 
-DONE, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+DONE, INTERRUPTED = 0, 130
 """Exit codes of every command."""
 
 

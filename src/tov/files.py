@@ -29,11 +29,12 @@ _LISTS: list[tuple[Path, Callable[[Path], None]]] = []
 @contextmanager
 def listing(folder: Path, write_down: Callable[[Path], None]) -> Iterator[None]:
     """For the block, every file that is about to be put below a folder by a function of this module is told of first."""
-    _LISTS.append((folder.absolute(), write_down))
+    entry = folder.absolute(), write_down
+    _LISTS.append(entry)
     try:
         yield
     finally:
-        _LISTS.pop()
+        _LISTS.remove(entry)  # another thread may have entered since
 
 
 def _write_down(path: Path) -> None:
@@ -91,7 +92,7 @@ def _full_disk_said(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Like `atomic`, for a folder: `path` appears whole or not at all; an older one is replaced."""
+    """Like `atomic`, for a folder: `path` appears whole or not at all; in one that is there, each file is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -103,14 +104,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _open_by_umask(file)
                 if file.is_file():
                     _write_down(path / file.relative_to(temporary))
-        if path.exists():
-            for file in [one for one in path.rglob("*") if one.is_file()]:
-                kept = temporary / file.relative_to(path)  # another's: it stays
-                if not kept.exists():
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(file, kept)
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if path.is_dir():  # it may hold what is not ours, so it is not taken down
+            for file in [one for one in temporary.rglob("*") if one.is_file()]:
+                place = path / file.relative_to(temporary)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file, place)
+        else:
+            os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

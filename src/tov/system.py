@@ -49,7 +49,8 @@ def fault_of(error: BaseException) -> OSError | MemoryError | None:
         text = str(one)
         if type(one).__name__ == "OutOfMemoryError" or _MEMORY.search(text):
             return MemoryError(text)
-        for number, words in _WORDS.items():
+        foreign = type(one).__module__ != "builtins" or isinstance(one, (OSError, RuntimeError))
+        for number, words in _WORDS.items() if foreign else ():  # one of Python's own may quote a row or a label
             if words in text:
                 return OSError(number, os.strerror(number), _path_in(text))
     return None
@@ -66,7 +67,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _path_in(text: str) -> str | None:
     """The path that a library has put into its words."""
-    found = re.search(r"['\"](/[^'\"]+)['\"]|(/\S+)", text)
+    found = re.search(r"['\"](/[^'\"]+)['\"]|(?<!\S)(/\S+)", text)
     return (found[1] or found[2]).rstrip(".:,") if found else None
 
 

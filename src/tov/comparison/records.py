@@ -9,7 +9,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tov.errors import RunError, kind_of
-from tov.files import drop_torn_line
 
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
 """Of a trial: has a loss; is tried again by the next call; cannot be, whatever is tried."""
@@ -116,9 +115,3 @@ def renamed(value: Any) -> Any:
     if isinstance(value, dict):
         return {{"arm": "variant", "arms": "variants"}.get(name, name): renamed(item) for name, item in value.items()}
     return [renamed(item) for item in value] if isinstance(value, list) else value
-
-
-def repair_trials(file: Path) -> None:
-    """Removes a last line that a kill cut short, so that the next one begins a line."""
-    if file.exists():
-        drop_torn_line(file)

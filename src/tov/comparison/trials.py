@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tov.comparison.records import DONE, FAILED, LEFT_OUT, key_of, read_trials, repair_trials
+from tov.comparison.records import DONE, FAILED, LEFT_OUT, key_of, read_trials
 from tov.comparison.split import Data, Split, make_split
 from tov.comparison.variants import Trial, plan_trials, variants_of
 from tov.config.records import CompareConfig
@@ -87,8 +87,6 @@ def run_trials(
         The record of every trial asked for, finished or failed, the last of each key; and what a reader must be told.
     """
     file, variants = run.folder / "trials.jsonl", variants_of(config)
-    if not config.report_only:
-        repair_trials(file)
     records: dict[tuple[str, int, int], dict[str, Any]] = {}
     for record in read_trials(file):
         if records.get(key_of(record), {}).get("status") != DONE:

@@ -6,8 +6,8 @@ Such a column is read as the nearest type that it knows, so that a column that n
 from __future__ import annotations
 
 import glob
-import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from tov.data.arrow_check import check_file, open_arrow
 from tov.data.text_files import is_packed, unpacked
-from tov.files import content_digest, digest
+from tov.files import atomic, content_digest, digest
 
+CHECK = "checked-1"
+"""Ends the name of an empty file that says so; another number for every change of what is checked."""
 _KNOWN_EXTENSIONS = ("arrow.json", "datasets.")
 """Beginnings of names of extension types that `datasets` reads itself."""
 
@@ -34,8 +36,8 @@ def load_arrow(builder: str, paths: Sequence[Path]) -> datasets.Dataset:
     """
     digests = [content_digest(path) for path in paths]
     plain = [_plain_file(path, name) for path, name in zip(paths, digests, strict=True)]
-    for path, file in zip(paths, plain, strict=True):
-        check_file(file, path)
+    for path, file, name in zip(paths, plain, digests, strict=True):
+        _check_once(file, path, name)
     table = with_known_types(plain)
     if table is not None:
         return datasets.Dataset(table)
@@ -44,22 +46,30 @@ def load_arrow(builder: str, paths: Sequence[Path]) -> datasets.Dataset:
     return datasets.load_dataset(builder, digest(digests), data_files=files, split="train")
 
 
+def _kept() -> Path:
+    """Our folder beside what `datasets` keeps."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "downloads" / "extracted" / "tov"
+
+
+def _check_once(file: Path, named: Path, name: str) -> None:
+    """Checks the content of a file, unless the very same was checked before: decoding it takes longer than reading it."""
+    mark = _kept() / f"{name}{file.suffix.lower()}.{CHECK}"
+    if mark.exists():
+        return
+    check_file(file, named)
+    with suppress(OSError):  # a cache that cannot be written is told of by who needs it
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
 def _plain_file(path: Path, name: str) -> Path:
-    """The file, or an unpacked copy of it beside what `datasets` keeps."""
+    """The file, or an unpacked copy of it."""
     if not is_packed(path):
         return path
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "downloads" / "extracted" / "tov"
-    file = folder / f"{name}{Path(path.stem).suffix.lower()}"
+    file = _kept() / f"{name}{Path(path.stem).suffix.lower()}"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as copy:
-            try:
-                for block in unpacked(path):
-                    copy.write(block)
-            except BaseException:
-                Path(copy.name).unlink()
-                raise
-        Path(copy.name).replace(file)
+        with atomic(file) as temporary, open(temporary, "wb") as copy:
+            copy.writelines(unpacked(path))
     return file
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from tov.data.text_files import decode_line, unpacked
+from tov.data.text_files import decode_line, head, unpacked
 from tov.errors import DataError
 
 SUFFIXES = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".bioes")
@@ -125,15 +125,10 @@ def column_numbers(columns: Mapping[str, str]) -> dict[str, int]:
 def is_conll(path: Path, columns: Mapping[str, str] | None = None) -> bool:
     """Whether a .txt or .tsv file holds a word and a tag on each of its first lines, or is UTF-16 (reading it says so)."""
     at = column_numbers(columns or {}).get(TAGS, -1)
-    data = b""
     try:
-        for block in unpacked(path):
-            data += block
-            if len(data) >= _SNIFFED_BYTES:
-                break
+        data = head(path, _SNIFFED_BYTES)
     except OSError:  # reading it says so
         return False
-    data = data[:_SNIFFED_BYTES]
     if _wide_encoding(data):
         return True
     texts = _LINE_END.split(data.decode("utf-8", "replace").removeprefix("\ufeff"))

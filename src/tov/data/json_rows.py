@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tov.data.tables import check_characters, check_nesting
-from tov.data.text_files import decode_line, lines_of, open_plain
+from tov.data.text_files import decode_line, head, lines_of, open_plain
 from tov.errors import DataError, kind_of
 
 BOM = b"\xef\xbb\xbf"
@@ -239,6 +239,5 @@ def _broken(path: Path, line: int, what: str) -> DataError:
 def _is_array(path: Path) -> bool:
     """Whether a file is an array: of anything under .json, of objects under .jsonl, whose lines may be lists by mistake."""
     named = ".json" in [suffix.lower() for suffix in path.suffixes]
-    with open_plain(path) as file:
-        head = file.read(4096).removeprefix(BOM)
-    return bool(re.match(rb"\s*\[" if named else rb"\s*\[\s*[{\]]", head))
+    begins = head(path, 4096).removeprefix(BOM)
+    return bool(re.match(rb"\s*\[" if named else rb"\s*\[\s*[{\]]", begins))

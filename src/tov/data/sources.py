@@ -7,8 +7,10 @@ Must not know what is in the rows.
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import itertools
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -124,8 +126,10 @@ def _stem(path: Path) -> str:
 def _matches(pattern: str) -> list[Path]:
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
-    if "**" in pattern or not paths:
+    if "**" in pattern:
         check_readable(base)
+    elif not paths and base.is_dir() and not os.access(base, os.R_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(base))
     if not paths:
         raise DataError(
             f"No file matches '{pattern}'.", fix="Check the pattern, and quote it so that the shell leaves it alone."

@@ -30,15 +30,6 @@ def is_packed(path: Path) -> bool:
     return path.suffix.lower() in COMPRESSED
 
 
-def unpacked_size(path: Path) -> int:
-    """Bytes in a file, decompressed as its suffix says.
-
-    Raises:
-        DataError: it cannot be decompressed, or to more than any data has.
-    """
-    return sum(len(block) for block in unpacked(path))
-
-
 def unpacked(path: Path) -> Iterator[bytes]:
     """The bytes of a file in blocks, decompressed as its suffix says.
 
@@ -63,6 +54,16 @@ def unpacked(path: Path) -> Iterator[bytes]:
             f"{path} cannot be read: {error}",
             fix="Copy or pack the file again: it is cut, or not what its suffix says.",
         ) from error
+
+
+def head(path: Path, size: int) -> bytes:
+    """The first bytes of a file, decompressed no further than for them. Errors as of `unpacked`."""
+    data = b""
+    for block in unpacked(path):
+        data += block
+        if len(data) >= size:
+            break
+    return data[:size]
 
 
 def _unpacked_stream(path: Path) -> Iterator[bytes]:

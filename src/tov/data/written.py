@@ -156,13 +156,13 @@ def columns_of(table: Table, places: Sequence[int]) -> Columns:
     known = {name: typed[name].combine_chunks() for name in typed.column_names} if typed is not None else {}
     if len(known) == len(table.columns):
         return {name: known[name] for name in table.columns}
-    values = {name: Values([], [], len(places)) for name in table.columns}
+    values = {name: Values([], [], len(places)) for name in table.columns if name not in known}
     for number, row in enumerate(table.rows(places)):  # not rows times columns: each row may have columns of its own
         for name, value in row.items():
-            if value is not None:
+            if value is not None and name in values:
                 values[name].values.append(value)
                 values[name].places.append(number)
-    return {**values, **known}
+    return {name: known[name] if name in known else values[name] for name in table.columns}
 
 
 def joined(parts: Sequence[Columns]) -> tuple[dict[str, pa.ChunkedArray], list[str]]:

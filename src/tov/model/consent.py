@@ -17,7 +17,7 @@ from tov.files import digest, file_digest
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 """Files of a model's folder that may hold weights."""
 TOKENS = (
-    "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.jinja", "*.model", "*.txt",
+    "tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.jinja", "*.model", "dict.txt",
 )  # fmt: skip
 """Files of a model's folder that tokens may depend on."""
 FLAG = "--trust-remote-code"
@@ -67,19 +67,18 @@ def folder_of(source: str, revision: str | None = None) -> Path:
     return Path(str(cached_file(source, "config.json", revision=revision))).parent
 
 
-def fingerprint(source: str, settings: dict[str, Any], *, revision: str | None = None, with_code: bool = False) -> str:
-    """16 hex digits of every byte of the weights, whatever their format, and of the configuration; of a Hub model its commit.
+def fingerprint(source: str, settings: dict[str, Any], *, revision: str | None = None) -> str:
+    """16 hex digits of every byte of weights, own code and configuration, in any format; of a Hub model its commit.
 
     Args:
         source: a folder or a Hub id.
         settings: `read_settings`.
         revision: on the Hub.
-        with_code: whether its Python files count, too, because they may be run.
     """
     folder = Path(source)
     if not folder.is_dir():
         return folder_of(source, revision).name[:16]
-    kinds = (*WEIGHTS, *(("*.py",) if with_code and settings.get("auto_map") else ()))
+    kinds = (*WEIGHTS, *(("*.py",) if settings.get("auto_map") else ()))
     files = {file.name: file for kind in kinds for file in folder.glob(kind)}
     files |= {name: file for name, file in _parts(folder) if name not in files}
     about = {name: value for name, value in settings.items() if name != "transformers_version"}

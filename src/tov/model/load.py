@@ -223,10 +223,10 @@ def load_model(
 
 def _look_at(name: str, source: str, revision: str | None, trust_remote_code: bool, expected: Expected | None) -> str:
     """The fingerprint of a model of which nothing has been run or loaded yet."""
-    with _said(name, source, {}):
+    with _said(name, source, {"revision": revision, "trust_remote_code": trust_remote_code}):
         settings = read_settings(source, revision)
         check_consent(name, source, settings, revision=revision, trust_remote_code=trust_remote_code)
-        mark = fingerprint(source, settings, revision=revision, with_code=trust_remote_code)
+        mark = fingerprint(source, settings, revision=revision)
     if expected:
         expected.check(name, fingerprint=mark)
     return mark
@@ -301,7 +301,7 @@ def content_of(name: str, *, revision: str | None = None) -> str:
     source = resolve(name)
     with _said(name, source, {"revision": revision}):
         settings = read_settings(source, revision)
-        weights = fingerprint(source, settings, revision=revision, with_code=True)
+        weights = fingerprint(source, settings, revision=revision)
         return digest([weights, tokens_of(Path(source))]) if Path(source).is_dir() else weights
 
 

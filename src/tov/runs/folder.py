@@ -282,7 +282,9 @@ def _gives_way(run: Run) -> bool:
 
 
 def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run:
-    """The run in `folder`, which another process may be working on: nothing is written or swept.
+    """The run in `folder`, which another process may be working on: nothing of it is written or swept.
+
+    A replacement that a kill has interrupted is finished first (`settle`), as whenever a run is opened.
 
     Raises:
         RunError: the folder holds none, or another (with the differences).

@@ -6,7 +6,6 @@ kill by its name. Manifests of 0.1.0 list nothing: there the names of that versi
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from tov.errors import RunError, StorageError, of_system
+from tov.errors import RunError, of_system
 from tov.files import TEMPORARY, drop_torn_line, read_json, write_json
 from tov.runs.manifest import FILE, read_manifest
 
@@ -70,16 +69,10 @@ def made_said(folder: Path) -> Iterator[None]:
     """What stands in the way of a folder, in words."""
     try:
         yield
-    except (filelock.Timeout, NotImplementedError):
+    except filelock.Timeout:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"The disk is full: {folder} could not be made.",
-                fix="Free some space, then give the same command again.",
-            ) from None
-        refused = of_system(error, f"--out {folder} cannot be written", RunError)
-        raise refused or error from None
+        raise of_system(error, f"--out {folder} cannot be written", RunError) or error from None
 
 
 def is_finished(folder: Path) -> bool:

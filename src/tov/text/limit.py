@@ -19,8 +19,7 @@ _LOOK_EVERY = 0.25
 _lock = threading.Lock()
 _deadlines: dict[int, float] = {}
 """Thread -> when its call is overdue."""
-_watched_in = 0
-"""The process whose thread watches: a fork has none."""
+_watching = False
 
 
 class TooLong(BaseException):
@@ -46,11 +45,21 @@ def limited(call: Callable[[], R], seconds: float) -> R:
 
 
 def _start_watching() -> None:
-    global _watched_in
-    if _watched_in != os.getpid():
-        _watched_in = os.getpid()
-        _deadlines.clear()
+    global _watching
+    if not _watching:
+        _watching = True
         threading.Thread(target=_watch, name="tov-limit", daemon=True).start()
+
+
+def _begin_anew() -> None:
+    """In a fork, which has no watching thread, and may have got the lock while it was held."""
+    global _lock, _watching
+    _lock, _watching = threading.Lock(), False
+    _deadlines.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _watch() -> None:

@@ -12,7 +12,7 @@ from tov.config.settings import build
 from tov.data.pool import Pool, files_of
 from tov.data.sources import Input
 from tov.errors import ModelError, RunError
-from tov.files import write_text
+from tov.files import checksum, write_text
 from tov.inputs.named import (
     Inputs,
     check_pool_unchanged,
@@ -118,7 +118,8 @@ def run_select(
 def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
     """The scores stand, as the model sees the same rows; the files written are of the rows as they are today."""
     with alone_in(run.folder):
-        run.check_file(training_file.FILE)
+        for name in (training_file.FILE, training_file.LINES):
+            run.check_file(name)
         written = training_file.write_again(run.folder, pool)
         if written is not None:
             run.event("rows written again")
@@ -126,7 +127,8 @@ def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
             notes = [*run.manifest.summary["notes"], note, *written]
             run.note(inputs=inputs, summary={**run.manifest.summary, "notes": notes})
             write_text(run.folder / "summary.md", summary_markdown(run.manifest))
-            run.list_files()
+            made = (training_file.FILE, training_file.LINES, "summary.md")
+            run.note(files={**run.manifest.files, **{name: checksum(run.folder / name) for name in made}})
 
 
 def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> dict[str, Any]:
@@ -154,7 +156,8 @@ def _model_of(done: Run, config: SelectConfig) -> str:
     try:
         return model_identity(config)
     except ModelError:
-        if done.manifest.model and done.manifest.model.name in (config.model, os.path.abspath(config.model)):
+        named = (config.model, os.path.abspath(os.path.expanduser(config.model)))
+        if done.manifest.model and done.manifest.model.name in named:
             return str(done.manifest.identity.get("model"))
         raise
 

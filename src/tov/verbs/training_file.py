@@ -21,7 +21,7 @@ from tov.errors import DataError
 from tov.files import atomic
 from tov.tasks import TASKS
 
-FILE = "selected.parquet"
+FILE, LINES = "selected.parquet", "selected.jsonl"
 
 
 def our_columns() -> tuple[str, ...]:
@@ -85,7 +85,7 @@ def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.nd
         table, notes = _table(pool, row_ids, ours)
         pq.write_table(table, temporary, compression="zstd")
     lines = JsonLines()
-    with atomic(folder / "selected.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic(folder / LINES) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row, added in zip(pool.originals(row_ids), pa.table(ours).to_pylist(), strict=True):
             file.write(lines.line({**row, **added}))
     return [*notes, *lines.notes]
@@ -100,7 +100,7 @@ def write_again(folder: Path, pool: Pool) -> list[str] | None:
     chosen = pq.read_table(folder / FILE, columns=["tov_row_id", "tov_score", "tov_reason"])
     row_ids = chosen["tov_row_id"].to_numpy()
     ours, lines = our_columns(), JsonLines()
-    with open(folder / "selected.jsonl", encoding="utf-8") as file:
+    with open(folder / LINES, encoding="utf-8") as file:
         for line, row in zip(file, pool.originals(row_ids), strict=True):
             written = {name: value for name, value in json.loads(line).items() if name not in ours}
             if json.loads(lines.line(row)) != written:
