@@ -200,7 +200,7 @@ def test_the_fingerprint_of_a_hub_model_is_its_commit_and_no_file_says_another(
     (local / "config.json").write_text(json.dumps(config))
     assert fingerprint(str(local), read_settings(str(local))) != commit[:16], "a folder is known by its bytes"
     (local / "own.py").write_text("print('x')")
-    assert fingerprint(str(tiny_folder), read_settings(str(tiny_folder)), with_code=True) == before
+    assert fingerprint(str(tiny_folder), read_settings(str(tiny_folder))) == before
 
 
 def test_kernels_of_the_hub_need_consent_too(tmp_path: Path, tiny_folder: Path) -> None:

@@ -17,6 +17,7 @@ from faults import killed
 from test_invalidation import files
 from tiny import make_rows, tiny_model_folder, write_jsonl
 from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.files import atomic_folder, listing, write_text
 
 TIMES = ("manifest.json", "events.jsonl", ".lock")
 
@@ -264,3 +265,51 @@ def test_what_a_finished_run_has_lost_is_made_again(copy: Path, name: str) -> No
     select(copy)
     assert file.exists()
     assert name == "summary.md" or file.read_bytes() == was
+
+
+def test_a_file_in_the_way_of_a_folder_is_kept_too(copy: Path) -> None:
+    again = tov.reselect(copy / "runs" / "a", n=3, out=copy / "runs" / "c", quiet=True)
+    (again.folder / "scores").write_text("mine")
+    select(copy, "runs/c", force=True)
+    assert (again.folder / "scores.kept").read_text() == "mine"
+    tov.reselect(again.folder, n=2, out=copy / "runs" / "d", quiet=True)
+
+
+@pytest.mark.parametrize("name", ["selected.jsonl", "selected.parquet"])
+def test_chosen_rows_that_were_changed_are_told(copy: Path, name: str) -> None:
+    file = copy / "runs" / "a" / name
+    file.write_bytes(file.read_bytes()[:-1] + b" ")
+    for command in (lambda: select(copy), lambda: tov.train(copy / "runs" / "a", out=copy / "m", quiet=True)):
+        with pytest.raises(RunError, match=f"{name} is not the file that was made"):
+            command()
+
+
+def test_a_stored_adapter_names_its_modules_in_one_order(copy: Path) -> None:
+    """Peft keeps them as a set, whose order is another in every process."""
+    for file in (copy / "runs" / "a").rglob("adapter_config.json"):
+        names = json.loads(file.read_text())["target_modules"]
+        assert names == sorted(names)
+
+
+def test_a_folder_that_is_there_is_filled_and_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("mine", "ours"):
+        (folder / name).write_text("before")
+    with atomic_folder(folder) as temporary:
+        (temporary / "ours").write_text("now")
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {"mine": "before", "ours": "now"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_files_are_listed_for_their_own_folder_whoever_ends_first(tmp_path: Path) -> None:
+    """As two runs in two threads may."""
+    told: dict[str, list[str]] = {"a": [], "b": []}
+    blocks = {name: listing(tmp_path / name, lambda path, name=name: told[name].append(str(path))) for name in told}
+    for name in ("a", "b"):
+        blocks[name].__enter__()
+    blocks["a"].__exit__(None, None, None)
+    write_text(tmp_path / "b" / "file", "x")
+    write_text(tmp_path / "a" / "file", "x")
+    blocks["b"].__exit__(None, None, None)
+    assert told == {"a": [], "b": ["file"]}

@@ -285,11 +285,11 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
         try:
             with atomic(tmp_path / "file") as temporary:
                 save_file({"a": torch.zeros(2)}, str(temporary))
-            with atomic_folder(tmp_path / "folder") as temporary:
+            with atomic_folder(tmp_path / f"folder-{mask}") as temporary:
                 save_file({"a": torch.zeros(2)}, str(temporary / "adapter_model.safetensors"))
                 (temporary / "inner").mkdir()
         finally:
             os.umask(before)
-        files = (tmp_path / "file", tmp_path / "folder" / "adapter_model.safetensors")
+        files = (tmp_path / "file", tmp_path / f"folder-{mask}" / "adapter_model.safetensors")
         assert [stat.S_IMODE(one.stat().st_mode) for one in files] == [0o666 & ~mask] * 2
-        assert stat.S_IMODE((tmp_path / "folder" / "inner").stat().st_mode) == 0o777 & ~mask
+        assert stat.S_IMODE((tmp_path / f"folder-{mask}" / "inner").stat().st_mode) == 0o777 & ~mask

@@ -185,7 +185,7 @@ def read_sealed(path: Path) -> Any:
     if as_written and value[CHECKSUM] != _checksum(value):
         raise RunError(
             f"{path} is broken: its content and its checksum differ.",
-            fix=f"Put it back from a copy. If you changed it on purpose, remove its line '{CHECKSUM}' too.",
+            fix=f"Put it back from a copy. If you changed it on purpose, remove its last entry too, '{CHECKSUM}'.",
         )
     del value[CHECKSUM]
     return value

@@ -49,8 +49,8 @@ def fault_of(error: BaseException) -> OSError | MemoryError | None:
         text = str(one)
         if type(one).__name__ == "OutOfMemoryError" or _MEMORY.search(text):
             return MemoryError(text)
-        foreign = type(one).__module__ != "builtins" or isinstance(one, (OSError, RuntimeError))
-        for number, words in _WORDS.items() if foreign else ():  # one of Python's own may quote a row or a label
+        own = type(one).__module__ == "builtins" and isinstance(one, (LookupError, ValueError, TypeError))
+        for number, words in _WORDS.items() if not own else ():  # Python's own may quote a row or a label
             if words in text:
                 return OSError(number, os.strerror(number), _path_in(text))
     return None

@@ -107,7 +107,8 @@ class Work:
 
     def note(self, text: str) -> None:
         """A line of the report; once, and not if it is empty."""
-        self.noted.append(text)
+        if text:
+            self.noted.append(text)
         self.run.note_line(text)
 
     def spend(self, stage: str, forward: int, backward: int = 0) -> None:

@@ -151,10 +151,13 @@ def save(adapted: Any, state: Mapping[str, Tensor], folder: Path) -> None:
     config = adapted.peft_config["default"]
     with atomic_folder(folder) as temporary:
         inference, config.inference_mode = config.inference_mode, True
+        targets = config.target_modules
+        if isinstance(targets, set):  # whose order is another in every process
+            config.target_modules = sorted(targets)
         try:
             config.save_pretrained(str(temporary))
         finally:
-            config.inference_mode = inference
+            config.inference_mode, config.target_modules = inference, targets
         save_file(dict(state), str(temporary / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 

@@ -110,9 +110,7 @@ def take_place(folder: Path) -> None:
         raise RunError(f"{moves} is no list of files in it.", fix=f"Delete {new}, which was to replace {folder}.")
     for name in names:
         if (new / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if (folder / name).exists() and name not in old:
-                os.replace(folder / name, folder / f"{name}.kept")
+            _make_room(folder, name, old)
             os.replace(new / name, folder / name)
     remove(folder, old - {*names, FILE, LOCK})
     if manifest.origin.scores is None:
@@ -123,6 +121,17 @@ def take_place(folder: Path) -> None:
     gone = folder / f".{NEW}.{os.getpid()}.tmp"
     os.replace(new, gone)  # at once: half of it must not be taken for a run
     shutil.rmtree(gone)
+
+
+def _make_room(folder: Path, name: str, made: set[str]) -> None:
+    """Nothing of another's stands where a file is to be, or a folder on its way: it is kept under another name."""
+    on_the_way = [folder / parent for parent in reversed(Path(name).parents[:-1])]
+    blocks = [place for place in on_the_way if place.exists() and not place.is_dir()]
+    if (folder / name).exists() and name not in made:
+        blocks.append(folder / name)
+    for place in blocks:
+        os.replace(place, place.with_name(f"{place.name}.kept"))
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
 
 
 def made_by(folder: Path) -> set[str]:

@@ -91,6 +91,7 @@ def run_select(
     if done:
         asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config)}
         if not differences({name: done.manifest.identity.get(name) for name in asked}, asked):
+            training_file.check_selected(done)
             return Picked(done)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
@@ -118,8 +119,7 @@ def run_select(
 def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
     """The scores stand, as the model sees the same rows; the files written are of the rows as they are today."""
     with alone_in(run.folder):
-        for name in (training_file.FILE, training_file.LINES):
-            run.check_file(name)
+        training_file.check_selected(run)
         written = training_file.write_again(run.folder, pool)
         if written is not None:
             run.event("rows written again")

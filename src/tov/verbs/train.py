@@ -142,12 +142,13 @@ def run_train(
 def _open_choice(folder: str) -> Run:
     """A finished run that has chosen rows."""
     origin = open_run(folder)
+    if not origin.finished:
+        raise RunError(f"The run in {folder} is not finished.", fix="Finish it first: give its command again.")
     if not (origin.folder / training_file.FILE).exists():
         scored = origin.manifest.scoring is not None
         fix = f"Choose: tov select --from {folder} --n N --out DIR" if scored else "Name the --out of a tov select."
         raise RunError(f"{folder} holds no chosen rows (no selected.parquet).", fix=fix)
-    if not origin.finished:
-        raise RunError(f"The run in {folder} is not finished.", fix="Finish it first: give its command again.")
+    training_file.check_selected(origin)
     return origin
 
 
@@ -186,9 +187,7 @@ def _read_choice(origin: Run, pools: Sequence[Input] | None) -> tuple[np.ndarray
             "The run's pool was in memory, so it cannot be read again.", fix="Pass it again: tov.train(..., pool=...)"
         )
     pool = pool_again(origin, pools, rows_in(origin.scores))
-    row_ids = np.array(
-        training_file.read_selected(origin.check_file(training_file.FILE).parent)["tov_row_id"], np.int64
-    )
+    row_ids = np.array(training_file.read_selected(origin.folder)["tov_row_id"], np.int64)
     hashes = read_hashes(origin.scores, row_ids, origin.stamp)
     check_unchanged(pool, row_ids, hashes)
     return row_ids, pool, hashes

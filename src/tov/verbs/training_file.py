@@ -19,6 +19,7 @@ from tov.data.pool import Pool
 from tov.data.written import Columns, JsonLines, columns_of, joined
 from tov.errors import DataError
 from tov.files import atomic
+from tov.runs.folder import Run
 from tov.tasks import TASKS
 
 FILE, LINES = "selected.parquet", "selected.jsonl"
@@ -128,6 +129,12 @@ def _table(pool: Pool, row_ids: np.ndarray, ours: dict[str, pa.Array]) -> tuple[
         f"selected.parquet: {', '.join(as_text)} as JSON text, because no one type holds all of its values"
     ] * bool(as_text)
     return pa.table({**columns, **ours}), notes
+
+
+def check_selected(run: Run) -> None:
+    """Raises RunError if the chosen rows of a finished run are not those that were written: edited, cut or decayed."""
+    for name in (FILE, LINES):
+        run.check_file(name)
 
 
 def read_selected(folder: Path) -> datasets.Dataset:
