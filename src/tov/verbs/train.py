@@ -143,7 +143,10 @@ def _open_choice(folder: str) -> Run:
     """A finished run that has chosen rows."""
     origin = open_run(folder)
     if not origin.finished:
-        raise RunError(f"The run in {folder} is not finished.", fix="Finish it first: give its command again.")
+        raise RunError(
+            f"{folder} holds no chosen rows yet: its run is not finished.",
+            fix="Finish it first: give its command again.",
+        )
     if not (origin.folder / training_file.FILE).exists():
         scored = origin.manifest.scoring is not None
         fix = f"Choose: tov select --from {folder} --n N --out DIR" if scored else "Name the --out of a tov select."
