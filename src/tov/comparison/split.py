@@ -131,13 +131,13 @@ def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed,
             )
     if not config.test_rows and not config.target_rows:
         assert data.test is not None
-        return _subset(data.target, row_ids), data.test, notes
+        return subset_of(data.target, row_ids), data.test, notes
     units = _units(pool, index, config.group_by, row_ids)
     units = [units[place] for place in generator(seed, "split").permutation(len(units))]
     test_ids, units = _take(units, config.test_rows or 0, "--test-rows", len(row_ids))
     target_ids, _ = _take(units, config.target_rows or sum(map(len, units)), "--target-rows", len(row_ids))
-    test = data.test or _subset(data.target, test_ids)
-    return _subset(data.target, target_ids), test, notes
+    test = data.test or subset_of(data.target, test_ids)
+    return subset_of(data.target, target_ids), test, notes
 
 
 def _take(units: list[list[int]], wanted: int, flag: str, total: int) -> tuple[np.ndarray, list[list[int]]]:
@@ -170,6 +170,26 @@ def _units(pool: Pool, index: Index, group_by: str | None, row_ids: np.ndarray) 
     return list(units.values())
 
 
+def folds_of(target: Indexed, group_by: str | None, folds: int, seed: int) -> list[np.ndarray]:
+    """The row_ids of each fold of a target: every row is in one, folds are as even as prompts and groups let them be.
+
+    Fewer folds, at least two, where there are fewer rows that may be parted.
+
+    Raises:
+        DataError: no two rows may be parted.
+    """
+    units = _units(target.pool, target.index, group_by, np.arange(len(target)))
+    if len(units) < 2:
+        raise DataError(
+            f"The target's {len(target):,} rows have one prompt or --group-by value, so none can be held out.",
+            fix="Add other rows to the target, or name a method in place of auto.",
+        )
+    parts: list[list[int]] = [[] for _ in range(min(folds, len(units)))]
+    for place in generator(seed, "folds").permutation(len(units)).tolist():
+        min(parts, key=len).extend(units[place])
+    return [np.sort(np.array(part, np.int64)) for part in parts]
+
+
 def _shares_group(read: Indexed, others: Sequence[Indexed], group_by: str | None) -> np.ndarray:
     """(rows,) bool, whether a row has a --group-by value of the others."""
     values = {group for other in others for group in other.pool.cells(group_by)} - {None}
@@ -186,5 +206,5 @@ def _sample(pool: Pool, row_ids: np.ndarray, rows: int, seed: int) -> np.ndarray
     return np.sort(np.concatenate(parts))
 
 
-def _subset(read: Indexed, row_ids: np.ndarray) -> Indexed:
+def subset_of(read: Indexed, row_ids: np.ndarray) -> Indexed:
     return Indexed(read.pool.subset(row_ids), read.index.subset(row_ids))

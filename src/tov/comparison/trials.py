@@ -1,4 +1,4 @@
-"""Running a comparison: score tables once a seed, then one training a trial, one appended line each.
+"""Running a comparison: the trials of each seed that have not been run, one appended line each; and what a reader must be told.
 
 A trial is a variant of a method, a size and a seed. The seed fixes split, U, initial weights, order of rows and number
 of batches for all variants alike. `trials.jsonl` is append-only: a killed comparison goes on after its last whole line,
@@ -9,73 +9,26 @@ call; a point of the random curve for which the pool has too few rows is left ou
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
-from tov.comparison.records import DONE, FAILED, LEFT_OUT, key_of, read_trials
-from tov.comparison.split import Data, Split, make_split
+from tov.comparison.bench import FAILURES, Bench, check_questions, failed, seed_trials
+from tov.comparison.gate import check_variant, decide
+from tov.comparison.records import DONE, LEFT_OUT, key_of, read_trials
+from tov.comparison.split import Data, make_split
 from tov.comparison.variants import Trial, plan_trials, variants_of
 from tov.config.records import CompareConfig
 from tov.data.labels import check_known
-from tov.data.pool import Pool
-from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
-from tov.errors import DataError, TovError, interrupted
-from tov.files import append_json_line, digest
-from tov.inputs.draw import draw_rows, encode_scored
-from tov.inputs.read import check_n, labels_of, usable_rows
-from tov.methods.choice import check_choice, choose_rows, columns_for
-from tov.methods.score_pool import score_pool
-from tov.methods.spec import Variant, as_compared, dumped, kind_of_table, read_by
-from tov.methods.work import expected_by, model_record, note_model
-from tov.metrics import exact_match
+from tov.files import append_json_line
+from tov.inputs.read import check_n, labels_of
+from tov.methods.spec import as_compared
+from tov.methods.work import expected_by
 from tov.model.consent import Expected
-from tov.model.evaluate import Evaluation, evaluate
-from tov.model.generate import Asked, answers
 from tov.progress import duration, tell
-from tov.runs.environment import versions
-from tov.runs.folder import Run, work_on
-from tov.scores.store import read_table
-from tov.scores.table import DEFAULT_TARGET
-from tov.seeds import derive, generator
-from tov.tasks import TASKS, Task
-from tov.text.encode import Encoded
-from tov.training.final import train
-
-FAILURES = (TovError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
-"""What may end a trial and not the comparison: torch tells of memory and shapes by its own, and another's method as it will."""
-
-
-@dataclass
-class Bench:
-    """What the trials of one seed share.
-
-    Attributes:
-        config: the comparison's settings under this seed.
-        split: its rows.
-        labels: of a classifier.
-        models: opens models, and keeps the last one.
-        expected: the model of the comparison so far, or of the run that it goes out from.
-    """
-
-    config: CompareConfig
-    split: Split
-    labels: tuple[str, ...]
-    models: Models = field(default_factory=Models)
-    expected: Expected | None = None
-
-    @property
-    def task(self) -> Task[Any]:
-        """The task of all rows."""
-        return TASKS[self.config.task or ""]
-
-    def model(self) -> Opened:
-        """The model in its initial state (pretrained weights, seeded adapter and head)."""
-        return self.models.open(ModelSpec.of(self.config, self.labels), self.expected)
+from tov.runs.folder import Run
+from tov.tasks import TASKS
 
 
 def run_trials(
@@ -106,7 +59,7 @@ def run_trials(
         trials = list(plan_trials(variants, config, bench.config.seed, int(bench.split.rows.usable.sum())))
         wanted += [trial.key for trial in trials]
         todo = [trial for trial in trials if not _settled(records.get(trial.key, {}), config)]
-        for record in _seed_trials(run, bench, todo) if todo and not config.report_only else ():
+        for record in _seed_records(run, bench, todo) if todo and not config.report_only else ():
             append_json_line(file, record)
             records[key_of(record)] = record
             _tell(record, config)
@@ -125,6 +78,30 @@ def run_trials(
     lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
     notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
     return shown, notes + _variant_notes(shown) + _versions_note(shown)
+
+
+def _seed_records(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
+    """The records of a seed's trials. Where `auto` is asked for, what it decides for is found out first."""
+    ready = []
+    for trial in todo:
+        if trial.variant.method.takes != "pilots":
+            ready.append(trial)
+            continue
+        try:
+            ready.append(_decided(run, bench, trial))
+        except FAILURES as error:
+            yield failed(trial, error, bench)
+    yield from seed_trials(run, bench, ready)
+
+
+def _decided(run: Run, bench: Bench, trial: Trial) -> Trial:
+    config, split = as_compared(bench.config, trial.variant), bench.split
+    seed_folder = run.folder / "scores" / f"seed-{config.seed}"
+    decided = decide(
+        seed_folder / "auto", split.rows, split.target, config, n=trial.n, labels=bench.labels, models=bench.models,
+        expected=bench.expected,
+    )  # fmt: skip
+    return replace(trial, decided=decided.variant, about={"gate": decided.record})
 
 
 def _not_run(missing: Sequence[tuple[str, int, int]], total: int) -> str:
@@ -149,10 +126,10 @@ def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
     split = make_split(data, seeded, seed)
     check_n(max(config.sizes), split.rows, "--sizes")
     for variant in variants_of(seeded):
-        for n in config.sizes if variant.method.takes == "best" else ():
-            check_choice(variant, as_compared(seeded, variant), split.rows, split.target, n)
+        for n in config.sizes if variant.method.takes in ("best", "pilots") else ():
+            check_variant(variant, as_compared(seeded, variant), split.rows, split.target, n)
     if seeded.exact_match and TASKS[seeded.task or ""].generates:
-        _check_questions(split.test.pool, seeded.exact_match)
+        check_questions(split.test.pool, seeded.exact_match)
     bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))
     if bench.labels:
         names = [source.name for source in split.test.pool.sources]
@@ -186,164 +163,6 @@ def _versions_note(records: Sequence[dict[str, Any]]) -> list[str]:
     counts = Counter(f"{one['version']} {one.get('commit') or ''}".strip() for one in records if "version" in one)
     parts = ", ".join(f"{count} by {name}" for name, count in counts.items())
     return [f"the trials were made by {len(counts)} versions of tov: {parts}"] if len(counts) > 1 else []
-
-
-def _seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
-    """Score tables first (each on its own model), then the trainings (all from one)."""
-    opened = bench.model()
-    # What every trial of a comparison must share.
-    note_model(run, model_record(opened, bench.config))
-    version = {"version": versions()["tov"], "commit": versions().get("commit")}
-    test, row_ids = encode_scored(bench.split.test.pool, opened.encode, role="test")
-    lost = len(bench.split.test) - len(row_ids)
-    tables: dict[str, _Table | Exception] = {}
-    of_trial: dict[tuple[str, int, int], str] = {}
-    for trial in todo:
-        variant = trial.variant
-        options = variant.method.resolve(variant.options, trial.n)  # they may depend on n, and then so does the table
-        of_trial[trial.key] = name = digest([variant.name, dumped(options)])
-        if variant.method.takes == "best" and name not in tables:
-            tables[name] = _score_table(run, bench, variant, options, trial.n)
-    for trial in todo:
-        yield {**_try(trial, bench, tables.get(of_trial[trial.key]), test, lost), **version}
-
-
-def _check_questions(test: Pool, rows: int) -> None:
-    """Raises DataError if a row to be answered has nothing before its answer."""
-    plain = sum(not row.prompt for row in _asked(test, rows))
-    if plain:
-        raise DataError(
-            f"--exact-match asks for answers to {rows:,} test rows, but {plain:,} of them are bare text without a question.",
-            fix="Leave --exact-match out, or name a test of questions and answers.",
-        )
-
-
-def _asked(test: Pool, rows: int) -> list[Asked]:
-    """The first rows of the test, of a task whose answers can be generated."""
-    return cast(list[Asked], usable_rows(test.rows(0, min(len(test), rows))))
-
-
-@dataclass(frozen=True)
-class _Table:
-    run: Run
-    config: CompareConfig
-    rows: int
-
-    @property
-    def notes(self) -> list[str]:
-        return self.run.manifest.notes
-
-
-def _score_table(run: Run, bench: Bench, variant: Variant, options: Any, n: int) -> _Table | Exception:
-    """Fills the variant's table by its method, or reads what an earlier call has left; variants of one table share it."""
-    config, rows, target = as_compared(bench.config, variant), bench.split.rows, bench.split.target
-    made_from = {
-        "table": kind_of_table(variant.method),
-        "options": dumped(options),
-        **read_by(config, variant.method, "fit", "scan"),
-    }
-    seed_folder = run.folder / "scores" / f"seed-{config.seed}"
-    identity = {
-        "settings": made_from, "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},
-        "target": target.index.fingerprint,
-    }  # fmt: skip
-    try:
-        with work_on(
-            seed_folder / digest(made_from), command="compare", identity=identity, settings=made_from
-        ) as table:
-            if not table.finished:
-                score_pool(
-                    table, rows, {DEFAULT_TARGET: target}, config, variant, n=n, labels=bench.labels, models=bench.models,
-                    artifacts=seed_folder / "artifacts", quiet=config.quiet,
-                )  # fmt: skip
-                table.finish()
-    except FAILURES as error:
-        _stop_if_interrupted(error)
-        return error
-    return _Table(table, config, len(rows.pool))
-
-
-def _stop_if_interrupted(error: Exception) -> None:
-    """An interrupted trial has not failed: it is to be run again."""
-    if interrupted(error):
-        raise KeyboardInterrupt from error
-
-
-def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
-    start = time.monotonic()
-    record: dict[str, Any] = {
-        "variant": trial.variant.name, "method": trial.variant.method.name, "n": trial.n, "seed": trial.seed, "status": DONE,
-        "error": None, "notes": table.notes if isinstance(table, _Table) else [],
-    }  # fmt: skip
-    try:
-        if isinstance(table, Exception):
-            raise table
-        record |= _run_trial(trial, bench, table, test)
-    except _TooFewRows as error:
-        record |= {"status": LEFT_OUT, "error": error.problem}
-    except FAILURES as error:
-        _stop_if_interrupted(error)
-        record |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
-    return {
-        **record,
-        "test_rows": len(test),
-        "test_rows_without_tokens": lost,
-        "seconds": round(time.monotonic() - start, 3),
-    }
-
-
-def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) -> dict[str, Any]:
-    opened, config = bench.model(), bench.config
-    record: dict[str, Any] = {
-        "scoring": table.run.manifest.cost if table else None,
-        "train": None,
-        "chosen": {},
-        "by_score": 0,
-    }
-    if trial.variant.method.takes != "none":
-        row_ids, rows, by_score, notes = _chosen(trial, bench, table, opened)
-        log = train(opened.adapted, rows, config, seed=derive(config.seed, "final training"))
-        record |= {
-            "train": log.facts(),
-            "chosen": dict(Counter(bench.split.rows.pool.source_names(row_ids))),
-            "by_score": by_score,
-            "notes": [*(table.notes if table else []), *notes],
-            "rows_fingerprint": digest([int(row_id) for row_id in row_ids]),
-        }
-    result = evaluate(opened.adapted, test, batch_tokens=config.batch_tokens or auto_batch_tokens(opened.loaded.device))
-    return {**record, "loss": result.loss, "metric": _metric(result, bench, opened)}
-
-
-class _TooFewRows(DataError):
-    """A point of the random curve, at a size that nobody asked for, is beyond the pool's rows with a scored token."""
-
-
-def _chosen(
-    trial: Trial, bench: Bench, table: _Table | None, opened: Opened
-) -> tuple[np.ndarray, Encoded, int, tuple[str, ...]]:
-    """The rows to train on: ids, tokens, how many the score chose, and what a reader must be told of the choice."""
-    rows = bench.split.rows
-    if table is None:
-        row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, "random rows"), opened.encode)
-        if len(row_ids) < trial.n and trial.variant.method.takes == "random":
-            short = DataError if trial.n in bench.config.sizes else _TooFewRows
-            raise short(
-                f"{trial.n:,} random rows are wanted, but {len(row_ids):,} have a scored token.", fix="Lower --sizes."
-            )
-        return row_ids, encoded, 0, ()
-    method, scores = trial.variant.method, table.run.scores
-    columns = read_table(scores, table.rows, columns_for(method, table.config, scores), table.run.stamp)
-    choice, _ = choose_rows(method, table.config, columns, table.run, n=trial.n, seed=trial.seed)
-    encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
-    return choice.row_ids, encoded, int((choice.reasons == "score").sum()), choice.notes
-
-
-def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
-    if not bench.config.exact_match or not bench.task.generates:
-        return bench.task.label_metric(opened.loaded.labels, result.labels, result.predicted, result.offsets)
-    rows = _asked(bench.split.test.pool, bench.config.exact_match)
-    predictions = answers(opened.adapted, opened.encode, rows)
-    return exact_match([row.answer for row in rows], predictions, bench.config.answer_pattern)
 
 
 def _tell(record: dict[str, Any], config: CompareConfig) -> None:

@@ -6,8 +6,9 @@ Knows settings alone; must not know data or models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tov.config.records import CompareConfig
 from tov.errors import ConfigError
@@ -22,11 +23,24 @@ BASELINE = "random"
 
 @dataclass(frozen=True)
 class Trial:
-    """A variant at a size under a seed; n is 0 for zero-shot, and the number of usable rows for the full pool."""
+    """A variant at a size under a seed; n is 0 for zero-shot, and the number of usable rows for the full pool.
+
+    Attributes:
+        variant: as it was asked for.
+        decided: what chooses its rows, where that is another: what `auto` has decided for.
+        about: what the record of the trial says of that decision, `gate`.
+    """
 
     variant: Variant
     n: int
     seed: int
+    decided: Variant | None = None
+    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def chooser(self) -> Variant:
+        """What chooses its rows."""
+        return self.decided or self.variant
 
     @property
     def key(self) -> tuple[str, int, int]:

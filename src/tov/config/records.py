@@ -23,6 +23,11 @@ PathVariant = Literal["interleaved", "parallel", "paired"]
 TargetOptimizer = Literal["fresh", "carry", "sgd"]
 
 
+CANDIDATES = ("tov", "tov/score-only", "uncertainty", "rds", "tsds")
+"""What `auto` decides between, beside random rows."""
+WHOLE_ANSWER = r"(?s)^.*$"
+
+
 def _by_task(name: str) -> str:
     """`0.1 instruction, 1 ner, ...`: what `auto` means for a setting."""
     values = {task.name: getattr(task.defaults, name) for task in TASKS.values()}
@@ -231,6 +236,45 @@ class RuleSettings(Settings):
     )
 
 
+class GateSettings(Settings):
+    """How `auto` decides: candidates, pilots and judge."""
+
+    candidates: tuple[str, ...] = setting(
+        "fit",
+        "variants that auto decides between, with options after slashes; random rows always stand beside them",
+        CANDIDATES,
+        min_length=1,
+        used_by=("gate",),
+        unless=list(CANDIDATES),
+    )
+    pilot_rows: int = setting(
+        "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",), unless=512
+    )
+    pilot_folds: int = setting(
+        "fit", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
+        unless=3,
+    )  # fmt: skip
+    judge: Literal["loss", "metric"] | None = setting(
+        "fit",
+        "what auto judges by on the rows held out: log-loss, or the task's metric; auto: the metric, but log-loss where "
+        "answers would have to be generated",
+        None,
+        used_by=("gate",),
+        unless=None,
+    )
+    answer_pattern: str = setting(
+        "fit",
+        "regular expression whose last match is compared between reference and answer, where auto judges by the metric",
+        WHOLE_ANSWER,
+        used_by=("gate",),
+        unless=WHOLE_ANSWER,
+    )
+    group_by: str | None = setting(
+        "fit", "column whose equal values stay in one fold of the target, as equal prompts do", None, used_by=("gate",),
+        unless=None,
+    )  # fmt: skip
+
+
 class SelectionSettings(RuleSettings):
     """How many rows are chosen from scores, and how."""
 
@@ -277,7 +321,7 @@ class FitConfig(PathSettings, PlaceSettings):
     """Settings of `tov fit`."""
 
 
-class SelectConfig(SelectionSettings, PathSettings, ScanSettings, PlaceSettings):
+class SelectConfig(SelectionSettings, PathSettings, ScanSettings, GateSettings, PlaceSettings):
     """Settings of `tov select`."""
 
     method: str = setting("scan", METHOD, "tov", named=True)
@@ -343,7 +387,7 @@ class TrainConfig(TrainingSettings, PlaceSettings):
     device: str = setting("training", "device: auto, cpu, cuda, cuda:1 or mps", "auto")
 
 
-class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, PlaceSettings):
+class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, GateSettings, PlaceSettings):
     """Settings of `tov compare`."""
 
     from_run: str | None = setting(
@@ -377,7 +421,7 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
         ge=0,
     )
     answer_pattern: str = setting(
-        "training", "regular expression whose last match is compared between reference and answer", r"(?s)^.*$"
+        "training", "regular expression whose last match is compared between reference and answer", WHOLE_ANSWER
     )
     report_only: bool = setting(
         "output", "report the finished trials and run none, also while another process runs more", False

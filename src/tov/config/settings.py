@@ -78,7 +78,7 @@ class Settings(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("methods", "sizes", mode="before", check_fields=False)
+    @field_validator("methods", "candidates", "sizes", mode="before", check_fields=False)
     @classmethod
     def _comma_separated(cls, value: Any) -> Any:
         values = value if isinstance(value, (list, tuple)) else (value,)

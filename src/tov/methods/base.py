@@ -147,7 +147,7 @@ class Method:
     Attributes:
         name: as `--method` and `--methods` call it.
         summary: one phrase: which rows it chooses.
-        takes: its rows: the best by `rank`, any at random, all, or none (no training).
+        takes: its rows: the best by `rank`, any at random, all, none (no training), or those of the method that pilots favour.
         needs: what it makes of the pool, a word of `NEEDS`.
         passes: how often the pool passes the model, and which way, in words.
         stored: bytes that it keeps on disk a pool row, beside the score table's, in words.
@@ -164,7 +164,7 @@ class Method:
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    takes: ClassVar[Literal["best", "random", "all", "none"]] = "best"
+    takes: ClassVar[Literal["best", "random", "all", "none", "pilots"]] = "best"
     needs: ClassVar[Need | None] = None
     passes: ClassVar[str] = ""
     stored: ClassVar[str] = ""

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from tov.config.records import CompareConfig, PathSettings, ReselectConfig, RuleSettings, ScanSettings, SelectConfig
+from tov.config.records import GateSettings, PathSettings, ReselectConfig, RuleSettings, ScanSettings, SelectConfig
 from tov.config.settings import Invalidates, Settings, build, declared_by
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method
@@ -122,7 +122,7 @@ def _option(place: str, part: str, method: Method) -> tuple[str, Any]:
 
 def _options_of(method: Method) -> dict[str, Any]:
     """Every option that a method takes, and what it may be."""
-    if method.takes != "best":
+    if method.takes not in ("best", "pilots"):
         return {}
     kinds = {name: record.model_fields[name].annotation for record, name in settings_of_run(method)}
     own = {name: info.annotation for name, info in method.options.model_fields.items()} if method.options else {}
@@ -132,7 +132,7 @@ def _options_of(method: Method) -> dict[str, Any]:
 def settings_of_run(method: Method) -> Iterable[tuple[type[Settings], str]]:
     """Settings of the run that a variant of a method may change, with the record that holds each; the choice's first."""
     groups = method.uses | {"rule"}
-    for record in (RuleSettings, PathSettings, ScanSettings):
+    for record in (RuleSettings, PathSettings, ScanSettings, GateSettings):
         for name in record.model_fields:
             declared = declared_by(record, name)
             needed = set(declared.used_by) - {"training"}
@@ -172,6 +172,14 @@ def with_rule(settings: R, variant: Variant) -> R:
         ConfigError: a rule that the method has no numbers for, or bins that cannot take effect.
     """
     method = variant.method
+    if method.takes == "pilots":
+        given = next((name for name in ("rule", "bins") if getattr(settings, name) is not None), None)
+        if given:
+            raise ConfigError(
+                f"--{given} has no effect with auto: each candidate has a rule of its own.",
+                fix=f"Name it with the candidates: --candidates tov/{given}={getattr(settings, given)},rds",
+            )
+        return settings
     rule = settings.rule or method.rule
     if rule == "round-robin" and not method.round_robin and method.takes == "best":
         raise ConfigError(
@@ -234,12 +242,17 @@ def kind_of_table(method: Method) -> str:
     return method.table or method.name
 
 
+def table_made_from(config: Settings, method: Method, options: Settings | None) -> dict[str, Any]:
+    """What a method's score table depends on beside pool and target: variants with equal ones share a table."""
+    return {"table": kind_of_table(method), "options": dumped(options), **read_by(config, method, "fit", "scan")}
+
+
 C = TypeVar("C", SelectConfig, ReselectConfig)
 
 
 def _taken_over(config: C, variant: Variant) -> C:
     method, record = variant.method, type(config)
-    if method.takes != "best":
+    if method.takes not in ("best", "pilots"):
         raise ConfigError(
             f"--method {method.name} scores nothing, so no row can be chosen by it.",
             fix=f"Compare it instead: tov compare --methods {method.name},tov",
@@ -262,11 +275,12 @@ def _taken_over(config: C, variant: Variant) -> C:
     return variant.changed(record, values)
 
 
-def as_compared(config: CompareConfig, variant: Variant) -> CompareConfig:
-    """A comparison's settings as a variant has them, task and rule named.
+def as_compared(config: R, variant: Variant) -> R:
+    """The settings of a comparison, or of a selection by `auto`, as a variant has them, task and rule named.
 
     Raises:
         ConfigError: a value that cannot be, or a rule that cannot take effect.
     """
     values = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"}}
-    return with_rule(variant.changed(CompareConfig, values).for_task(config.task or ""), variant)
+    changed: Any = variant.changed(type(config), values)
+    return with_rule(changed.for_task(values["task"] or ""), variant)

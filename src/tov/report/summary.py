@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration
@@ -33,6 +33,8 @@ def summary_markdown(manifest: Manifest) -> str:
     assert manifest.model
     facts, task = manifest.summary, TASKS[manifest.model.task]
     parts = [f"# tov {markdown(manifest.command)}", _what(manifest)]
+    if manifest.gate:
+        parts += ["## What auto decided", gate_text(manifest.gate)]
     if "choice" in facts:
         parts += [
             "## Where the rows come from",
@@ -47,6 +49,28 @@ def summary_markdown(manifest: Manifest) -> str:
         parts += ["## Notes", "\n".join(f"- {note(one)}" for one in facts["notes"])]
     parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
     return "\n\n".join(parts) + "\n"
+
+
+def gate_text(gate: Mapping[str, Any]) -> str:
+    """What `auto` has decided for, and a line a candidate."""
+    unit = f"better than random rows, {gate['unit']}"
+    rows = [
+        [
+            markdown(one["variant"]),
+            one["gain"].get("pilots", 0),
+            _interval(one["gain"]),
+            *(duration(one["seconds"][part]) for part in ("scoring", "training")),
+            note(one["outcome"]),
+        ]
+        for one in gate["candidates"]
+    ]
+    return f"{note(gate['verdict'])}.\n\n" + table(
+        ["candidate", "pilots", unit, "scoring", "training", "outcome"], rows
+    )
+
+
+def _interval(gain: Mapping[str, float]) -> str:
+    return f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]" if gain else "-"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

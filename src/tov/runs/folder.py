@@ -327,7 +327,7 @@ def open_run(folder: Path | str) -> Run:
     """
     settle(Path(folder))
     run = _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
-    if run.manifest.command == "compare":
+    if run.manifest.command in ("compare", "gate"):
         raise RunError(
             f"{folder} is a comparison, or a part of one.", fix="Name the --out of a tov select, score or fit."
         )

@@ -127,7 +127,8 @@ class Manifest(_Record):
         artifacts: name -> folder, relative to that of the run that was scored, of what was prepared before scoring.
         origin: other runs that this one goes out from.
         trained: of `tov train`: how the trained model is loaded.
-        comparison: of `tov compare`: rules of its variants, and what was asked last.
+        comparison: of `tov compare`: rules of its variants, and what was asked last; of pilots: what they have decided for.
+        gate: what `auto` has decided for, and why (`tov.comparison.gate.Decided`).
         versions: of Python and packages.
         hardware: what it ran on.
         timings: seconds by stage, over interruptions.
@@ -155,6 +156,7 @@ class Manifest(_Record):
     origin: OriginRecord = Field(default_factory=OriginRecord)
     trained: dict[str, Any] | None = None
     comparison: dict[str, Any] | None = None
+    gate: dict[str, Any] | None = None
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     timings: dict[str, float] = {}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tov.comparison.gate import check_variant
 from tov.config.records import PlanConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.decontamination import left_out
@@ -22,7 +23,6 @@ from tov.inputs.draw import encode_scored
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
 from tov.inputs.read import Indexed, PoolRows, check_n, reading_notes, usable_rows
 from tov.methods.base import PoolStats, Stage
-from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import file_size
 from tov.report.summary import table
@@ -104,8 +104,12 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         )
     chosen = [_select(config, method) for method in config.methods or (config.method,)]
     for _, variant in chosen:
-        if variant.method.takes != "best":
+        if variant.method.takes not in ("best", "pilots"):
             raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
+        if variant.method.takes == "pilots" and not config.n:
+            raise ConfigError(
+                "--n is missing: the cost of auto's pilots depends on it.", fix="Give the rows to choose."
+            )
     first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
     check_writable(rows.pool)
     check_n(config.n or 1, rows)
@@ -122,7 +126,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     trained, methods = _counter(spec, opened), []
     for settings, variant in chosen:
         settings = settings.for_task(target.task)
-        check_choice(variant, settings, rows, target, config.n)
+        check_variant(variant, settings, rows, target, config.n)
         if len(chosen) == 1:  # of several, no folder is meant
             _check_place(config, settings, variant, rows, target)
         stats = PoolStats(

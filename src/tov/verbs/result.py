@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
-from tov.report.summary import composition_table
+from tov.report.summary import composition_table, gate_text
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
@@ -64,7 +64,8 @@ class Result:
         """What the command prints with --json."""
         manifest = self.manifest
         return {
-            "folder": str(self.folder), "status": manifest.status, "summary": manifest.summary, "timings": manifest.timings
+            "folder": str(self.folder), "status": manifest.status, "summary": manifest.summary, "timings": manifest.timings,
+            **({"gate": manifest.gate} if manifest.gate else {}),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -97,12 +98,16 @@ class Picked(Result):
 
     def __str__(self) -> str:
         """What the command prints: the composition, notes, and where the rows are."""
-        choice = self.summary["choice"]
-        return "\n".join([
-            composition_table(choice), *(f"note: {line(note)}" for note in self.summary["notes"]), "",
+        choice, gate = self.summary["choice"], self.manifest.gate
+        parts = [
+            *([gate_text(gate), ""] if gate else []),
+            composition_table(choice),
+            *(f"note: {line(note)}" for note in self.summary["notes"]),
+            "",
             f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",
             f"report: {line(self.folder / 'summary.md')}",
-        ])  # fmt: skip
+        ]
+        return "\n".join(parts)
 
 
 def fitted(run: Run) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tov.comparison.gate import check_variant, decide
 from tov.config.records import ReselectConfig, SelectConfig, SelectionSettings
 from tov.config.settings import build
 from tov.data.pool import Pool, files_of
@@ -28,9 +29,10 @@ from tov.inputs.named import (
     unchanged_run,
 )
 from tov.inputs.read import Indexed, PoolRows, check_n
-from tov.methods.choice import check_choice, choose_rows, columns_for
+from tov.methods.auto import PILOTS
+from tov.methods.choice import choose_rows, columns_for
 from tov.methods.score_pool import score_pool
-from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, with_effect
+from tov.methods.spec import Variant, as_compared, has_no_effect, reselect_settings, select_settings, with_effect
 from tov.report.numbers import choice_facts, facts_read, score_facts
 from tov.report.summary import summary_markdown
 from tov.runs.folder import Run, differences, open_run, run_folder, work_on
@@ -96,7 +98,7 @@ def run_select(
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
     check_n(config.n, rows)
-    check_choice(variant, config, rows, target, config.n)
+    check_variant(variant, config, rows, target, config.n)
     identity = select_identity(config, variant, rows, target)
     shown = {
         name: value for name, value in config.shown().items() if not has_no_effect(SelectConfig, name, variant.method)
@@ -107,6 +109,8 @@ def run_select(
     ) as run:  # fmt: skip
         if not run.finished:
             run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
+            if variant.method.takes == "pilots":
+                config, variant = _decided(run, rows, target, config, labels)
             score_pool(
                 run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, quiet=config.quiet
             )
@@ -114,6 +118,21 @@ def run_select(
         else:
             _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
     return Picked(run)
+
+
+def _decided(
+    run: Run, rows: PoolRows, target: Indexed, config: SelectConfig, labels: tuple[str, ...]
+) -> tuple[SelectConfig, Variant]:
+    """The settings and the method that the pilots decide for."""
+    with run.stage(PILOTS):
+        decided = decide(run.folder / "gate", rows, target, config, n=config.n, labels=labels)
+    cost, config = decided.record["cost"], as_compared(config, decided.variant)
+    run.note(
+        gate={**decided.record, "settings": with_effect(config, decided.variant.method, "choice")},
+        spent={**run.manifest.spent, PILOTS: (cost["tokens_forward"], cost["tokens_backward"])},
+    )
+    run.note_line(decided.record["verdict"])
+    return config, decided.variant
 
 
 def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
@@ -189,8 +208,10 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     scoring, chosen = origin.manifest.scoring, origin.manifest.identity
     if scoring is None or not scoring.complete:
         raise RunError(f"{config.from_run} has no complete scores yet.", fix="Finish it first: give its command again.")
-    chosen_method = chosen.get("method", scoring.method)
-    config, variant = reselect_settings(config, scoring.method, chosen.get("settings", {}), chosen_method)
+    chosen_by, chosen_method = chosen.get("settings", {}), chosen.get("method", scoring.method)
+    if origin.manifest.gate:
+        chosen_by, chosen_method = origin.manifest.gate["settings"], scoring.method
+    config, variant = reselect_settings(config, scoring.method, chosen_by, chosen_method)
     if not has_no_effect(ReselectConfig, "normalize", variant.method):
         assert origin.manifest.model
         normalize = config.normalize or TASKS[origin.manifest.model.task].defaults.normalize
@@ -209,7 +230,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         force=config.force, reads=[*origin.reads, *files_of(pool)],
     ) as run:  # fmt: skip
         if not run.finished:
-            fields = ("inputs", "targets", "model", "scoring", "artifacts", "notes")
+            fields = ("inputs", "targets", "model", "scoring", "artifacts", "gate", "notes")
             run.note(
                 origin={"scores": str(origin.scores.absolute())},
                 seed=seed,
