@@ -1,0 +1,118 @@
+"""The rule of `auto`: a candidate is taken only if its pilots say that it is better than random rows."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tov.comparison.decision import CAUTION, best_of, gains_of, halved
+
+ROOT = Path(__file__).parents[1]
+TULU = ROOT.parent / "shared" / "data" / "gate" / "tulu.parquet"
+REPLAY = [sys.executable, str(ROOT / "experiments" / "replay_gate.py")]
+
+
+def test_the_error_is_that_of_a_mean_and_at_least_the_usual_one() -> None:
+    gains = gains_of({"calm": [2.0, 2.0, 2.0], "usual": [1.0, 2.0, 3.0], "wild": [-6.0, 0.0, 6.0]})
+    assert gains["usual"].error == pytest.approx(1 / math.sqrt(3)), "variance 1 over 3 pilots"
+    assert gains["calm"].error == gains["usual"].error, "three equal pilots are luck: the median variance stands in"
+    assert gains["wild"].error == pytest.approx(6 / math.sqrt(3)), "its own variance, which is larger"
+    assert gains["usual"].low == pytest.approx(2 - CAUTION / math.sqrt(3))
+
+
+def test_the_largest_gain_is_taken_if_it_is_sure() -> None:
+    assert best_of(gains_of({"a": [3.0, 4.0, 5.0], "b": [1.0, 2.0, 3.0]})) == "a"
+
+
+def test_a_large_gain_that_may_be_none_gives_way_to_a_smaller_sure_one() -> None:
+    assert best_of(gains_of({"wild": [-20.0, 10.0, 40.0], "sure": [4.0, 5.0, 6.0], "calm": [0.0, 1.0, 0.5]})) == "sure"
+
+
+def test_random_rows_are_taken_where_nothing_is_sure() -> None:
+    assert best_of(gains_of({"a": [-1.0, 2.0, 0.5], "b": [-3.0, -2.0, -1.0]})) is None
+    assert best_of({}) is None
+    assert best_of(gains_of({"a": [5.0], "b": [1.0]})) is None, "one pilot tells nothing of its error"
+
+
+def test_the_better_half_goes_on_and_never_fewer_than_two() -> None:
+    gains = gains_of({name: [value, value + 1] for name, value in zip("abcde", (1.0, 5.0, 3.0, 4.0, 2.0), strict=True)})
+    assert halved(gains) == ["b", "c", "d"], "three of five, in their order"
+    assert halved({name: gains[name] for name in "ab"}) == ["a", "b"]
+
+
+@given(st.lists(st.lists(st.floats(-50, 50), min_size=2, max_size=4), min_size=1, max_size=6), st.randoms())
+def test_whoever_is_taken_is_above_random_rows_whatever_the_order(pilots: list[list[float]], random) -> None:
+    names = [f"m{place}" for place in range(len(pilots))]
+    gains = gains_of(dict(zip(names, pilots, strict=True)))
+    taken = best_of(gains)
+    if taken is None:
+        assert all(gain.low <= 0 for gain in gains.values())
+    else:
+        assert gains[taken].low > 0
+    shuffled = names[:]
+    random.shuffle(shuffled)
+    other = best_of({name: gains[name] for name in shuffled})
+    assert (other is None) == (taken is None)
+    if taken is not None and other is not None:
+        assert (gains[other].mean, gains[other].low) == (gains[taken].mean, gains[taken].low)
+
+
+def table(path: Path, cells: int = 2) -> Path:
+    """Finished trainings whose answer is known: `good` is 5 points better than random rows, `bad` 5 worse."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    noise = np.random.default_rng(0)
+    rows = [
+        {"pool": "p", "model": f"m{cell}", "task": "t", "method": method, "n": n, "seed": seed,
+         "metric": 40 + shift + float(noise.normal(0, 0.3))}
+        for cell in range(cells) for n in (500, 1000, 2500, 5000) for seed in range(3)
+        for method, shift in (("Random", 0), ("good", 5), ("bad", -5))
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def replayed(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*REPLAY, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_the_replay_says_what_the_rule_every_method_and_the_best_of_each_cell_gain(tmp_path: Path) -> None:
+    done = replayed(str(table(tmp_path / "t.parquet")), "--json")
+    assert done.returncode == 0, done.stderr
+    lines = json.loads(done.stdout)
+    assert set(lines) == {"rule", "always good", "always bad", "oracle"}
+    assert all(set(line) == {"mean", "worse", "cells"} and line["cells"] == 4 for line in lines.values())
+    assert lines["rule"] == lines["always good"] == lines["oracle"]
+    assert lines["rule"]["mean"] == pytest.approx(5, abs=0.5)
+    assert (lines["rule"]["worse"], lines["always bad"]["worse"]) == (0, 4)
+    assert "rule" in replayed(str(tmp_path / "t.parquet"), "--pilot-n", "500").stdout
+
+
+def test_the_replay_says_what_a_table_lacks(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"model": ["m"]}), tmp_path / "t.parquet")
+    done = replayed(str(tmp_path / "t.parquet"))
+    assert done.returncode == 1
+    assert "has no column task" in done.stderr
+    assert "is not there" in replayed(str(tmp_path / "none.parquet")).stderr
+
+
+@pytest.mark.skipif(not TULU.exists(), reason=f"the public study is not at {TULU}")
+def test_on_the_public_study_the_rule_is_above_every_method_and_seldom_below_random() -> None:
+    lines = json.loads(replayed(str(TULU), "--json").stdout)
+    always = [line for name, line in lines.items() if name.startswith("always")]
+    assert lines["rule"]["cells"] == 75
+    assert lines["rule"]["mean"] > max(line["mean"] for line in always)
+    assert lines["rule"]["worse"] < min(line["worse"] for line in always) / 2
+    assert lines["rule"]["mean"] < lines["oracle"]["mean"]

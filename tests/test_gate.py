@@ -1,0 +1,227 @@
+"""`auto`: which method scores the pool is decided by pilots on folds of the target that no score has seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tov
+from faults import killed
+from test_classifiers import sentence
+from tiny import make_rows, tiny_encoder_folder
+from tov.comparison import gate
+from tov.comparison.bench import Bench
+from tov.comparison.records import read_trials
+from tov.comparison.split import folds_of
+from tov.config.records import SelectConfig
+from tov.config.settings import build
+from tov.errors import ConfigError, DataError, RunError
+from tov.inputs.read import read_target
+from tov.methods.auto import alive_in, pilot_sizes
+from tov.runs.manifest import read_manifest
+
+QUICK: dict[str, Any] = {
+    "base_size": 8, "epochs": 1, "max_length": 64, "quiet": True, "pilot_rows": 16, "pilot_folds": 2, "dtype": "fp32",
+    "candidates": ["tov", "tov/score-only", "dsir", "rds"], "n": 8,
+}  # fmt: skip
+
+
+def select(out: Path, model: Path, **changed: Any) -> Any:
+    """A selection by auto from a tiny pool: 40 rows, target 9."""
+    given = {
+        "model": str(model), "pool": make_rows(40, seed=1), "target": make_rows(9, seed=2), "method": "auto", "out": out,
+        **QUICK, **changed,
+    }  # fmt: skip
+    return tov.select(**given)
+
+
+@pytest.fixture(scope="module")
+def picked(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Any:
+    """A finished selection by auto; tests must not change it."""
+    return select(tmp_path_factory.mktemp("auto") / "run", tiny_folder)
+
+
+def pilots_of(folder: Path) -> list[dict[str, Any]]:
+    return read_trials(folder / "gate" / "trials.jsonl")
+
+
+def test_every_candidate_and_random_rows_are_trained_on_in_the_first_pilot_and_the_better_half_goes_on(picked: Any) -> None:
+    first, second = ([one for one in pilots_of(picked.folder) if one["seed"] == seed] for seed in (1_000_000, 2_000_000))
+    assert [one["variant"] for one in first] == ["random", *QUICK["candidates"]]
+    gains = {one["variant"]: first[0]["loss"] - one["loss"] for one in first[1:]}
+    best = sorted(gains, key=lambda name: -gains[name])[:2]
+    assert [one["variant"] for one in second] == ["random", *(name for name in gains if name in best)]
+    assert {one["n"] for one in first + second} == {8}
+    assert len({one["train"]["steps"] for one in first + second}) == 1, "equal steps for all"
+
+
+def test_each_target_row_is_judged_once_and_never_by_a_score_that_has_seen_it(tiny_folder: Path) -> None:
+    target = read_target([make_rows(9, seed=2)], build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 1, "out": "o"}))
+    folds = folds_of(target, None, 3, seed=0)
+    assert sorted(np.concatenate(folds).tolist()) == list(range(9))
+    assert {len(fold) for fold in folds} == {3}
+    assert [fold.tolist() for fold in folds_of(target, None, 3, seed=0)] == [fold.tolist() for fold in folds]
+    assert [fold.tolist() for fold in folds_of(target, None, 3, seed=1)] != [fold.tolist() for fold in folds]
+
+
+def test_the_pilots_hold_out_a_fold_from_target_and_pool(picked: Any, tiny_folder: Path, monkeypatch: Any) -> None:
+    seen: list[Bench] = []
+
+    def watch(run: Any, bench: Bench, todo: Any) -> Any:
+        seen.append(bench)
+        raise DataError("seen", fix="none")
+
+    monkeypatch.setattr(gate, "seed_trials", watch)
+    rows = make_rows(9, seed=2)
+    with pytest.raises(DataError, match="seen"):
+        select(Path(picked.folder).parent / "watched", tiny_folder, pool=[*make_rows(40, seed=1), *rows], decontaminate=False)
+    split = seen[0].split
+    prompts = set(split.test.index.prompt.tolist())
+    assert len(split.test) + len(split.target) == 9
+    assert not prompts & set(split.target.index.prompt.tolist())
+    assert not prompts & set(split.rows.index.prompt[split.rows.usable].tolist()), "a row judged on may be trained on"
+    assert set(split.target.index.prompt.tolist()) & set(split.rows.index.prompt[split.rows.usable].tolist())
+
+
+def test_the_decision_is_the_rule_on_the_pilots_and_is_told_everywhere(picked: Any) -> None:
+    record, manifest = picked.manifest.gate, read_manifest(picked.folder)
+    assert [one["variant"] for one in record["candidates"]] == QUICK["candidates"]
+    assert sum(one["outcome"] == "taken" for one in record["candidates"]) == (record["chosen"] != "random")
+    assert manifest.gate == record
+    assert record["verdict"] in picked.summary["notes"]
+    assert picked.record["gate"] == record
+    summary = (picked.folder / "summary.md").read_text()
+    assert "## What auto decided" in summary
+    for one in record["candidates"]:
+        assert one["variant"] in str(picked)
+        assert one["outcome"]
+    assert manifest.timings["pilots"] > 0
+    assert manifest.spent["pilots"][0] > 0
+
+
+def test_the_rows_are_those_of_the_method_taken(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
+    """Whatever the pilots say: here they are made to say dsir, and the rows are those of dsir alone."""
+    monkeypatch.setattr(gate, "best_of", lambda gains: "dsir" if "dsir" in gains else None)
+    monkeypatch.setattr(gate, "halved", lambda gains, least=2: list(gains))
+    by_auto = select(tmp_path / "auto", tiny_folder)
+    alone = select(tmp_path / "dsir", tiny_folder, method="dsir", **{name: None for name in ()})
+    assert by_auto.manifest.gate["chosen"] == "dsir"
+    assert by_auto.dataset["tov_row_id"] == alone.dataset["tov_row_id"]
+    assert by_auto.manifest.scoring.method == "dsir"
+
+
+def test_a_finished_run_is_returned_and_other_candidates_are_another_run(picked: Any, tiny_folder: Path) -> None:
+    before = {path: path.read_bytes() for path in picked.folder.rglob("*") if path.is_file()}
+    assert select(picked.folder, tiny_folder).manifest.gate == picked.manifest.gate
+    assert {path: path.read_bytes() for path in picked.folder.rglob("*") if path.is_file()} == before
+    with pytest.raises(RunError, match="candidates"):
+        select(picked.folder, tiny_folder, candidates=["dsir", "rds"])
+
+
+def test_killed_in_any_pilot_it_goes_on_and_decides_alike(tmp_path: Path, tiny_folder: Path, picked: Any) -> None:
+    out = tmp_path / "killed"
+    for call in (3, 4):
+        with killed(function="tov.comparison.bench._run_trial", call=call):
+            select(out, tiny_folder)
+    done = select(out, tiny_folder)
+    trials = [(one["variant"], one["seed"]) for one in pilots_of(out)]
+    assert len(trials) == len(set(trials)), "a finished pilot was run again"
+    assert done.dataset["tov_row_id"] == picked.dataset["tov_row_id"]
+
+    def same(record: dict[str, Any]) -> str:
+        timeless = {name: value for name, value in record.items() if name != "cost"}
+        timeless["candidates"] = [{**one, "seconds": None} for one in record["candidates"]]
+        return json.dumps(timeless)
+
+    assert same(done.manifest.gate) == same(picked.manifest.gate)
+
+
+def test_a_candidate_that_fails_is_dropped_and_told(tmp_path: Path, tiny_folder: Path) -> None:
+    done = select(tmp_path / "run", tiny_folder, candidates=["tov/learning_rate=1e30", "dsir", "rds"], base_size=16)
+    broken = done.manifest.gate["candidates"][0]
+    assert "failed" in broken["outcome"]
+    assert "diverged" in broken["outcome"]
+    assert done.manifest.gate["chosen"] != "tov/learning_rate=1e30"
+
+
+def test_what_cannot_be_is_told_before_anything_is_scored(tmp_path: Path, tiny_folder: Path) -> None:
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"candidates": ["tov", "zero-shot"]}, ConfigError, "zero-shot"),
+        ({"candidates": ["tov", "auto"]}, ConfigError, "auto"),
+        ({"candidates": ["random"]}, ConfigError, "random rows alone"),
+        ({"candidates": ["tovv"]}, ConfigError, "tov"),
+        ({"rule": "score-only"}, ConfigError, "rule of its own"),
+        ({"target": make_rows(1, seed=2)}, DataError, "held out"),
+        ({"method": "rds", "pilot_rows": 32, "base_size": None, "epochs": None}, ConfigError, "no effect"),
+    ]
+    for changed, kind, says in wrong:
+        given = {**changed}
+        if given.get("method") == "rds":
+            given["candidates"] = None
+        given = {name: value for name, value in given.items() if value is not None}
+        with pytest.raises(kind, match=says):
+            select(tmp_path / "wrong", tiny_folder, **given)
+    assert not (tmp_path / "wrong" / "gate").exists()
+
+
+def test_choosing_again_keeps_the_method_and_rule_that_were_taken(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(gate, "best_of", lambda gains: "tov/score-only" if "tov/score-only" in gains else None)
+    monkeypatch.setattr(gate, "halved", lambda gains, least=2: list(gains))
+    first = select(tmp_path / "auto", tiny_folder)
+    again = tov.select(from_run=first, pool=make_rows(40, seed=1), n=6, out=tmp_path / "again", quiet=True)
+    assert set(again.dataset["tov_reason"]) == {"score"}, "the rule of tov alone is half at random"
+    assert again.dataset["tov_row_id"] == first.dataset["tov_row_id"][:6]
+
+
+def test_a_comparison_has_auto_beside_the_others_and_it_trains_on_what_it_took(tmp_path: Path, tiny_folder: Path) -> None:
+    done = tov.compare(
+        model=str(tiny_folder), pool=make_rows(40, seed=1), target=make_rows(9, seed=2), test=make_rows(5, seed=3),
+        methods=["auto", "dsir", "rds", "random"], candidates=["dsir", "rds"], sizes=[8], seeds=1, train_rows=32,
+        max_length=64, pilot_folds=2, pilot_rows=16, dtype="fp32", quiet=True, out=tmp_path / "run",
+    )  # fmt: skip
+    by = {one["variant"]: one for one in done.trials if one["n"] == 8}
+    took = by["auto"]["gate"]["chosen"]
+    assert by["auto"]["status"] == "done", by["auto"]["error"]
+    assert by["auto"]["loss"] == by[took]["loss"]
+    assert by["auto"]["rows_fingerprint"] == by[took]["rows_fingerprint"]
+    assert by["auto"]["scoring"]["seconds"] > ((by[took]["scoring"] or {}).get("seconds") or 0)
+    assert by["auto"]["gate"]["verdict"] in by["auto"]["notes"]
+    assert "auto" in done.report
+
+
+def test_classifiers_are_judged_by_their_metric(tmp_path: Path) -> None:
+    rows = [sentence(seed) for seed in range(60)]
+    done = tov.select(
+        model=str(tiny_encoder_folder(tmp_path)), pool=rows[:40], target=rows[40:], method="auto", out=tmp_path / "run",
+        **{**QUICK, "candidates": ["dsir", "uncertainty"], "lora_r": 2},
+    )  # fmt: skip
+    assert done.manifest.gate["judge"] == "metric"
+    assert done.manifest.gate["unit"] == "points"
+    assert all(one["metric"] is not None for one in pilots_of(done.folder))
+
+
+def test_sizes_of_pilots() -> None:
+    settings = build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 8192, "out": "o"})
+    large = pilot_sizes(settings, 100_000, 8192)
+    assert (large.n, large.pool, large.passes) == (512, 6250, 1024)
+    assert pilot_sizes(settings, 1000, 100).pool == 1000, "never more than there are"
+    assert pilot_sizes(settings, 1000, 100).n == 100
+    assert alive_in(8, 3) == [8, 4, 2]
+    assert alive_in(5, 4) == [5, 3, 2, 2]
+    assert alive_in(1, 3) == [1, 1, 1]
+
+
+def test_the_plan_foretells_the_pilots(tmp_path: Path, tiny_folder: Path) -> None:
+    given = {
+        "model": str(tiny_folder), "pool": make_rows(40, seed=1), "target": make_rows(9, seed=2), "methods": ["auto"],
+        **{name: value for name, value in QUICK.items() if name != "quiet"},
+    }  # fmt: skip
+    planned = tov.plan(**given).facts["methods"][0]
+    done = select(tmp_path / "run", tiny_folder)
+    stage, spent = planned["stages"]["pilots"], done.manifest.spent["pilots"]
+    assert spent[0] <= 1.3 * stage["forward"]
+    assert stage["forward"] <= 2 * spent[0]
