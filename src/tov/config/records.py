@@ -207,6 +207,11 @@ class RuleSettings(Settings):
         None,
         used_by=("gain",),
     )
+    nearness: float = setting(
+        "choice",
+        "weight w of nearness, a row's largest cosine to a target row: rows are ranked by (1 - w) percentile(score) + "
+        "w percentile(nearness)", 0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
+    )  # fmt: skip
     rule: Rule | None = setting(
         "choice",
         "rule of the choice: half by score and half at random; all by score; a draw with probability proportional to "
