@@ -143,12 +143,9 @@ class PathSettings(DataSettings):
         "fit", "rows in the base set U; auto: 4096, but at most a quarter of the pool", None, ge=1, used_by=("path",)
     )
     epochs: int | None = setting(
-        "fit",
-        "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4",
-        None,
-        ge=1,
-        used_by=("path",),
-    )
+        "fit", "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4",
+        None, ge=1, used_by=("path",),
+    )  # fmt: skip
     path_variant: PathVariant = setting(
         "fit", "variant of the path: the state that each epoch starts from", "interleaved", used_by=("path",)
     )
@@ -228,12 +225,9 @@ class RuleSettings(Settings):
         used_by=("rule",),
     )
     source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = setting(
-        "choice",
-        "maximum share of one source among the chosen rows: for every source (0.3), or for some (web=0.2 books=0.5)",
-        {},
-        used_by=("rule",),
-        unless={},
-    )
+        "choice", "maximum share of one source among the chosen rows: for every source (0.3), or for some (web=0.2 books=0.5)",
+        {}, used_by=("rule",), unless={},
+    )  # fmt: skip
 
 
 class SelectionSettings(RuleSettings):

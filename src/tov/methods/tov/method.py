@@ -177,7 +177,7 @@ class Tov(PathMethod):
 def _nearness_of(scores: pa.Table) -> np.ndarray:
     if NEARNESS not in scores.column_names:
         raise RunError(
-            "--nearness needs the column nearness, but these scores have none: their path was fitted by tov 0.1.0.",
+            "--nearness weighs the column nearness, which these scores do not have: their path was fitted by tov 0.1.0.",
             fix="Leave --nearness out, or fit and score again (tov select --force).",
         )
     return column_of(scores, NEARNESS)
