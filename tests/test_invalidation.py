@@ -132,6 +132,7 @@ SCAN = [Row("batch_tokens", 100), Row("amplify", 1.0), Row("shard_rows", 8), ONE
 RULE = [
     Row("transform", "abs"),
     Row("normalize", "initial-loss"),
+    Row("nearness", 0.5),
     Row("rule", "score-only"),
     Row("bins", 2),
     Row("source_cap", {"memory": 1.0}),
@@ -476,8 +477,8 @@ def test_from_takes_the_settings_of_the_choice_and_rescans_nothing(
         picked = tov.reselect(first, **{"n": 6, "out": tmp_path / row.setting, "quiet": True, row.setting: row.value})
         assert [file.name for file in picked.folder.rglob("*.parquet")] == ["selected.parquet"], row.setting
     words = [
-        "--n", "7", "--transform", "abs", "--normalize", "initial-loss", "--rule", "score-only", "--bins", "2", "--source-cap",
-        "memory=1", "--method", "tov", "--seed", "1", "--force", "--quiet",
+        "--n", "7", "--transform", "abs", "--normalize", "initial-loss", "--nearness", "0.5", "--rule", "score-only",
+        "--bins", "2", "--source-cap", "memory=1", "--method", "tov", "--seed", "1", "--force", "--quiet",
     ]  # fmt: skip
     out = ["--from", str(first.folder), "--out", str(tmp_path / "flags")]
     assert tov_command("select", *out, *words, monkeypatch=monkeypatch) == 0

@@ -148,12 +148,9 @@ class PathSettings(DataSettings):
         "fit", "rows in the base set U; auto: 4096, but at most a quarter of the pool", None, ge=1, used_by=("path",)
     )
     epochs: int | None = setting(
-        "fit",
-        "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4",
-        None,
-        ge=1,
-        used_by=("path",),
-    )
+        "fit", "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4",
+        None, ge=1, used_by=("path",),
+    )  # fmt: skip
     path_variant: PathVariant = setting(
         "fit", "variant of the path: the state that each epoch starts from", "interleaved", used_by=("path",)
     )
@@ -212,6 +209,11 @@ class RuleSettings(Settings):
         None,
         used_by=("gain",),
     )
+    nearness: float = setting(
+        "choice",
+        "weight w of nearness, a row's largest cosine to a target row: rows are ranked by (1 - w) percentile(score) + "
+        "w percentile(nearness)", 0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
+    )  # fmt: skip
     rule: Rule | None = setting(
         "choice",
         "rule of the choice: half by score and half at random; all by score; a draw with probability proportional to "
@@ -228,12 +230,9 @@ class RuleSettings(Settings):
         used_by=("rule",),
     )
     source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = setting(
-        "choice",
-        "maximum share of one source among the chosen rows: for every source (0.3), or for some (web=0.2 books=0.5)",
-        {},
-        used_by=("rule",),
-        unless={},
-    )
+        "choice", "maximum share of one source among the chosen rows: for every source (0.3), or for some (web=0.2 books=0.5)",
+        {}, used_by=("rule",), unless={},
+    )  # fmt: skip
 
 
 class GateSettings(Settings):

@@ -1,4 +1,4 @@
-"""Rows as vectors, from the model that is tuned: what RDS+ and TSDS compare. Forward passes only.
+"""Rows as vectors, from the model that is tuned: what RDS+ and TSDS compare, and ToV in passing. Forward passes only.
 
 Knows a model under its adapter and rows as tokens; must not know what embeddings are for. One pass over the rows; D fp32
 numbers a row are kept, 4 D bytes (2.3 KB for a model of width 576).
@@ -6,6 +6,8 @@ numbers a row are kept, 4 D bytes (2.3 KB for a model of width 576).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tov.errors import NumericError
+from tov.methods.shared.neighbours import normalised
 from tov.model.gradients import batches_of
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import filled_mask, is_causal
@@ -48,6 +51,34 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int) -> np.ndarray:
             if not np.isfinite(embeddings[batch.rows]).all():
                 raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
     return embeddings
+
+
+@contextmanager
+def nearness_in_passing(model: Any, target: np.ndarray) -> Iterator[Callable[[Batch], Tensor]]:
+    """Within the block, what gives (B,) the largest cosine of a batch's rows to any target row, of the pass just made.
+
+    A row is embedded as by `embed_rows`, from the hidden states of a forward pass that is made for something else: that pass
+    gives the same numbers to the last bit, and no other is made.
+
+    Args:
+        model: the model under its adapter, in a scan.
+        target: (M, D) embeddings of the target's rows under the same state.
+    """
+    directions = torch.from_numpy(normalised(target)).to(model.device)
+    latest: list[Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        latest[:] = [output[0]]
+
+    def of_batch(batch: Batch) -> Tensor:
+        embedded = _weighted_mean(latest.pop(), batch.lengths)
+        return (embedded @ directions.to(embedded.dtype).T).amax(1)
+
+    handle = model.base_model.register_forward_hook(keep)
+    try:
+        yield of_batch
+    finally:
+        handle.remove()
 
 
 def _last_hidden(model: Any, batch: Batch) -> Tensor:

@@ -18,19 +18,22 @@ import pyarrow as pa
 from tov.config.records import RuleSettings
 from tov.data.rows import hexes
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
+from tov.errors import RunError
 from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
 from tov.methods.base import Method, PoolStats, Scorer, Stage, column_of
+from tov.methods.shared.embeddings import embed_rows
 from tov.methods.tov.fit import base_size_for, fit, schedule_for
-from tov.methods.tov.path import StoredPath, finish, open_path, save_step
-from tov.methods.tov.scan import MEASURES, columns_of, noise_floor, scan_rows
-from tov.methods.tov.scoring import normalized
+from tov.methods.tov.path import StoredPath, finish, open_path, save_embeddings, save_step
+from tov.methods.tov.scan import MEASURES, NEARNESS, noise_floor, scan_rows
+from tov.methods.tov.scoring import normalized, percentiles
 from tov.methods.tov.variants import VARIANTS
 from tov.methods.work import Work
+from tov.model.adapters import load, write_state
 from tov.model.kernels.joined import scanning
 from tov.progress import Progress
 from tov.scores.shard import Shard
-from tov.scores.table import Columns
+from tov.scores.table import Columns, usable_in
 from tov.seeds import generator
 from tov.text.encode import Encoded
 
@@ -54,15 +57,19 @@ class PathScorer(Scorer):
 
     @contextmanager
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
-        """As of `Scorer.open`: every measure of `MEASURES`, the mean over epochs under its name, of epoch k under `NAME_k`."""
+        """As of `Scorer.open`: every measure of `MEASURES`, the mean over epochs under its name, of epoch k under `NAME_k`;
+        and the nearness, if the path has the target's embeddings."""
         opened, stored = _opened(models, self.model, self.path)
-        pairs, model = stored.pairs_again(self.amplify), opened.adapted.get_base_model()
+        pairs, model, embedded = stored.pairs_again(self.amplify), opened.adapted.get_base_model(), stored.embeddings
         with scanning(opened.adapted) as set_state:
-            yield lambda shard: columns_of(
-                scan_rows(
-                    model, set_state, shard.encoded, pairs(), batch_tokens=self.batch_tokens, count=stored.epochs
-                ).epochs
-            )
+
+            def score(shard: Shard) -> Columns:
+                return scan_rows(
+                    model, set_state, shard.encoded, pairs(), batch_tokens=self.batch_tokens, count=stored.epochs,
+                    embedded=embedded,
+                ).columns  # fmt: skip
+
+            yield score
 
     def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
         """As of `Scorer.noise_floor`, under the first base state."""
@@ -126,9 +133,10 @@ class PathMethod(Method):
             base if step.data == "base" else stats.target_tokens
             for step in VARIANTS[stats.settings.path_variant](epochs)
         )
-        columns = len(MEASURES) * (epochs + 1)
+        columns = len(MEASURES) * (epochs + 1) + 1
+        kept = 2 * epochs * 4 * stats.trained(stats.settings) + 2 * stats.width * stats.target_rows
         return [
-            Stage(FIT, trained, trained, 2 * epochs * 4 * stats.trained(stats.settings)),
+            Stage(FIT, trained + stats.target_tokens, trained, kept),
             Stage("scan", 2 * epochs * stats.tokens, 0, stats.table(columns)),
         ]
 
@@ -146,13 +154,33 @@ class Tov(PathMethod):
     )
 
     def columns(self, settings: RuleSettings, available: Sequence[str]) -> Sequence[str]:
-        """F's column, and the log-loss where it divides."""
-        return f"score_{settings.transform}", *(("loss_base",) if settings.normalize == "initial-loss" else ())
+        """F's column, the log-loss where it divides, and the nearness where it weighs."""
+        loss, near = settings.normalize == "initial-loss", settings.nearness > 0
+        return f"score_{settings.transform}", *(("loss_base",) * loss), *((NEARNESS,) * near)
 
     def rank(self, scores: pa.Table, settings: RuleSettings) -> np.ndarray:
-        """(N,) the score under the settings' F and normaliser."""
+        """(N,) the score under the settings' F and normaliser; with a weight for nearness, a mean of two percentiles.
+
+        Percentiles are among the rows that may be chosen by score, so that each of the two has the same say at equal weights.
+        """
         values = column_of(scores, f"score_{settings.transform}")
-        return normalized(values, column_of(scores, "loss_base")) if settings.normalize == "initial-loss" else values
+        if settings.normalize == "initial-loss":
+            values = normalized(values, column_of(scores, "loss_base"))
+        if not settings.nearness:
+            return values
+        near = _nearness_of(scores)
+        free = usable_in(scores) & ~scores["in_base"].to_numpy() & np.isfinite(values) & np.isfinite(near)
+        weight = settings.nearness
+        return (1 - weight) * percentiles(values, free) + weight * percentiles(near, free)
+
+
+def _nearness_of(scores: pa.Table) -> np.ndarray:
+    if NEARNESS not in scores.column_names:
+        raise RunError(
+            "--nearness weighs the column nearness, which these scores do not have: their path was fitted by tov 0.1.0.",
+            fix="Leave --nearness out, or fit and score again (tov select --force).",
+        )
+    return column_of(scores, NEARNESS)
 
 
 def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer:
@@ -187,6 +215,8 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
         opened.adapted, base=base, target=target, settings=settings, schedule=schedule, progress=progress,
         keep=lambda step, state: save_step(opened.adapted, folder, step, state),
     )  # fmt: skip
+    write_state(opened.adapted, load(folder / "epoch-1" / "base"))
+    save_embeddings(folder, embed_rows(opened.adapted, target, batch_tokens=work.batch_tokens(opened)))
     lost = len(work.target) - len(target)
     notes = [
         *schedule.notes,
@@ -204,4 +234,4 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
         "target": {"rows": len(target), "prompt": hexes(index.prompt)},
     })  # fmt: skip
     trained = sum(entry["tokens"] for entry in log)
-    work.spend(FIT, trained, trained)
+    work.spend(FIT, trained + int(target.lengths.sum()), trained)

@@ -1,4 +1,5 @@
-"""The stored path: `path/epoch-K/base` and `path/epoch-K/target`, PEFT folders, and a manifest that says they are complete."""
+"""The stored path: `path/epoch-K/base` and `path/epoch-K/target`, PEFT folders, the target's embeddings under the first base
+state (`path/target.npy`), and a manifest that says they are complete."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tov.errors import RunError
-from tov.files import digest, file_digest, read_sealed, write_sealed
+from tov.files import atomic, digest, file_digest, read_sealed, write_sealed
 from tov.methods.tov.variants import Step
 from tov.model.adapters import State, load, save
 from tov.model.consent import Expected
@@ -19,6 +20,7 @@ from tov.runs.manifest import CONSENT
 
 REQUIRED = ("model", "model_fingerprint", "max_length", "labels", "epochs", "settings", "base", "target", "fingerprint")
 """What the manifest of a path must say."""
+EMBEDDINGS = "target.npy"
 HELD_BYTES = 2 << 30
 """Bytes of states that a process keeps in memory between shards."""
 
@@ -73,6 +75,12 @@ class StoredPath:
         """The adapter of epoch k (from 1), `base` or `target`."""
         return load(self.folder / f"epoch-{epoch}" / which)
 
+    @property
+    def embeddings(self) -> np.ndarray | None:
+        """(M, D) fp32 of length 1, the target's rows under the first base state; None in a path of 0.1.0, which has none."""
+        file = self.folder / EMBEDDINGS
+        return np.load(file).astype(np.float32) if EMBEDDINGS in self.manifest.get("adapters", {}) else None
+
     def pairs_again(self, amplify: float = 1.0) -> Callable[[], Iterable[tuple[int, State, State]]]:
         """What gives `pairs` any number of times: from memory where they are at most `HELD_BYTES`, else read each time."""
         size = sum(file.stat().st_size for file in self.folder.glob("epoch-*/*/adapter_model.safetensors"))
@@ -99,10 +107,16 @@ def save_step(adapted: Any, folder: Path, step: Step, state: State) -> None:
     save(adapted, state, folder / f"epoch-{step.epoch}" / step.result.partition("-")[0])
 
 
+def save_embeddings(folder: Path, embeddings: np.ndarray) -> None:
+    """Writes the target's embeddings, in fp16: cosines are off by about 1e-5."""
+    with atomic(folder / EMBEDDINGS) as temporary, open(temporary, "wb") as opened:
+        np.save(opened, embeddings.astype(np.float16))
+
+
 def finish(folder: Path, manifest: dict[str, Any]) -> StoredPath:
     """Writes the manifest, with which the path becomes a finished one."""
-    adapters = sorted(folder.glob("epoch-*/*/adapter_model.safetensors"))
-    prints = {str(path.relative_to(folder)): file_digest(path) for path in adapters}
+    adapters = [*sorted(folder.glob("epoch-*/*/adapter_model.safetensors")), folder / EMBEDDINGS]
+    prints = {str(path.relative_to(folder)): file_digest(path) for path in adapters if path.exists()}
     encoding = {key: manifest[key] for key in ("model_fingerprint", "dtype", "max_length", "labels")}
     write_sealed(folder / "manifest.json", {**manifest, "adapters": prints, "fingerprint": digest([prints, encoding])})
     return open_path(folder)
@@ -112,7 +126,7 @@ def open_path(folder: Path) -> StoredPath:
     """A finished path.
 
     Raises:
-        RunError: there is none, it was not finished, or an adapter is not the one that was fitted.
+        RunError: there is none, it was not finished, or a file is not the one that was fitted.
     """
     file = folder / "manifest.json"
     if not file.exists():
@@ -125,10 +139,10 @@ def open_path(folder: Path) -> StoredPath:
         )
     stored = StoredPath(folder, manifest)
     for name, fingerprint in stored.manifest.get("adapters", {}).items():
-        adapter = folder / name
-        if not adapter.exists() or file_digest(adapter) != fingerprint:
+        made = folder / name
+        if not made.exists() or file_digest(made) != fingerprint:
             raise RunError(
-                f"{adapter} is {'not there' if not adapter.exists() else 'not the adapter that was fitted (changed or cut)'}.",
+                f"{made} is {'not there' if not made.exists() else 'not the file that was fitted (changed or cut)'}.",
                 fix="Put the file back from a copy, or fit the path again (--force).",
             )
     return stored

@@ -6,15 +6,18 @@ frozen, and every state of the path walks that plan, so identical states give a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tov.errors import NumericError
 from tov.losses import log_loss
+from tov.methods.shared.embeddings import nearness_in_passing
 from tov.methods.tov.scoring import TRANSFORM_FUNCTIONS, row_scores, uncertainty
 from tov.model.adapters import State
 from tov.model.kernels.joined import Refresh
@@ -25,6 +28,8 @@ from tov.text.encode import Encoded
 
 MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "loss_target", "uncertainty")
 """What a scan measures, nats a token: means over epochs under these names, one epoch k under `NAME_k`."""
+NEARNESS = "nearness"
+"""A row's largest cosine to any target row under the first base state; no measure of an epoch."""
 Pairs = Iterable[tuple[int, State, State]]
 
 
@@ -36,25 +41,43 @@ class Scanned:
         tokens: (rows,) the length that bins go by (`Encoded.sizes`).
         epochs: for each epoch, (rows,) a measure of `MEASURES`, NaN for rows without a score.
         passed: tokens that went through the model, padding not counted, all passes together.
+        nearness: (rows,) the largest cosine to any target row, NaN for rows without a score; None where no target was given.
     """
 
     tokens: np.ndarray
     epochs: list[dict[str, np.ndarray]]
     passed: int
+    nearness: np.ndarray | None = None
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """As `columns_of` has them, and the nearness."""
+        return columns_of(self.epochs) | ({} if self.nearness is None else {NEARNESS: self.nearness})
 
 
-def token_losses(model: Any, batches: list[Batch], walk: int = 0, walks: int = 1) -> np.ndarray:
+def token_losses(
+    model: Any, batches: list[Batch], walk: int = 0, walks: int = 1, *, then: Callable[[Batch], None] | None = None
+) -> np.ndarray:
     """(sum of scored tokens,) log p of every scored token under the state now in the model, batch by batch, row by row.
 
-    `walk` of `walks` is for the progress (`tov.progress.each`).
+    `walk` of `walks` is for the progress (`tov.progress.each`); `then` is told of each batch that has just passed.
     """
-    parts = [row_logprobs(model, batch) for batch in each(batches, walk, walks)]
+    parts = []
+    for batch in each(batches, walk, walks):
+        parts.append(row_logprobs(model, batch))
+        if then:
+            then(batch)
+    return _on_cpu(parts)
+
+
+def _on_cpu(parts: list[Tensor]) -> np.ndarray:
     return torch.cat(parts).cpu().double().numpy() if parts else np.empty(0)
 
 
 def scan_rows(
-    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, count: int = 1
-) -> Scanned:
+    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, count: int = 1,
+    embedded: np.ndarray | None = None,
+) -> Scanned:  # fmt: skip
     """Every measure of every row, for each (k, base state, target state).
 
     Args:
@@ -64,6 +87,7 @@ def scan_rows(
         pairs: the states to compare.
         batch_tokens: most tokens in a batch.
         count: of the pairs, for the progress.
+        embedded: (M, D) the target's rows under the first base state, for the nearness to them.
 
     Raises:
         NumericError: a log-loss is not a finite number.
@@ -72,10 +96,12 @@ def scan_rows(
     batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
     order = np.concatenate([batch.rows for batch in batches]) if batches else np.empty(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts[order])])
-    epochs, passes = [], 0
+    epochs, passes, near = [], 0, list[Tensor]()
     for _, base_state, target_state in pairs:
         set_state(base_state)
-        base = token_losses(model, batches, passes, 2 * count)
+        with nullcontext() if embedded is None or passes else nearness_in_passing(model, embedded) as of_batch:
+            then = (lambda batch: near.append(of_batch(batch))) if of_batch else None
+            base = token_losses(model, batches, passes, 2 * count, then=then)
         set_state(target_state)
         target = token_losses(model, batches, passes + 1, 2 * count)
         if not (np.isfinite(base).all() and np.isfinite(target).all()):
@@ -87,7 +113,8 @@ def scan_rows(
         measures["uncertainty"] = uncertainty(base, offsets)
         epochs.append({name: _in_place(measures[name], order, len(rows)) for name in MEASURES})
         passes += 2
-    return Scanned(rows.sizes, epochs, passes * int(rows.lengths[order].sum()))
+    nearness = None if embedded is None else _in_place(_on_cpu(near), order, len(rows))
+    return Scanned(rows.sizes, epochs, passes * int(rows.lengths[order].sum()), nearness)
 
 
 def _in_place(values: np.ndarray, order: np.ndarray, rows: int) -> np.ndarray:
