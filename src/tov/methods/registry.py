@@ -24,6 +24,7 @@ def built_in() -> dict[str, Method]:
 
 @functools.cache
 def _built_in() -> dict[str, Method]:
+    from tov.methods.bm25 import Bm25
     from tov.methods.dsir import Dsir
     from tov.methods.less import Less
     from tov.methods.random import Full, Random, ZeroShot
@@ -35,7 +36,7 @@ def _built_in() -> dict[str, Method]:
     from tov.methods.uncertainty import HighestLoss, LowestLoss, Uncertainty
 
     kinds: list[type[Method]] = [
-        Tov, Less, Tracin, Dsir, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Random, Full, ZeroShot,
+        Tov, Less, Tracin, Dsir, Bm25, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Random, Full, ZeroShot,
     ]  # fmt: skip
     return {kind.name: kind() for kind in kinds}
 
