@@ -45,8 +45,8 @@ from tov.scores.table import FIXED, measures_of, of_target
 DOCS = Path(__file__).parents[1] / "docs"
 SMALL_LORA = "lora_r=2/lora_alpha=8/batch_size=8/epochs=2"
 VARIANTS = {
-    "less": f"less/{SMALL_LORA}/dim=64", "tracin": f"tracin/{SMALL_LORA}", "dsir": "dsir", "tsds": "tsds", "rds": "rds",
-    "target-path": "target-path/epochs=2",
+    "less": f"less/{SMALL_LORA}/dim=64", "tracin": f"tracin/{SMALL_LORA}", "dsir": "dsir", "bm25": "bm25",
+    "tsds": "tsds", "rds": "rds", "target-path": "target-path/epochs=2",
 }  # fmt: skip
 RIVALS = list(VARIANTS)
 ALL = {**VARIANTS, "tov": "tov/epochs=1/base_size=8"}
@@ -566,7 +566,8 @@ def files_of(made: Any) -> dict[str, bytes]:
     [
         ("less", "scores.store.ShardStore.write", 2, 1), ("less", "methods.shared.warm_up.save_checkpoints", 1, 0),
         ("rds", "scores.store.ShardStore.write", 2, 1), ("tsds", "scores.store.ShardStore.write", 4, 0),
-        ("dsir", "scores.store.ShardStore.write", 2, 1), ("target-path", "scores.store.ShardStore.write", 2, 1),
+        ("dsir", "scores.store.ShardStore.write", 2, 1), ("bm25", "scores.store.ShardStore.write", 2, 1),
+        ("bm25", "scores.store.ShardStore.write", 5, 4), ("target-path", "scores.store.ShardStore.write", 2, 1),
     ],
 )  # fmt: skip
 def test_killed_it_goes_on_and_ends_with_the_same_files(
@@ -607,7 +608,7 @@ def test_every_method_is_compared_and_chooses_as_select_does(
         assert trials[VARIANTS[name]]["scoring"]["seconds"] > 0
         assert VARIANTS[name] in compared.report
     tables = [path.parent for path in compared.folder.glob("scores/*/*/scores")]
-    assert len(tables) == 8, "six methods, another option of DSIR, and the path: a table each; a rule is no table"
+    assert len(tables) == 9, "seven methods, another option of DSIR, and the path: a table each; a rule is no table"
     assert len(list(compared.folder.glob("scores/*/artifacts/embed-*"))) == 1, "RDS+ and TSDS embed the pool once"
     before = (compared.folder / "trials.jsonl").read_bytes()
     assert (tov.compare(**given).folder / "trials.jsonl").read_bytes() == before, "a finished trial was run again"
@@ -700,7 +701,7 @@ def test_a_cap_and_a_rule_are_options_of_any_variant(tiny_folder: Path, tmp_path
         ({"method": "dsir", "transform": "abs"}, "--transform has no effect with --method dsir"),
         ({"method": "uncertainty", "transform": "abs"}, "--transform has no effect with --method uncertainty"),
         ({"method": "tov/target_learning_rate_ratio=1", "target_learning_rate_ratio": 0.5}, "Say it once"),
-        ({"method": "tov/round-robin"}, r"(?s)has only one score a row.*less, rds or tsds"),
+        ({"method": "tov/round-robin"}, r"(?s)has only one score a row.*less, bm25, rds or tsds"),
         ({"method": "rds", "bins": 4}, "4 bins have no effect with rule round-robin"),
         ({"method": f"{VARIANTS['less']}/round-robin"}, "target has only one"),
         ({"method": f"{VARIANTS['less']}/subtask_column=subject"}, "the target has no such column"),

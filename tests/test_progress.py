@@ -30,7 +30,7 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "EVERY", 0.0)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "dsir"])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("dsir", "bm25")])
 def test_a_shard_under_way_is_told(
     name: str, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

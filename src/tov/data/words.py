@@ -35,6 +35,16 @@ def word_places(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in _pattern().finditer(text)]
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether it is of a script that has a word for each character."""
+    return bool(_of_unspaced().match(character))
+
+
+@cache
+def _of_unspaced() -> re.Pattern[str]:
+    return re.compile(f"[{_UNSPACED}]")
+
+
 def cut_at(places: Iterable[tuple[int, int]], edges: set[int]) -> list[tuple[int, int]]:
     """The same words, cut where an edge lies inside one."""
     parts: list[tuple[int, int]] = []

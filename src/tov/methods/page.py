@@ -34,7 +34,7 @@ and with `--from` the rule of the run.
 | `score+random` | half of the rows by score, half uniformly at random from U (from the whole pool, where a method has no U) |
 | `score-only` | all rows by score |
 | `sample` | a draw without repeats, with probability proportional to exp(score), for scores that are log-weights |
-| `round-robin` | each target row (LESS: each sub-task) in turn takes its best free row; for `less`, `rds` and `tsds` |
+| `round-robin` | each target row (LESS: each sub-task) in turn takes its best free row; for `less`, `bm25`, `rds`, `tsds` |
 
 - `--bins B` sets B length bins of equal capacity, each with the same quota of rows (not for `round-robin`).
 - `--source-cap 0.3` limits every source to that share of the chosen rows; `--source-cap web=0.2 books=0.5` limits these two.

@@ -25,6 +25,7 @@ def built_in() -> dict[str, Method]:
 @functools.cache
 def _built_in() -> dict[str, Method]:
     from tov.methods.auto import Auto
+    from tov.methods.bm25 import Bm25
     from tov.methods.dsir import Dsir
     from tov.methods.less import Less
     from tov.methods.random import Full, Random, ZeroShot
@@ -37,6 +38,7 @@ def _built_in() -> dict[str, Method]:
 
     kinds: list[type[Method]] = [
         Auto, Tov, Less, Tracin, Dsir, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Random, Full, ZeroShot,
+        Tov, Less, Tracin, Dsir, Bm25, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Random, Full, ZeroShot,
     ]  # fmt: skip
     return {kind.name: kind() for kind in kinds}
 

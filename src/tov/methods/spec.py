@@ -184,7 +184,7 @@ def with_rule(settings: R, variant: Variant) -> R:
     if rule == "round-robin" and not method.round_robin and method.takes == "best":
         raise ConfigError(
             f"The rule round-robin needs a score for each target row or sub-task, but {method.name} has only one score a row.",
-            allowed="round-robin with less, rds or tsds",
+            allowed="round-robin with less, bm25, rds or tsds",
             fix="Use score-only, score+random or sample.",
         )
     if rule == "round-robin" and settings.bins not in (None, 1):

@@ -163,12 +163,19 @@ def _search_numpy(
     for row_ids, block in blocks:
         for start in range(0, len(queries), block_queries):
             part = slice(start, start + block_queries)
-            _keep_best(rows[part], cosines[part], row_ids, queries[part] @ block.T)
+            keep_best(rows[part], cosines[part], row_ids, queries[part] @ block.T)
     return rows, cosines
 
 
-def _keep_best(rows: np.ndarray, keys: np.ndarray, new_rows: np.ndarray, new_keys: np.ndarray) -> None:
-    """Merges new candidates into the k best so far. A later row has a larger id and so loses every tie."""
+def keep_best(rows: np.ndarray, keys: np.ndarray, new_rows: np.ndarray, new_keys: np.ndarray) -> None:
+    """Merges new candidates into the k best so far, in place. A later row has a larger id and so loses every tie.
+
+    Args:
+        rows: (Q, k) row ids.
+        keys: (Q, k) their values, largest first; -inf where there is none.
+        new_rows: (rows,) ids, rising and larger than those before.
+        new_keys: (Q, rows) values; one of -inf is never taken.
+    """
     k = keys.shape[1]
     better = new_keys > keys[:, -1:]
     for query in np.flatnonzero(better.any(1)):
