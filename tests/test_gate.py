@@ -49,8 +49,12 @@ def pilots_of(folder: Path) -> list[dict[str, Any]]:
     return read_trials(folder / "gate" / "trials.jsonl")
 
 
-def test_every_candidate_and_random_rows_are_trained_on_in_the_first_pilot_and_the_better_half_goes_on(picked: Any) -> None:
-    first, second = ([one for one in pilots_of(picked.folder) if one["seed"] == seed] for seed in (1_000_000, 2_000_000))
+def test_every_candidate_and_random_rows_are_trained_on_in_the_first_pilot_and_the_better_half_goes_on(
+    picked: Any,
+) -> None:
+    first, second = (
+        [one for one in pilots_of(picked.folder) if one["seed"] == seed] for seed in (1_000_000, 2_000_000)
+    )
     assert [one["variant"] for one in first] == ["random", *QUICK["candidates"]]
     gains = {one["variant"]: first[0]["loss"] - one["loss"] for one in first[1:]}
     best = sorted(gains, key=lambda name: -gains[name])[:2]
@@ -60,7 +64,9 @@ def test_every_candidate_and_random_rows_are_trained_on_in_the_first_pilot_and_t
 
 
 def test_each_target_row_is_judged_once_and_never_by_a_score_that_has_seen_it(tiny_folder: Path) -> None:
-    target = read_target([make_rows(9, seed=2)], build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 1, "out": "o"}))
+    target = read_target(
+        [make_rows(9, seed=2)], build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 1, "out": "o"})
+    )
     folds = folds_of(target, None, 3, seed=0)
     assert sorted(np.concatenate(folds).tolist()) == list(range(9))
     assert {len(fold) for fold in folds} == {3}
@@ -78,7 +84,12 @@ def test_the_pilots_hold_out_a_fold_from_target_and_pool(picked: Any, tiny_folde
     monkeypatch.setattr(gate, "seed_trials", watch)
     rows = make_rows(9, seed=2)
     with pytest.raises(DataError, match="seen"):
-        select(Path(picked.folder).parent / "watched", tiny_folder, pool=[*make_rows(40, seed=1), *rows], decontaminate=False)
+        select(
+            Path(picked.folder).parent / "watched",
+            tiny_folder,
+            pool=[*make_rows(40, seed=1), *rows],
+            decontaminate=False,
+        )
     split = seen[0].split
     prompts = set(split.test.index.prompt.tolist())
     assert len(split.test) + len(split.target) == 9
@@ -168,7 +179,9 @@ def test_what_cannot_be_is_told_before_anything_is_scored(tmp_path: Path, tiny_f
     assert not (tmp_path / "wrong" / "gate").exists()
 
 
-def test_choosing_again_keeps_the_method_and_rule_that_were_taken(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
+def test_choosing_again_keeps_the_method_and_rule_that_were_taken(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(gate, "best_of", lambda gains: "tov/score-only" if "tov/score-only" in gains else None)
     monkeypatch.setattr(gate, "halved", lambda gains, least=2: list(gains))
     first = select(tmp_path / "auto", tiny_folder)
@@ -177,7 +190,9 @@ def test_choosing_again_keeps_the_method_and_rule_that_were_taken(tmp_path: Path
     assert again.dataset["tov_row_id"] == first.dataset["tov_row_id"][:6]
 
 
-def test_a_comparison_has_auto_beside_the_others_and_it_trains_on_what_it_took(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_comparison_has_auto_beside_the_others_and_it_trains_on_what_it_took(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     done = tov.compare(
         model=str(tiny_folder), pool=make_rows(40, seed=1), target=make_rows(9, seed=2), test=make_rows(5, seed=3),
         methods=["auto", "dsir", "rds", "random"], candidates=["dsir", "rds"], sizes=[8], seeds=1, train_rows=32,

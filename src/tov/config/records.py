@@ -23,7 +23,7 @@ PathVariant = Literal["interleaved", "parallel", "paired"]
 TargetOptimizer = Literal["fresh", "carry", "sgd"]
 
 
-CANDIDATES = ("tov", "tov/score-only", "uncertainty", "rds", "tsds")
+CANDIDATES = ("tov", "tov/score-only", "tov/nearness=0.5/score-only", "uncertainty", "rds", "tsds", "bm25")
 """What `auto` decides between, beside random rows."""
 WHOLE_ANSWER = r"(?s)^.*$"
 
