@@ -1,11 +1,20 @@
-"""Metrics beside log-loss: entity F1, accuracy, exact match. Knows labels and texts; must not know tasks or models."""
+"""Metrics beside log-loss: entity F1, accuracy, exact match, and the user's own. Knows labels and texts; must not know tasks
+or models.
+"""
 
 from __future__ import annotations
 
+import importlib
+import math
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+
+from tov.errors import ConfigError
 
 
 def entity_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
@@ -44,3 +53,45 @@ def _extract(text: str, pattern: str, *, whole: bool = False) -> str | None:
     if not matches and not whole:
         return None
     return " ".join((matches[-1] if matches else text).split())
+
+
+def own_metric(name: str) -> Callable[[Sequence[Any], Sequence[Any]], float]:
+    """The user's own metric, as a function of references and predictions; larger is better.
+
+    The module is looked for where Python looks, and in the working directory.
+
+    Args:
+        name: MODULE:FUNCTION.
+
+    Raises:
+        ConfigError: there is no such function; when it is called, it raises or gives no finite number.
+    """
+    module, colon, function = name.partition(":")
+    fix = "Name it as MODULE:FUNCTION, e.g. --metric my_metrics:accuracy for accuracy in my_metrics.py."
+    if not colon or not module or not function:
+        raise ConfigError(f"--metric got {name!r}.", allowed="MODULE:FUNCTION", fix=fix)
+    try:
+        with_here = os.getcwd()
+        sys.path.append(with_here)
+        try:
+            found = getattr(importlib.import_module(module), function)
+        finally:
+            sys.path.remove(with_here)
+    except Exception as error:
+        raise ConfigError(f"--metric {name} cannot be had: {type(error).__name__}: {error}", fix=fix) from error
+    if not callable(found):
+        raise ConfigError(f"--metric {name} is no function.", fix=fix)
+
+    def measured(references: Sequence[Any], predictions: Sequence[Any]) -> float:
+        try:
+            value = float(found(list(references), list(predictions)))
+        except Exception as error:
+            raise ConfigError(
+                f"--metric {name} failed: {type(error).__name__}: {error}",
+                fix="It is given two lists of equal length, references and predictions, and returns a number.",
+            ) from error
+        if not math.isfinite(value):
+            raise ConfigError(f"--metric {name} gave {value}.", allowed="a finite number", fix="Correct the function.")
+        return value
+
+    return measured

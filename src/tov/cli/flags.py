@@ -152,16 +152,18 @@ def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_consent(file: str | None, settings: Mapping[str, Any]) -> None:
-    """A settings file may be another's, and must not allow code for the user.
+    """A settings file may be another's, and must not have code run for the user.
 
     Raises:
-        ConfigError: it says that a model's code is to be run.
+        ConfigError: it says that a model's code, or a metric's, is to be run.
     """
-    if settings.get("trust_remote_code") not in (None, False):
-        raise ConfigError(
-            f"{file} sets trust_remote_code, but no file can allow a model's code for you.",
-            fix="Take the line out, and if you trust the model's code, give --trust-remote-code with the command.",
-        )
+    for name, code in (("trust_remote_code", "a model's"), ("metric", "a metric's")):
+        if settings.get(name) not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(
+                f"{file} sets {name}, but no file can allow {code} code for you.",
+                fix=f"Take the line out, and if you trust {code} code, give {flag} with the command.",
+            )
 
 
 def _caps(words: tuple[str, ...]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from tov.methods.choice import choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, as_compared, dumped, table_made_from
 from tov.methods.work import model_record, note_model
-from tov.metrics import exact_match
+from tov.metrics import exact_match, own_metric
 from tov.model.consent import Expected
 from tov.model.evaluate import Evaluation, evaluate
 from tov.model.generate import Asked, answers
@@ -247,8 +247,16 @@ def _chosen(
 
 
 def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
-    if not bench.config.exact_match or not bench.task.generates:
-        return bench.task.label_metric(opened.loaded.labels, result.labels, result.predicted, result.offsets)
-    rows = _asked(bench.split.test.pool, bench.config.exact_match)
-    predictions = answers(opened.adapted, opened.encode, rows)
-    return exact_match([row.answer for row in rows], predictions, bench.config.answer_pattern)
+    config, task, labels = bench.config, bench.task, opened.loaded.labels
+    if not task.generates:
+        if not config.metric:
+            return task.label_metric(labels, result.labels, result.predicted, result.offsets)
+        rows = (task.predictions(labels, ids, result.offsets) for ids in (result.labels, result.predicted))
+        return own_metric(config.metric)(*rows)
+    if not config.exact_match:
+        return None
+    asked = _asked(bench.split.test.pool, config.exact_match)
+    references, given = [row.answer for row in asked], answers(opened.adapted, opened.encode, asked)
+    if config.metric:
+        return own_metric(config.metric)(references, given)
+    return exact_match(references, given, config.answer_pattern)

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from tov.comparison.bench import Bench, added, seed_trials
+from tov.comparison.bench import Bench, added, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved
 from tov.comparison.records import DONE, key_of, read_trials
-from tov.comparison.split import Split, folds_of, subset_of
+from tov.comparison.split import Split, check_column, folds_of, subset_of
 from tov.comparison.variants import BASELINE, Trial
 from tov.config.records import CompareConfig, PathSettings
 from tov.config.settings import build
@@ -33,6 +33,7 @@ from tov.inputs.read import Indexed, PoolRows
 from tov.methods.auto import PilotSizes, pilot_sizes
 from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, as_compared, dumped, parse_variant
+from tov.metrics import own_metric
 from tov.model.consent import Expected
 from tov.progress import duration, tell
 from tov.runs.folder import Run, work_on
@@ -86,7 +87,13 @@ def check_variant(variant: Variant, config: Any, rows: PoolRows, target: Indexed
     if variant.method.takes != "pilots":
         check_choice(variant, config, rows, target, n)
         return
+    if config.group_by:
+        check_column(config.group_by, target.pool, "target")
     folds_of(target, config.group_by, config.pilot_folds, config.seed)
+    if config.metric:
+        own_metric(config.metric)
+    if _judge(config) == METRIC and TASKS[config.task].generates:
+        check_questions(target.pool, len(target))
     for one in candidates_of(config):
         check_choice(one, as_compared(config, one), rows, target, n)
 
@@ -153,8 +160,8 @@ def _pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> Compare
 
 
 def _judge(config: Any) -> str:
-    """What candidates are judged by: as asked for, else the metric where no answer must be generated for it."""
-    return config.judge or (LOSS if TASKS[config.task].generates else METRIC)
+    """What candidates are judged by: as asked for, else the metric where it is the user's own or needs no answers."""
+    return config.judge or (METRIC if config.metric or not TASKS[config.task].generates else LOSS)
 
 
 def _split(rows: PoolRows, target: Indexed, fold: np.ndarray, sizes: PilotSizes, seed: int) -> Split:

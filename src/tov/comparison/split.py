@@ -70,12 +70,13 @@ def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[I
     test = read_target(tests, config, role="test") if tests else None
     for role, read in (("target", target), ("test", test)):
         if config.group_by and read:
-            _check_column(config.group_by, read.pool, role)
+            check_column(config.group_by, read.pool, role)
     pool = open_rows(pools, config)
     return Data(Indexed(pool, index_rows(pool, on_bad_row=config.on_bad_row)), target, test)
 
 
-def _check_column(group_by: str, pool: Pool, role: str) -> None:
+def check_column(group_by: str, pool: Pool, role: str) -> None:
+    """Raises ConfigError if no source has the column."""
     columns = {name for source in pool.sources for name in source.table.columns}
     if group_by not in columns:
         raise ConfigError(

@@ -14,6 +14,7 @@ from tov.config.records import CompareConfig
 from tov.errors import ConfigError
 from tov.files import digest
 from tov.methods.spec import Variant, as_compared, parse_variant
+from tov.metrics import own_metric
 from tov.tasks import TASKS, titles
 
 CURVE = (0.5, 1.0, 2.0, 4.0)
@@ -54,7 +55,14 @@ def check_settings(config: CompareConfig) -> None:
     Raises:
         ConfigError: a variant, the pattern, or a setting that cannot take effect.
     """
-    variants_of(config)
+    piloted = any(variant.method.takes == "pilots" for variant in variants_of(config))
+    if config.metric:
+        own_metric(config.metric)
+        if TASKS[config.task or ""].generates and not config.exact_match and not piloted:
+            raise ConfigError(
+                "--metric has no effect without --exact-match.",
+                fix="Give --exact-match ROWS too, the test rows whose answers are generated.",
+            )
     try:
         re.compile(config.answer_pattern)
     except re.error as error:
@@ -63,7 +71,8 @@ def check_settings(config: CompareConfig) -> None:
             allowed="a regular expression in Python's syntax",
             fix="Correct the pattern.",
         ) from None
-    if not config.exact_match and config.answer_pattern != CompareConfig.model_fields["answer_pattern"].default:
+    asks = config.exact_match or (piloted and config.judge == "metric")
+    if not asks and config.answer_pattern != CompareConfig.model_fields["answer_pattern"].default:
         raise ConfigError(
             "--answer-pattern has no effect without --exact-match.",
             fix="Give --exact-match ROWS too, or leave --answer-pattern out.",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
 from tov.config.settings import NOT_KEPT, Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
 from tov.errors import ConfigError
@@ -21,11 +22,6 @@ Normalize = Literal["none", "initial-loss"]
 Rule = Literal["score+random", "score-only", "sample", "round-robin"]
 PathVariant = Literal["interleaved", "parallel", "paired"]
 TargetOptimizer = Literal["fresh", "carry", "sgd"]
-
-
-CANDIDATES = ("tov", "tov/score-only", "tov/nearness=0.5/score-only", "uncertainty", "rds", "tsds", "bm25")
-"""What `auto` decides between, beside random rows."""
-WHOLE_ANSWER = r"(?s)^.*$"
 
 
 def _by_task(name: str) -> str:
@@ -235,45 +231,6 @@ class RuleSettings(Settings):
     )  # fmt: skip
 
 
-class GateSettings(Settings):
-    """How `auto` decides: candidates, pilots and judge."""
-
-    candidates: tuple[str, ...] = setting(
-        "fit",
-        "variants that auto decides between, with options after slashes; random rows always stand beside them",
-        CANDIDATES,
-        min_length=1,
-        used_by=("gate",),
-        unless=list(CANDIDATES),
-    )
-    pilot_rows: int = setting(
-        "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",), unless=512
-    )
-    pilot_folds: int = setting(
-        "fit", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
-        unless=3,
-    )  # fmt: skip
-    judge: Literal["loss", "metric"] | None = setting(
-        "fit",
-        "what auto judges by on the rows held out: log-loss, or the task's metric; auto: the metric, but log-loss where "
-        "answers would have to be generated",
-        None,
-        used_by=("gate",),
-        unless=None,
-    )
-    answer_pattern: str = setting(
-        "fit",
-        "regular expression whose last match is compared between reference and answer, where auto judges by the metric",
-        WHOLE_ANSWER,
-        used_by=("gate",),
-        unless=WHOLE_ANSWER,
-    )
-    group_by: str | None = setting(
-        "fit", "column whose equal values stay in one fold of the target, as equal prompts do", None, used_by=("gate",),
-        unless=None,
-    )  # fmt: skip
-
-
 class SelectionSettings(RuleSettings):
     """How many rows are chosen from scores, and how."""
 
@@ -421,6 +378,9 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
     )
     answer_pattern: str = setting(
         "training", "regular expression whose last match is compared between reference and answer", WHOLE_ANSWER
+    )
+    metric: str | None = setting(
+        "training", f"{OWN_METRIC}; answers are generated where --exact-match says of how many rows", None, unless=None
     )
     report_only: bool = setting(
         "output", "report the finished trials and run none, also while another process runs more", False

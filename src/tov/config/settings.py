@@ -18,7 +18,7 @@ from tov.errors import ConfigError, did_you_mean
 Invalidates = Literal["fit", "scan", "choice", "training", "trials", "output"]
 Choices = Callable[[], Sequence[str]]
 _RENAME = "Correct it, or rename the file. Where the language of the system is C, set PYTHONUTF8=1."
-NOT_KEPT = {"force", "json_output", "quiet", "report_only", "trust_remote_code"}
+NOT_KEPT = {"force", "json_output", "quiet", "report_only", "trust_remote_code", "metric"}
 """How a call behaves, and what it allows: `config.yaml` has none of it."""
 EVERY_SOURCE = "*"
 """In a mapping of sources: each that is not named."""

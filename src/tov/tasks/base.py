@@ -153,6 +153,10 @@ class Task(ABC, Generic[R]):
         """
         return None
 
+    def predictions(self, labels: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> list[Any]:
+        """What a head says of each row, as a metric of the user's own gets it; arguments as of `label_metric`."""
+        return []
+
     def columns_as_read(self, rows: Sequence[R]) -> Mapping[str, Sequence[Any]]:
         """A value a row for each of `columns`."""
         return {}

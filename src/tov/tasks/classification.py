@@ -131,6 +131,10 @@ class Classification(Task[Labelled]):
 
         return accuracy(gold, predicted)
 
+    def predictions(self, labels: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> list[str]:
+        """The label of each text."""
+        return [labels[place] for place in ids.tolist()]
+
     def columns_as_read(self, rows: Sequence[Labelled]) -> Mapping[str, Sequence[Any]]:
         """The label."""
         return {"tov_label": [row.label for row in rows]}

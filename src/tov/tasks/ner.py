@@ -264,13 +264,15 @@ class NamedEntities(Task[Tagged]):
         self, labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, offsets: np.ndarray
     ) -> float | None:
         """Entity F1; an entity ends with its sentence."""
-        import numpy as np
-
         from tov.metrics import entity_f1
 
-        tags = np.array(labels, dtype=object)
-        rows = [[list(row) for row in np.split(tags[ids], offsets[1:-1])] for ids in (gold, predicted)]
-        return entity_f1(*rows)
+        return entity_f1(*(self.predictions(labels, ids, offsets) for ids in (gold, predicted)))
+
+    def predictions(self, labels: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> list[list[str]]:
+        """The tags of each sentence's words."""
+        import numpy as np
+
+        return [list(row) for row in np.split(np.array(labels, dtype=object)[ids], offsets[1:-1])]
 
     def columns_as_read(self, rows: Sequence[Tagged]) -> Mapping[str, Sequence[Any]]:
         """Words and tags."""

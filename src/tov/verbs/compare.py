@@ -147,7 +147,7 @@ def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise RunError(f"{folder} holds no fitted path.", fix="Name the --out of a tov select or tov fit.")
     scan = manifest.scoring.settings if manifest.scoring else {}
     settings = {**manifest.model.settings, **manifest.identity.get("settings", {}), **scan}
-    settings = {name: value for name, value in settings.items() if name not in ("rule", "bins")}
+    settings = {name: value for name, value in settings.items() if name not in ("rule", "bins", "metric")}
     for name in ("pool", "target"):
         if name not in arguments:
             settings[name] = getattr(manifest.inputs, name)
@@ -189,7 +189,7 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
         run.note(comparison={**(run.manifest.comparison or {}), "rules": rules})
     records, notes = run_trials(run, data, config, _expected(config))
     task = TASKS[config.task or ""]
-    metric = task.metric if not task.generates or config.exact_match else None
+    metric = (config.metric or task.metric) if not task.generates or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
     results["notes"] = [*notes, *results["notes"]]
     write_json(folder / "results.json", results)

@@ -1,0 +1,57 @@
+"""The settings of `auto`, which decides between methods by pilot trainings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tov.config.settings import Settings, setting
+
+CANDIDATES = ("tov", "tov/score-only", "tov/nearness=0.5/score-only", "uncertainty", "rds", "tsds", "bm25")
+"""What `auto` decides between, beside random rows."""
+WHOLE_ANSWER = r"(?s)^.*$"
+OWN_METRIC = (
+    "your own metric, MODULE:FUNCTION, of two lists, references and predictions (answers, labels, or lists of tags), "
+    "larger is better"
+)
+
+
+class GateSettings(Settings):
+    """How `auto` decides: candidates, pilots and judge."""
+
+    candidates: tuple[str, ...] = setting(
+        "fit",
+        "variants that auto decides between, with options after slashes; random rows always stand beside them",
+        CANDIDATES,
+        min_length=1,
+        used_by=("gate",),
+        unless=list(CANDIDATES),
+    )
+    pilot_rows: int = setting(
+        "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",), unless=512
+    )
+    pilot_folds: int = setting(
+        "fit", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
+        unless=3,
+    )  # fmt: skip
+    judge: Literal["loss", "metric"] | None = setting(
+        "fit",
+        "what auto judges by on the rows held out: log-loss, or the task's metric; auto: the metric, but log-loss where "
+        "answers would have to be generated",
+        None,
+        used_by=("gate",),
+        unless=None,
+    )
+    answer_pattern: str = setting(
+        "fit",
+        "regular expression whose last match is compared between reference and answer, where auto judges by the metric",
+        WHOLE_ANSWER,
+        used_by=("gate",),
+        unless=WHOLE_ANSWER,
+    )
+    group_by: str | None = setting(
+        "fit", "column whose equal values stay in one fold of the target, as equal prompts do", None, used_by=("gate",),
+        unless=None,
+    )  # fmt: skip
+    metric: str | None = setting(
+        "fit", OWN_METRIC + "; auto judges by it", None, used_by=("gate",), unless=None,
+    )  # fmt: skip
