@@ -119,7 +119,7 @@ def test_the_rows_are_those_of_the_method_taken(tmp_path: Path, tiny_folder: Pat
     monkeypatch.setattr(gate, "best_of", lambda gains: "dsir" if "dsir" in gains else None)
     monkeypatch.setattr(gate, "halved", lambda gains, least=2: list(gains))
     by_auto = select(tmp_path / "auto", tiny_folder)
-    alone = select(tmp_path / "dsir", tiny_folder, method="dsir", **{name: None for name in ()})
+    alone = select(tmp_path / "dsir", tiny_folder, method="dsir", **dict.fromkeys(()))
     assert by_auto.manifest.gate["chosen"] == "dsir"
     assert by_auto.dataset["tov_row_id"] == alone.dataset["tov_row_id"]
     assert by_auto.manifest.scoring.method == "dsir"

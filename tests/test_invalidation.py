@@ -82,6 +82,15 @@ MADE_WITH: dict[str, dict[str, Any]] = {
     "select by less": {**ALWAYS, "n": 6, "method": LESS},
     "select by dsir": {**ALWAYS, "n": 6, "method": "dsir"},
     "select by rds": {**ALWAYS, "n": 6, "method": "rds"},
+    "select by auto": {
+        **ALWAYS,
+        **FITTED,
+        "n": 6,
+        "method": "auto",
+        "candidates": ["dsir", "rds"],
+        "pilot_rows": 16,
+        "pilot_folds": 2,
+    },
     "fit": {**ALWAYS, **FITTED},
     "reselect": {"n": 6, "quiet": True},
     "score": {"quiet": True},
@@ -142,11 +151,21 @@ TRAINING = [
     Row("train_learning_rate", 1e-3),
     Row("train_batch_size", 3),
 ]
+GATE = [
+    Row("candidates", ["dsir"]),
+    Row("pilot_rows", 17),
+    Row("pilot_folds", 3),
+    Row("judge", "metric"),
+    Row("answer_pattern", "x"),
+    Row("metric", "statistics:correlation"),
+    Row("group_by", "topic"),
+]
 SELECT = [
     *PATH,
     *SCAN,
     *RULE,
     *PLACE,
+    *(Row(row.setting, row.value, NO_EFFECT) for row in GATE),
     Row("n", 7),
     Row("method", "uncertainty", differs=("method", "transform", "normalize")),
 ]
@@ -167,6 +186,13 @@ TABLES: dict[str, list[Row]] = {
         OFF_PATH,
         Row("bins", 2, NO_EFFECT),
         Row("method", "rds/score-only", differs=("rule",)),
+    ),
+    "select by auto": but(
+        SELECT,
+        *GATE,
+        Row("rule", "score-only", NO_EFFECT),
+        Row("bins", 2, NO_EFFECT),
+        Row("method", "dsir", NO_EFFECT),
     ),
     "fit": [*PATH, *PLACE],
     "reselect": [
@@ -220,6 +246,12 @@ TABLES: dict[str, list[Row]] = {
         Row("group_by", "topic"),
         Row("exact_match", 2),
         Row("answer_pattern", "x", NO_EFFECT),
+        Row("metric", "statistics:correlation", NO_EFFECT),
+        *(
+            Row(row.setting, row.value, SAME)
+            for row in GATE
+            if row.setting in ("candidates", "pilot_rows", "pilot_folds", "judge")
+        ),
         Row("report_only", True, SAME),
         Row("methods", ["tov", "tov/abs", "random"], ADDED),
         Row("sizes", [4, 6], ADDED),
@@ -227,7 +259,7 @@ TABLES: dict[str, list[Row]] = {
     ],
 }
 RECORDS = {
-    **dict.fromkeys(("select", "select by less", "select by dsir", "select by rds"), records.SelectConfig),
+    **dict.fromkeys(("select", "select by less", "select by dsir", "select by rds", "select by auto"), records.SelectConfig),
     "fit": records.FitConfig, "reselect": records.ReselectConfig, "score": records.ScoreConfig, "train": records.TrainConfig,
     "compare": records.CompareConfig,
 }  # fmt: skip
@@ -243,6 +275,7 @@ SAID: dict[str, dict[str, Any]] = {
     "select by less": {"rule": "score-only", "bins": 1, "transform": "positive", "lr_scheduler_type": "linear", "epochs": None},
     "select by dsir": {"method": "dsir/sum/sample", "rule": "sample", "normalize": None},
     "select by rds": {"method": "rds/round-robin", "bins": 1, "amplify": None},
+    "select by auto": {"candidates": "dsir,rds", "judge": None, "pilot_rows": 16},
     "reselect": {"method": "tov/positive", "rule": "score+random", "bins": 10, "seed": 0},
     "score": {"amplify": 4.0, "shard_rows": 2048},
     "train": {"train_learning_rate": 5e-4, "train_rows": 16 * 1024, "seed": 0},

@@ -20,6 +20,8 @@ from tov.tasks import TASKS, titles
 CURVE = (0.5, 1.0, 2.0, 4.0)
 """Sizes of the random curve, over each size asked for."""
 BASELINE = "random"
+DECIDED_BY = ("candidates", "pilot_rows", "pilot_folds", "judge")
+"""Settings that only the trials of `auto` depend on."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def plan_trials(variants: Sequence[Variant], config: CompareConfig, seed: int, u
 
 
 def rule_of(config: CompareConfig, variant: Variant) -> str:
-    """`sample, 1 bins`: the rule that a variant's rows are chosen by."""
+    """`sample, 1 bins`: the rule that a variant's rows are chosen by; of `auto` what it decides between, and how."""
     settings = as_compared(config, variant)
+    if variant.method.takes == "pilots":
+        gate = {name: getattr(settings, name) for name in DECIDED_BY}
+        return ", ".join(f"{name} {'+'.join(value) if name == 'candidates' else value}" for name, value in gate.items())
     return f"{settings.rule}, {settings.bins} bins"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration, file_size
@@ -25,6 +25,8 @@ def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) ->
         parts += ["## Notes", "\n".join(f"- {note(one)}" for one in results["notes"])]
     for size in sizes:
         parts += [f"## {size['n']:,} rows", _variants(size["variants"], results["metric"])]
+    if results.get("auto"):
+        parts += ["## What auto took", AUTO_LEGEND, _decisions(results["auto"])]
     parts += ["## Cost", COSTS_LEGEND, _costs(results)]
     for size in sizes:
         parts += [f"## Where the rows come from, {size['n']:,} rows", _composition(size["variants"])]
@@ -69,6 +71,24 @@ CURVE_LEGEND = (
     "The curve that the worth of a variant is read from: test log-loss after training on random rows, made non-increasing, "
     "linear in log n between the sizes."
 )
+
+
+AUTO_LEGEND = (
+    "By its pilots on held-out target rows alone; no test row was seen. Gain: over random rows of the same pilots, with the "
+    "interval that the rule goes by."
+)
+
+
+def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
+    """A line a trial of `auto`: what it took, and what the pilots said of that."""
+    rows = []
+    for one in decisions:
+        taken = next((line["gain"] for line in one["candidates"] if line["variant"] == one["chosen"]), None)
+        gain = _number(taken["mean"], "+.1f") + _interval(taken, "+.1f") + f" {one['unit']}" if taken else NONE
+        rows.append(
+            [markdown(one["variant"]), f"{one['n']:,}", one["seed"], markdown(one["chosen"]), gain, one["judge"]]
+        )
+    return table(["variant", "rows", "seed", "took", "gain", "judged by"], rows)
 
 
 def _legend(results: Mapping[str, Any]) -> str:

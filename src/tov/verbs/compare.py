@@ -14,7 +14,7 @@ from tov.comparison.records import read_results, read_trials
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
-from tov.comparison.variants import check_settings, rule_of, variants_of
+from tov.comparison.variants import DECIDED_BY, check_settings, rule_of, variants_of
 from tov.config.records import CompareConfig
 from tov.config.settings import build
 from tov.data.pool import check_mapping, files_of
@@ -33,6 +33,9 @@ from tov.runs.folder import Run, differences, open_run, run_folder, watch_run, w
 from tov.runs.manifest import Manifest
 from tov.sinks import line
 from tov.tasks import TASKS
+
+RULED = ("best", "pilots")
+"""Methods whose trials depend on a rule."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +195,11 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
     metric = (config.metric or task.metric) if not task.generates or config.exact_match else None
     results = summarize(records, sizes=config.sizes, metric=metric)
     results["notes"] = [*notes, *results["notes"]]
+    results["auto"] = [
+        {"variant": one["variant"], "n": one["n"], "seed": one["seed"], **one["gate"]}
+        for one in records
+        if "gate" in one
+    ]
     write_json(folder / "results.json", results)
     write_text(folder / "report.md", compare_report.comparison_markdown(results, _about(config, run.manifest, data)))
     from tov.report import figures  # matplotlib takes half a second to import
@@ -224,7 +232,7 @@ def _check_rules(run: Run, config: CompareConfig) -> dict[str, Any]:
     Raises:
         RunError: an earlier call had other ones.
     """
-    now = {variant.name: rule_of(config, variant) for variant in variants_of(config) if variant.method.takes == "best"}
+    now = {variant.name: rule_of(config, variant) for variant in variants_of(config) if variant.method.takes in RULED}
     was = (run.manifest.comparison or {}).get("rules", {})
     changed = differences(
         {name: was[name] for name in now if name in was}, {name: now[name] for name in was if name in now}
@@ -298,6 +306,7 @@ def _about(config: CompareConfig, manifest: Manifest, data: Data) -> dict[str, A
 def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
     """What every trial depends on. Which trials there are may change: they are added."""
     settings, tov = config.of("fit", "scan", "choice", "training"), find_method("tov")
+    settings = {name: value for name, value in settings.items() if name not in DECIDED_BY}
     # What tov takes where nothing is given; the other methods' own rules are told by the variants, see `_check_rules`.
     settings |= {"rule": settings["rule"] or tov.rule, "bins": settings["bins"] or tov.bins}
     reads = {"pool": data.pool, "target": data.target, "test": data.test}
