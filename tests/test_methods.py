@@ -918,7 +918,7 @@ def test_a_column_that_is_not_there_is_told() -> None:
     [
         "less/lora_r=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2/dim=256",
         "tracin/lora_r=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2", "dsir/score-only",
-        "tsds", "rds", "target-path/epochs=10/learning_rate=0.005/lora_alpha=16",
+        "bm25", "tsds", "rds", "target-path/epochs=10/learning_rate=0.005/lora_alpha=16",
     ],
 )  # fmt: skip
 def test_rows_of_the_target_s_style_are_found(variant: str, minilm: str, tmp_path: Path) -> None:
