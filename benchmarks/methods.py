@@ -73,8 +73,9 @@ PART_REPEATS = 3
 PUBLISHED = "less as published"
 IMPORTED = (
     "tov.cli.main", "tov.verbs.select", "tov.methods.less", "tov.methods.tracin", "tov.methods.dsir", "tov.methods.bm25",
-    "tov.methods.tsds", "tov.methods.rds", "tov.methods.target_path", "tov.methods.uncertainty", "tov.methods.shared.embeddings", "peft",
-    "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
+    "tov.methods.tsds", "tov.methods.rds", "tov.methods.target_path", "tov.methods.uncertainty",
+    "tov.methods.shared.embeddings", "peft", "transformers.models.llama.modeling_llama",
+    "transformers.models.bert.modeling_bert",
 )  # fmt: skip
 """Once for all processes."""
 

@@ -265,7 +265,11 @@ GROWTH: dict[str, tuple[dict[str, Any], int, int]] = {
         0,
     ),
     "another path, another scan": ({"methods": ["tov", "tov/target_learning_rate_ratio=1", "tov/amplify=1"]}, 2, 2),
-    "off the path, one by two rules": ({"methods": ["tov", "rds", "dsir", "dsir/score-only", "bm25", "bm25/k1=1"]}, 5, 4),
+    "off the path, one by two rules": (
+        {"methods": ["tov", "rds", "dsir", "dsir/score-only", "bm25", "bm25/k1=1"]},
+        5,
+        4,
+    ),
     "a size": ({"sizes": [4, 6]}, 3, 0),
     "a seed": ({"seeds": 2}, 4, 1),
 }

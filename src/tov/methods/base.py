@@ -147,7 +147,7 @@ class Method:
     Attributes:
         name: as `--method` and `--methods` call it.
         summary: one phrase: which rows it chooses.
-        takes: its rows: the best by `rank`, any at random, all, or none (no training).
+        takes: its rows in a comparison: the best by `rank`, any at random, all, or none (no training).
         needs: what it makes of the pool, a word of `NEEDS`.
         passes: how often the pool passes the model, and which way, in words.
         stored: bytes that it keeps on disk a pool row, beside the score table's, in words.
@@ -182,6 +182,11 @@ class Method:
     def column(self) -> str:
         """The column that rows are ranked by."""
         return f"score_{self.name.replace('-', '_')}"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it scores rows, so that `tov select` can choose by it."""
+        return self.takes in ("best", "random")
 
     def resolve(self, options: Any, n: int) -> Any:
         """The options, with those left open that depend on how many rows are to be chosen."""

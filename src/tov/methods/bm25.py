@@ -6,7 +6,7 @@ A long query, or one of rare words, has larger scores, so each is divided by wha
 copy of the target row has, 0 what shares no word with it. Only so may scores of two target rows be compared; the order of a
 target row's own pool rows, by which round robin goes, is BM25's.
 
-The pool's text is read once. Of each row the words that the target has are counted, and kept shard by shard; all else is
+Of each row the words that the target has are counted, and kept shard by shard; all else is
 computed from these counts. Memory is a shard and a product of `CELLS` numbers, whatever the pool's size. On disk a row of 68
 words (alpaca, flan, gsm8k) takes 51 to 72 bytes, 10^6 of them 70 MB.
 
@@ -294,7 +294,7 @@ class Bm25(Method):
     name = "bm25"
     summary = "rows that share their rarer words with a target row"
     needs = "text"
-    passes = "1, over the text alone"
+    passes = "2, over the text alone"
     stored = "about 1 byte a token of the pool"
     options = Bm25Options
     rule = "round-robin"

@@ -135,7 +135,7 @@ def _facts(method: Method) -> list[tuple[str, str]]:
 
 
 def _rule(method: Method) -> str:
-    if method.takes != "best":
+    if not method.ranks:
         return ""
     return f"{method.rule}{f', {method.bins} length bins' if method.bins > 1 else ''}"
 

@@ -104,7 +104,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         )
     chosen = [_select(config, method) for method in config.methods or (config.method,)]
     for _, variant in chosen:
-        if variant.method.takes != "best":
+        if not variant.method.ranks:
             raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
     first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
     check_writable(rows.pool)
