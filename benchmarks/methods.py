@@ -57,7 +57,7 @@ SOURCES = {
     "instruction": ("gsm8k", "alpaca_gpt35", "flan_cot", "dolly"),
     "ner": ("presidio_synth", "wikineural_en", "btc", "wikiann_en"),
 }
-METHODS = ("tov", "uncertainty", "less", "less/projection=sjlt", "tracin", "dsir", "tsds", "rds", "target-path")
+METHODS = ("tov", "uncertainty", "less", "less/projection=sjlt", "tracin", "dsir", "bm25", "tsds", "rds", "target-path")
 SMALL = {
     "instruction": {
         "less": "less/batch_size=8/warm_up_share={share}",
@@ -72,9 +72,10 @@ CHECKPOINTS, WARM_UP_SHARE, MAX_LENGTH = 4, 0.05, 192
 PART_REPEATS = 3
 PUBLISHED = "less as published"
 IMPORTED = (
-    "tov.cli.main", "tov.verbs.select", "tov.methods.less", "tov.methods.tracin", "tov.methods.dsir", "tov.methods.tsds",
-    "tov.methods.rds", "tov.methods.target_path", "tov.methods.uncertainty", "tov.methods.shared.embeddings", "peft",
-    "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
+    "tov.cli.main", "tov.verbs.select", "tov.methods.less", "tov.methods.tracin", "tov.methods.dsir", "tov.methods.bm25",
+    "tov.methods.tsds", "tov.methods.rds", "tov.methods.target_path", "tov.methods.uncertainty",
+    "tov.methods.shared.embeddings", "peft", "transformers.models.llama.modeling_llama",
+    "transformers.models.bert.modeling_bert",
 )  # fmt: skip
 """Once for all processes."""
 

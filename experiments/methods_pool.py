@@ -26,7 +26,7 @@ from tov.config.records import ReselectConfig
 from tov.config.settings import build
 from tov.methods.spec import parse_variant, with_rule
 
-METHODS = ("tov", "uncertainty", "less", "tracin", "dsir", "tsds", "rds", "target-path")
+METHODS = ("tov", "uncertainty", "less", "tracin", "dsir", "bm25", "tsds", "rds", "target-path")
 
 
 def make_data(case: str, data: Path, folder: Path, seed: int) -> tuple[list[str], str, str, dict[str, Any]]:

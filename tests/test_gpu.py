@@ -44,7 +44,8 @@ MOST_NOISE = {"fp32": 1e-4, "bf16": 0.15}
 """Nats a token (root mean square) that rounding may make; a fault of the adapter's or the head's precision is more."""
 MEASURES = ("score_identity", "score_abs", "score_positive", "loss_base", "loss_target")
 MODELS = ["tiny", "tiny encoder", "smollm2", "minilm"]
-METHODS = ["uncertainty", "less", "less/dim=64", "tracin", "dsir", "tsds", "rds", "target-path"][:: 1 if ON_GPU else 3]
+EVERY = ["uncertainty", "less", "less/dim=64", "tracin", "dsir", "bm25", "tsds", "rds", "target-path"]
+METHODS = EVERY[:: 1 if ON_GPU else 3]
 """On a CPU, where they say nothing, three will do."""
 COLUMNS = {"uncertainty": "uncertainty", "less": "score_less", "target-path": "score_target_path"}
 """Of the score table, where it is not named after the method."""

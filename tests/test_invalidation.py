@@ -91,6 +91,7 @@ MADE_WITH: dict[str, dict[str, Any]] = {
         "pilot_rows": 16,
         "pilot_folds": 2,
     },
+    "select by bm25": {**ALWAYS, "n": 6, "method": "bm25"},
     "fit": {**ALWAYS, **FITTED},
     "reselect": {"n": 6, "quiet": True},
     "score": {"quiet": True},
@@ -194,6 +195,7 @@ TABLES: dict[str, list[Row]] = {
         Row("bins", 2, NO_EFFECT),
         Row("method", "dsir", NO_EFFECT),
     ),
+    "select by bm25": but(OFF_PATH, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))),
     "fit": [*PATH, *PLACE],
     "reselect": [
         *RULE,
@@ -259,7 +261,7 @@ TABLES: dict[str, list[Row]] = {
     ],
 }
 RECORDS = {
-    **dict.fromkeys(("select", "select by less", "select by dsir", "select by rds", "select by auto"), records.SelectConfig),
+    **{name: records.SelectConfig for name in TABLES if name.startswith("select")},
     "fit": records.FitConfig, "reselect": records.ReselectConfig, "score": records.ScoreConfig, "train": records.TrainConfig,
     "compare": records.CompareConfig,
 }  # fmt: skip
@@ -276,6 +278,7 @@ SAID: dict[str, dict[str, Any]] = {
     "select by dsir": {"method": "dsir/sum/sample", "rule": "sample", "normalize": None},
     "select by rds": {"method": "rds/round-robin", "bins": 1, "amplify": None},
     "select by auto": {"candidates": "dsir,rds", "judge": None, "pilot_rows": 16},
+    "select by bm25": {"method": "bm25/k1=1.5", "rule": "round-robin", "normalize": None},
     "reselect": {"method": "tov/positive", "rule": "score+random", "bins": 10, "seed": 0},
     "score": {"amplify": 4.0, "shard_rows": 2048},
     "train": {"train_learning_rate": 5e-4, "train_rows": 16 * 1024, "seed": 0},
@@ -296,7 +299,11 @@ GROWTH: dict[str, tuple[dict[str, Any], int, int]] = {
         0,
     ),
     "another path, another scan": ({"methods": ["tov", "tov/target_learning_rate_ratio=1", "tov/amplify=1"]}, 2, 2),
-    "off the path, one by two rules": ({"methods": ["tov", "rds", "dsir", "dsir/score-only"]}, 3, 2),
+    "off the path, one by two rules": (
+        {"methods": ["tov", "rds", "dsir", "dsir/score-only", "bm25", "bm25/k1=1"]},
+        5,
+        4,
+    ),
     "a size": ({"sizes": [4, 6]}, 3, 0),
     "a seed": ({"seeds": 2}, 4, 1),
 }

@@ -88,11 +88,12 @@ def picked(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> dict[
 def test_every_method_says_all_that_it_should() -> None:
     for method in built_in().values():
         assert type(parse_variant(method.name).method) is type(method)
-        if method.takes == "best":
+        assert method.ranks == (type(method).prepare is not Method.prepare), method.name
+        if method.ranks:
             assert method.needs, method.name
             assert method.passes, method.name
             assert method.unit, method.name
-            assert type(method).prepare is not Method.prepare, f"{method.name} prepares nothing"
+        if method.takes == "best":
             assert method.round_robin == (type(method).by_target is not Method.by_target), method.name
             assert "path" in method.uses or method.options, f"{method.name} has no record of options"
     for name in RIVALS:
@@ -655,6 +656,50 @@ def test_the_test_of_a_comparison_is_in_no_warm_up_of_a_store(tiny_folder: Path,
     assert any("1 rows that the target excludes are in the store" in one for one in compared.trials[-1]["notes"])
 
 
+@pytest.mark.parametrize("task", ["instruction", "ner"])
+def test_random_rows_of_a_selection_are_a_comparison_s(
+    task: str, tiny_folder: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """The very rows, for each seed and size, among them more than one shard and a row without a scored token."""
+    model, given = {"instruction": tiny_folder, "ner": encoder}[task], inputs(task)
+    test = given["target"][-2:] if task == "ner" else make_rows(5, seed=3)
+    given = {**given, "target": given["target"][:4], "decontaminate": False}
+    sizes = [4, 30]
+    compared = tov.compare(
+        **given, **PLAIN, test=test, model=str(model), methods=["random"], sizes=sizes, seeds=2, train_rows=30,
+        quiet=True, out=tmp_path / "compared",
+    )  # fmt: skip
+    for seed in (0, 1):
+        made = select(tmp_path / str(seed), model, "random", task, **given, seed=seed, n=30)
+        rows = [int(row) for row in made.dataset["tov_row_id"]]
+        for n in sizes:
+            [trial] = [one for one in compared.trials if (one["n"], one["seed"]) == (n, seed)]
+            assert trial["rows_fingerprint"] == digest(rows[:n]), f"seed {seed}, n = {n}"
+        again = tov.reselect(made.folder, n=4, out=tmp_path / f"{seed}-again", pool=given["pool"])
+        assert list(again.dataset["tov_row_id"]) == rows[:4]
+    assert made.scores["score_random"].to_numpy()[rows[0]] == -1
+    assert task == "ner" or 7 not in rows, "a row without a scored token"
+
+
+def test_random_rows_are_a_run_like_any_other(tiny_folder: Path, tmp_path: Path, picked: dict[str, Any]) -> None:
+    made = select(tmp_path / "run", tiny_folder, "random")
+    summary = (made.folder / "summary.md").read_text(encoding="utf-8")
+    assert "scored by random: drawn uniformly from 38 rows" in summary
+    assert (made.manifest.cost["tokens_forward"], made.manifest.artifacts) == (0, {})
+    assert set(made.dataset["tov_reason"]) == {"score"}
+    with pytest.raises(ConfigError, match=r"(?s)random cannot rank by the scores of tov.*tov select --method random"):
+        tov.reselect(picked["tov"].folder, n=4, method="random", out=tmp_path / "no", pool=inputs()["pool"])
+    capped = select(tmp_path / "capped", tiny_folder, "random", source_cap=1.0, bins=2)
+    assert len(set(capped.dataset["tov_row_id"])) == 8
+    files = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", rows)) for role, rows in inputs().items()}
+    by_chance = select(tmp_path / "half", tiny_folder, "random", **files, rule="score+random")
+    compared = tov.compare(
+        from_run=str(by_chance.folder), test=make_rows(5, seed=3), methods=["random"], sizes=[4], seeds=1, train_rows=4,
+        quiet=True, out=tmp_path / "compared",
+    )  # fmt: skip
+    assert {trial["variant"] for trial in compared.trials} == {"random"}
+
+
 def test_a_cap_and_a_rule_are_options_of_any_variant(tiny_folder: Path, tmp_path: Path) -> None:
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(20, seed=at)) for at, name in enumerate(("a", "b"))]
     given = {"pool": [str(one) for one in pool], "target": make_rows(6, seed=2), "n": 10}
@@ -694,7 +739,10 @@ def test_a_cap_and_a_rule_are_options_of_any_variant(tiny_folder: Path, tmp_path
         ({"method": "less/projection=rademacher/nonzeros=2"}, "nonzeros=2 is for projection=sjlt"),
         ({"method": "tsds/sigma=0/kde_k=3"}, "kde_k=3 has no effect without a density"),
         ({"method": "dsir/over=median"}, "over got 'median', but must be 'sum' or 'mean'"),
-        ({"method": "random"}, "--method random scores nothing"),
+        ({"method": "full"}, "--method full scores nothing"),
+        ({"method": "random", "rule": "round-robin"}, "random has only one score a row"),
+        ({"method": "random", "base_size": 8}, "--base-size has no effect with --method random"),
+        ({"method": "random/bins=2"}, "'bins=2' is no option of random"),
         ({"method": "less", "target_learning_rate_ratio": 0.5},
          "--target-learning-rate-ratio has no effect with --method less"),
         ({"method": "less", "epochs": 2}, r"(?s)--epochs has no effect with --method less.*--method less/epochs="),
@@ -918,7 +966,7 @@ def test_a_column_that_is_not_there_is_told() -> None:
     [
         "less/lora_r=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2/dim=256",
         "tracin/lora_r=4/lora_alpha=16/batch_size=16/learning_rate=0.001/warm_up_share=0.2/epochs=2", "dsir/score-only",
-        "tsds", "rds", "target-path/epochs=10/learning_rate=0.005/lora_alpha=16",
+        "bm25", "tsds", "rds", "target-path/epochs=10/learning_rate=0.005/lora_alpha=16",
     ],
 )  # fmt: skip
 def test_rows_of_the_target_s_style_are_found(variant: str, minilm: str, tmp_path: Path) -> None:

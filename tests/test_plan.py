@@ -19,7 +19,7 @@ from tov.verbs import plan as planning
 PATHS = {
     "tov": "tov/epochs=2/base_size=8", "paired": "tov/paired/epochs=2/base_size=8", "uncertainty": "uncertainty/epochs=1",
     "rank": "tov/lora_r=3/epochs=1/base_size=8", "sgd": "less/lora_r=2/sgd/batch_size=40/epochs=3",
-    "store": f"{VARIANTS['less']}/store=store",
+    "store": f"{VARIANTS['less']}/store=store", "random": "random",
 }  # fmt: skip
 NEAR = ("fit", "warm-up", "gradients")
 """Stages of rows drawn from the pool, foretold from the mean row; and of rows that this target alone excludes, stored too."""
@@ -128,7 +128,7 @@ def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -
         plan(tiny_folder, ["tov"], n=20, source_cap={"memory": 0.1})
     assert plan(tiny_folder, ["tov"], source_cap={"memory": 0.1}).facts["methods"]
     with pytest.raises(ConfigError, match="scores nothing"):
-        plan(tiny_folder, ["random"])
+        plan(tiny_folder, ["zero-shot"])
     with pytest.raises(ConfigError, match="lora-target-modules"):
         plan(tiny_folder, ["less/lora_target_modules=nothing"])
     with pytest.raises(ModelError, match="no folder"):

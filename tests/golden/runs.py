@@ -28,6 +28,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "ner-tov": ("ner", {**PATH, "n": 16, "bins": 4, "shard_rows": 32}),
     "instruction-less": ("instruction", {"method": LESS, "n": 20, "source_cap": {"web": 0.4}}),
     "instruction-rds": ("instruction", {"method": "rds", "n": 20, "shard_rows": 32}),
+    "instruction-bm25": ("instruction", {"method": "bm25", "n": 20, "shard_rows": 32}),
+    "ner-random": ("ner", {"method": "random", "n": 16}),
 }
 """Name of a run -> its data, and the settings that `tov.select` is given."""
 COMPARE: dict[str, Any] = {
@@ -35,7 +37,7 @@ COMPARE: dict[str, Any] = {
 }  # fmt: skip
 ROOT = Path("/golden")
 """Where the paths in kept run folders point: nowhere."""
-PLANNED = ["tov", "less", "rds", "dsir"]
+PLANNED = ["tov", "less", "rds", "dsir", "bm25", "random"]
 SMALL: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
                          "num_key_value_heads": 1, "vocab_size": 264, "tie_word_embeddings": True}  # fmt: skip
 """The model of the kept run folders, whose weights are kept too (transformers names these settings)."""

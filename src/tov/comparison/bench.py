@@ -21,7 +21,7 @@ from tov.data.pool import Pool
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import DataError, TovError, interrupted
 from tov.files import digest
-from tov.inputs.draw import draw_rows, encode_scored
+from tov.inputs.draw import RANDOM_ROWS, draw_rows, encode_scored
 from tov.inputs.read import usable_rows
 from tov.methods.choice import choose_rows, columns_for
 from tov.methods.score_pool import score_pool
@@ -232,7 +232,7 @@ def _chosen(
     """The rows to train on: ids, tokens, how many the score chose, and what a reader must be told of the choice."""
     rows = bench.split.rows
     if table is None:
-        row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, "random rows"), opened.encode)
+        row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, RANDOM_ROWS), opened.encode)
         if len(row_ids) < trial.n and trial.chooser.method.takes == "random":
             short = DataError if trial.n in bench.config.sizes else _TooFewRows
             raise short(

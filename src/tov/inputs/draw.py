@@ -9,6 +9,9 @@ from tov.errors import DataError
 from tov.inputs.read import PoolRows, usable_rows
 from tov.text.encode import Encoded, Encoder, encode_placed
 
+RANDOM_ROWS = "random rows"
+"""The stream of a seed by which the method random draws, in a selection and in a comparison alike."""
+
 
 def encode_scored(target: Pool, encode: Encoder, *, role: str = "target") -> tuple[Encoded, np.ndarray]:
     """The rows of the target (or the test) that have a scored token, and their row_ids.
@@ -27,6 +30,11 @@ def encode_scored(target: Pool, encode: Encoder, *, role: str = "target") -> tup
     return encoded.take(row_ids), row_ids
 
 
+def drawing_order(rows: PoolRows, random: np.random.Generator) -> np.ndarray:
+    """(usable rows,) their row_ids in the order in which they are drawn, uniformly and without repeats."""
+    return random.permutation(np.flatnonzero(rows.usable))
+
+
 def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: Encoder) -> tuple[np.ndarray, Encoded]:
     """Rows drawn uniformly without repeats from the usable rows that have a scored token; from one seed the fewer are the
     first of the more.
@@ -37,7 +45,7 @@ def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: En
     Raises:
         DataError: no row has a scored token, or one cannot be encoded and such rows are not skipped.
     """
-    candidates = random.permutation(np.flatnonzero(rows.usable))
+    candidates = drawing_order(rows, random)
     ids: list[int] = []
     parts: list[Encoded] = []
     for start in range(0, len(candidates), max(size, 1)):

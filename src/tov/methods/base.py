@@ -147,7 +147,8 @@ class Method:
     Attributes:
         name: as `--method` and `--methods` call it.
         summary: one phrase: which rows it chooses.
-        takes: its rows: the best by `rank`, any at random, all, none (no training), or those of the method that pilots favour.
+        takes: its rows in a comparison: the best by `rank`, any at random, all, none (no training), or what
+            pilots decide for.
         needs: what it makes of the pool, a word of `NEEDS`.
         passes: how often the pool passes the model, and which way, in words.
         stored: bytes that it keeps on disk a pool row, beside the score table's, in words.
@@ -182,6 +183,11 @@ class Method:
     def column(self) -> str:
         """The column that rows are ranked by."""
         return f"score_{self.name.replace('-', '_')}"
+
+    @property
+    def ranks(self) -> bool:
+        """Whether `tov select` can choose by it: it scores rows, or decides what does."""
+        return self.takes in ("best", "random", "pilots")
 
     def resolve(self, options: Any, n: int) -> Any:
         """The options, with those left open that depend on how many rows are to be chosen."""

@@ -129,14 +129,16 @@ def _facts(method: Method) -> list[tuple[str, str]]:
         ("source", method.source), ("differs", method.differs),
     ]  # fmt: skip
     names = [name for record, name in settings_of_run(method) if declared_by(record, name).used_by != ("rule",)]
-    if names and method.takes == "best":
+    if names and method.takes in ("best", "pilots"):
         facts.append(("options", f"{', '.join(names)} (settings of the run)"))
     return [(label, value) for label, value in facts if value]
 
 
 def _rule(method: Method) -> str:
-    if method.takes != "best":
+    if not method.ranks:
         return ""
+    if method.takes == "pilots":
+        return "that of the candidate taken"
     return f"{method.rule}{f', {method.bins} length bins' if method.bins > 1 else ''}"
 
 

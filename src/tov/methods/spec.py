@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from tov.config.gate import GateSettings
-from tov.config.records import PathSettings, ReselectConfig, RuleSettings, ScanSettings, SelectConfig
+from tov.config.records import PathSettings, ReselectConfig, Rule, RuleSettings, ScanSettings, SelectConfig
 from tov.config.settings import Invalidates, Settings, build, declared_by
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method
@@ -182,16 +182,21 @@ def with_rule(settings: R, variant: Variant) -> R:
             )
         return settings
     rule = settings.rule or method.rule
-    if rule == "round-robin" and not method.round_robin and method.takes == "best":
+    if method.takes == "best":
+        _check_turns(rule, method)
+    if rule == "round-robin" and settings.bins not in (None, 1):
+        raise ConfigError(f"{settings.bins} bins have no effect with rule round-robin.", fix="Leave bins out.")
+    bins = 1 if rule == "round-robin" else settings.bins or method.bins
+    return settings.model_copy(update={"rule": rule, "bins": bins})
+
+
+def _check_turns(rule: Rule | None, method: Method) -> None:
+    if rule == "round-robin" and not method.round_robin:
         raise ConfigError(
             f"The rule round-robin needs a score for each target row or sub-task, but {method.name} has only one score a row.",
             allowed="round-robin with less, bm25, rds or tsds",
             fix="Use score-only, score+random or sample.",
         )
-    if rule == "round-robin" and settings.bins not in (None, 1):
-        raise ConfigError(f"{settings.bins} bins have no effect with rule round-robin.", fix="Leave bins out.")
-    bins = 1 if rule == "round-robin" else settings.bins or method.bins
-    return settings.model_copy(update={"rule": rule, "bins": bins})
 
 
 def select_settings(config: SelectConfig) -> tuple[SelectConfig, Variant]:
@@ -219,7 +224,7 @@ def reselect_settings(
         ConfigError: also if the method ranks by other scores.
     """
     variant, filled = parse_variant(config.method or scored_by, flag="--method"), find_method(scored_by)
-    if variant.method.takes == "best" and kind_of_table(variant.method) != kind_of_table(filled):
+    if variant.method.ranks and kind_of_table(variant.method) != kind_of_table(filled):
         raise ConfigError(
             f"--method {variant.method.name} cannot rank by the scores of {scored_by}.",
             fix=f"Score the pool by it: tov select --method {variant.method.name} --model MODEL, without --from.",
@@ -253,7 +258,7 @@ C = TypeVar("C", SelectConfig, ReselectConfig)
 
 def _taken_over(config: C, variant: Variant) -> C:
     method, record = variant.method, type(config)
-    if method.takes not in ("best", "pilots"):
+    if not method.ranks:
         raise ConfigError(
             f"--method {method.name} scores nothing, so no row can be chosen by it.",
             fix=f"Compare it instead: tov compare --methods {method.name},tov",
@@ -273,7 +278,9 @@ def _taken_over(config: C, variant: Variant) -> C:
             allowed="one value a setting",
             fix="Say it once.",
         )
-    return variant.changed(record, values)
+    changed = variant.changed(record, values)
+    _check_turns(changed.rule, method)
+    return changed
 
 
 def as_compared(config: R, variant: Variant) -> R:

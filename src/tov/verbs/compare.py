@@ -140,7 +140,7 @@ def _as_chosen(methods: Sequence[str], origin: Run) -> tuple[str, ...]:
     method, settings = find_method(scored_by), identity.get("settings", {})
     rule, bins = settings.get("rule") or method.rule, settings.get("bins") or method.bins
     named = method.name + f"/{rule}" * (rule != method.rule) + f"/bins={bins}" * (bins != method.bins)
-    return tuple(named if name == method.name else name for name in methods)
+    return tuple(named if name == method.name and method.takes == "best" else name for name in methods)
 
 
 def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:

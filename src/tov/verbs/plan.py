@@ -104,7 +104,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         )
     chosen = [_select(config, method) for method in config.methods or (config.method,)]
     for _, variant in chosen:
-        if variant.method.takes not in ("best", "pilots"):
+        if not variant.method.ranks:
             raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
         if variant.method.takes == "pilots" and not config.n:
             raise ConfigError(
