@@ -27,6 +27,7 @@ import yaml
 
 import tov
 from tiny import make_rows, tiny_model_folder, write_jsonl
+from tov.comparison.variants import DECIDED_BY
 from tov.config import records
 
 REFUSED = "refused"
@@ -89,6 +90,7 @@ MADE_WITH: dict[str, dict[str, Any]] = {
         "method": "auto",
         "candidates": ["dsir", "rds"],
         "pilot_rows": 16,
+        "pilot_train_rows": 16,
         "pilot_folds": 2,
     },
     "select by bm25": {**ALWAYS, "n": 6, "method": "bm25"},
@@ -155,6 +157,7 @@ TRAINING = [
 GATE = [
     Row("candidates", ["dsir"]),
     Row("pilot_rows", 17),
+    Row("pilot_train_rows", 8),
     Row("pilot_folds", 3),
     Row("judge", "metric"),
     Row("answer_pattern", "x"),
@@ -249,11 +252,7 @@ TABLES: dict[str, list[Row]] = {
         Row("exact_match", 2),
         Row("answer_pattern", "x", NO_EFFECT),
         Row("metric", "statistics:correlation", NO_EFFECT),
-        *(
-            Row(row.setting, row.value, SAME)
-            for row in GATE
-            if row.setting in ("candidates", "pilot_rows", "pilot_folds", "judge")
-        ),
+        *(Row(row.setting, row.value, SAME) for row in GATE if row.setting in DECIDED_BY),
         Row("report_only", True, SAME),
         Row("methods", ["tov", "tov/abs", "random"], ADDED),
         Row("sizes", [4, 6], ADDED),

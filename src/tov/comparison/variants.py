@@ -20,7 +20,7 @@ from tov.tasks import TASKS, titles
 CURVE = (0.5, 1.0, 2.0, 4.0)
 """Sizes of the random curve, over each size asked for."""
 BASELINE = "random"
-DECIDED_BY = ("candidates", "pilot_rows", "pilot_folds", "judge")
+DECIDED_BY = ("candidates", "pilot_rows", "pilot_train_rows", "pilot_folds", "judge")
 """Settings that only the trials of `auto` depend on."""
 
 

@@ -29,6 +29,10 @@ class GateSettings(Settings):
     pilot_rows: int = setting(
         "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",), unless=512
     )
+    pilot_train_rows: int = setting(
+        "fit", "maximum rows passed in the training of a pilot of auto; else its epochs are those of the final training", 1024,
+        ge=1, used_by=("gate",), unless=1024,
+    )  # fmt: skip
     pilot_folds: int = setting(
         "fit", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
         unless=3,

@@ -17,8 +17,6 @@ from tov.methods.base import Method, PoolStats, Stage
 
 PILOT_POOL, PILOT_PART = 12, 16
 """Pool rows in a pilot: so many times the rows that it chooses, but at least one of so many usable rows."""
-PILOT_PASSES = 1024
-"""The most rows passed in a pilot's training: 64 steps of 16."""
 PILOTS = "pilots"
 LEAST = 2
 """Candidates that take part in every pilot."""
@@ -42,17 +40,17 @@ class PilotSizes:
 def pilot_sizes(settings: Any, usable: int, n: int) -> PilotSizes:
     """The sizes of the pilots for a choice of n rows out of so many usable ones.
 
-    A pilot has as many epochs as the final training, but passes no more than `PILOT_PASSES` rows (or its n once).
+    A pilot has as many epochs as the final training, but passes no more than `pilot_train_rows` rows (or its n once).
 
     Args:
-        settings: of the run, with `pilot_rows`; of a comparison also with those of the final training.
+        settings: of the run, with those of the pilots; of a comparison also with those of the final training.
         usable: rows that may be chosen.
         n: rows to choose in the end.
     """
     rows = min(n, settings.pilot_rows)
     budget = getattr(settings, "train_rows", TrainingSettings.model_fields["train_rows"].default)
     epochs = getattr(settings, "num_train_epochs", None) or max(1, round(budget / n))
-    passes = max(rows, min(epochs * rows, PILOT_PASSES))
+    passes = max(rows, min(epochs * rows, settings.pilot_train_rows))
     return PilotSizes(rows, min(usable, max(PILOT_POOL * rows, usable // PILOT_PART)), passes)
 
 
