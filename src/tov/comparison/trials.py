@@ -13,10 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 
+from tov.checks.facts import drawn, seen
+from tov.checks.look import Beside, look
 from tov.comparison.records import DONE, FAILED, LEFT_OUT, key_of, read_trials
 from tov.comparison.split import Data, Split, make_split
 from tov.comparison.variants import Trial, plan_trials, variants_of
@@ -39,6 +42,7 @@ from tov.model.generate import Asked, answers
 from tov.progress import duration, tell
 from tov.runs.environment import versions
 from tov.runs.folder import Run, work_on
+from tov.runs.manifest import ChecksRecord
 from tov.scores.store import read_table
 from tov.scores.table import DEFAULT_TARGET
 from tov.seeds import derive, generator
@@ -48,6 +52,9 @@ from tov.training.final import train
 
 FAILURES = (TovError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
 """What may end a trial and not the comparison: torch tells of memory and shapes by its own, and another's method as it will."""
+
+
+_NUMBER = re.compile(r"\d[\d,.]*")
 
 
 @dataclass
@@ -67,6 +74,15 @@ class Bench:
     labels: tuple[str, ...]
     models: Models = field(default_factory=Models)
     expected: Expected | None = None
+
+    @cached_property
+    def beside(self) -> Beside:
+        """What chosen rows are looked at beside; the same for all trials."""
+        split, encode, seed = self.split, self.model().encode, self.config.seed
+        pool_rows, of_pool = seen(split.rows.pool, np.flatnonzero(split.rows.usable), encode, seed)
+        target, of_target = seen(split.target.pool, np.arange(len(split.target)), encode, seed)
+        test, _ = seen(split.test.pool, np.arange(len(split.test)), None, seed)
+        return Beside(self.task, of_pool, pool_rows, of_target, {"target": target, "test": test})
 
     @property
     def task(self) -> Task[Any]:
@@ -124,7 +140,7 @@ def run_trials(
     )
     lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
     notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
-    return shown, notes + _variant_notes(shown) + _versions_note(shown)
+    return shown, notes + _warnings(shown) + _variant_notes(shown) + _versions_note(shown)
 
 
 def _not_run(missing: Sequence[tuple[str, int, int]], total: int) -> str:
@@ -164,7 +180,7 @@ def _one_of_each_kind(notes: Iterable[tuple[Any, str]]) -> dict[str, list[Any]]:
     """Notes, by what they are about: of those about one thing that differ in numbers alone, as seeds do, the first."""
     kinds: dict[tuple[Any, str], str] = {}
     for about, note in notes:
-        kinds.setdefault((about, re.sub(r"\d[\d,.]*", "#", note)), note)
+        kinds.setdefault((about, _NUMBER.sub("#", note)), note)
     by_note: dict[str, list[Any]] = {}
     for (about, _), note in kinds.items():
         by_note.setdefault(note, []).append(about)
@@ -180,6 +196,21 @@ def _variant_notes(records: Sequence[dict[str, Any]]) -> list[str]:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"{', '.join(names[:3])}{more}: {note}")
     return lines
+
+
+def _warnings(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What was warned of before training, once a variant and size, in the first seed's words, with the number of seeds."""
+    first: dict[tuple[str, int, str], str] = {}
+    counts, seeds = Counter[tuple[str, int, str]](), Counter((one["variant"], one["n"]) for one in records)
+    for one in records:
+        for warning in (one.get("checks") or {}).get("warnings", ()):
+            kind = (one["variant"], one["n"], _NUMBER.sub("#", warning))
+            first.setdefault(kind, warning)
+            counts[kind] += 1
+    return [
+        f"{name}, {n:,} rows, {counts[name, n, kind]} of {seeds[name, n]} seeds: {warning}"
+        for (name, n, kind), warning in first.items()
+    ]
 
 
 def _versions_note(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -302,6 +333,7 @@ def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) 
     }
     if trial.variant.method.takes != "none":
         row_ids, rows, by_score, notes = _chosen(trial, bench, table, opened)
+        record["checks"] = _look(bench, row_ids, rows).model_dump(mode="json")
         log = train(opened.adapted, rows, config, seed=derive(config.seed, "final training"))
         record |= {
             "train": log.facts(),
@@ -312,6 +344,12 @@ def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) 
         }
     result = evaluate(opened.adapted, test, batch_tokens=config.batch_tokens or auto_batch_tokens(opened.loaded.device))
     return {**record, "loss": result.loss, "metric": _metric(result, bench, opened)}
+
+
+def _look(bench: Bench, row_ids: np.ndarray, rows: Encoded) -> ChecksRecord:
+    places = drawn(np.arange(len(row_ids)), bench.config.seed)
+    chosen = usable_rows(bench.split.rows.pool.at(row_ids[places]))
+    return look(chosen, rows.sizes[places], bench.beside, n=len(row_ids))
 
 
 class _TooFewRows(DataError):

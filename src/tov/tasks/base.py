@@ -10,7 +10,7 @@ class that does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -152,6 +152,10 @@ class Task(ABC, Generic[R]):
             offsets: (rows + 1,) where each row starts in the two.
         """
         return None
+
+    def traits(self, row: R) -> Collection[str]:
+        """What of a row is counted before training, as the end of a sentence `30 % of the rows ...`: `have no entity`."""
+        return ()
 
     def columns_as_read(self, rows: Sequence[R]) -> Mapping[str, Sequence[Any]]:
         """A value a row for each of `columns`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,10 @@ class Classification(Task[Labelled]):
         from tov.metrics import accuracy
 
         return accuracy(gold, predicted)
+
+    def traits(self, row: Labelled) -> Collection[str]:
+        """Its label."""
+        return [f"have the label {row.label}"]
 
     def columns_as_read(self, rows: Sequence[Labelled]) -> Mapping[str, Sequence[Any]]:
         """The label."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -271,6 +271,10 @@ class NamedEntities(Task[Tagged]):
         tags = np.array(labels, dtype=object)
         rows = [[list(row) for row in np.split(tags[ids], offsets[1:-1])] for ids in (gold, predicted)]
         return entity_f1(*rows)
+
+    def traits(self, row: Tagged) -> Collection[str]:
+        """Which entity types it has."""
+        return [f"have the entity type {label}" for label in row.labels] or ["have no entity"]
 
     def columns_as_read(self, rows: Sequence[Tagged]) -> Mapping[str, Sequence[Any]]:
         """Words and tags."""
