@@ -184,7 +184,13 @@ def use_folders(kept: Path, copy: Path) -> dict[str, Any]:
     scored = tov.score(copy / "select-tov", others, out=copy / "scored", device="cpu", quiet=True)
     found["scored"] = list(tov.reselect(scored, n=8, out=copy / "scored-chosen", quiet=True).dataset["tov_row_id"])
     compared = tov.compare(
-        model=str(copy / "language-model"), out=copy / "compare", report_only=True, **inputs, **ALWAYS, **KEPT_COMPARE
+        model=str(copy / "language-model"),
+        out=copy / "compare",
+        report_only=True,
+        **inputs,
+        **ALWAYS,
+        **KEPT_COMPARE,
+        near_duplicates="keep",  # 0.1.0 knew no other way
     )
     found["compare"] = of_report(compared.results)
     trained = tov.train(copy / "select-tov", test=inputs["test"], out=copy / "trained", **TRAIN_ANEW)

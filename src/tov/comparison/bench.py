@@ -9,10 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 
+from tov.checks.facts import drawn, seen
+from tov.checks.look import Beside, look
 from tov.comparison.records import DONE, FAILED, LEFT_OUT
 from tov.comparison.split import Split
 from tov.comparison.variants import Trial
@@ -33,6 +36,7 @@ from tov.model.evaluate import Evaluation, evaluate
 from tov.model.generate import Asked, answers
 from tov.runs.environment import versions
 from tov.runs.folder import Run, work_on
+from tov.runs.manifest import ChecksRecord
 from tov.scores.store import read_table
 from tov.scores.table import DEFAULT_TARGET
 from tov.seeds import derive, generator
@@ -61,6 +65,15 @@ class Bench:
     labels: tuple[str, ...]
     models: Models = field(default_factory=Models)
     expected: Expected | None = None
+
+    @cached_property
+    def beside(self) -> Beside:
+        """What chosen rows are looked at beside; the same for all trials."""
+        split, encode, seed = self.split, self.model().encode, self.config.seed
+        pool_rows, of_pool = seen(split.rows.pool, np.flatnonzero(split.rows.usable), encode, seed)
+        target, of_target = seen(split.target.pool, np.arange(len(split.target)), encode, seed)
+        test, _ = seen(split.test.pool, np.arange(len(split.test)), None, seed)
+        return Beside(self.task, of_pool, pool_rows, of_target, {"target": target, "test": test})
 
     @property
     def task(self) -> Task[Any]:
@@ -210,6 +223,7 @@ def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) 
     }
     if trial.chooser.method.takes != "none":
         row_ids, rows, by_score, notes = _chosen(trial, bench, table, opened)
+        record["checks"] = _look(bench, row_ids, rows).model_dump(mode="json")
         log = train(opened.adapted, rows, config, seed=derive(config.seed, "final training"))
         record |= {
             "train": log.facts(),
@@ -220,6 +234,12 @@ def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) 
         }
     result = evaluate(opened.adapted, test, batch_tokens=config.batch_tokens or auto_batch_tokens(opened.loaded.device))
     return {**record, "loss": result.loss, "metric": _metric(result, bench, opened)}
+
+
+def _look(bench: Bench, row_ids: np.ndarray, rows: Encoded) -> ChecksRecord:
+    places = drawn(np.arange(len(row_ids)), bench.config.seed)
+    chosen = usable_rows(bench.split.rows.pool.at(row_ids[places]))
+    return look(chosen, rows.sizes[places], bench.beside, n=len(row_ids))
 
 
 class _TooFewRows(DataError):

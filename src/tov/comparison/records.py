@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tov.errors import RunError, kind_of
+from tov.runs.manifest import ChecksRecord
 
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
 """Of a trial: has a loss; is tried again by the next call; cannot be, whatever is tried."""
@@ -40,6 +41,7 @@ class _Trial(BaseModel):
     scoring: dict[str, Any] | None = None
     chosen: dict[str, int] = {}
     by_score: int | None = None
+    checks: ChecksRecord | None = None
     version: str | None = None
     commit: str | None = None
 

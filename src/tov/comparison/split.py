@@ -1,18 +1,21 @@
 """What a seed fixes before any training: which rows are target, which are test, which are the pool. Knows no models.
 
-Rows that share a prompt, or a value of the --group-by column, are never parted between target, test and pool.
+Rows that share a prompt, or a value of the --group-by column, are never parted between target, test and pool. Near duplicates
+of a test row are neither target nor pool, unless they are to be kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from scipy.cluster.hierarchy import DisjointSet  # type: ignore[import-untyped]
 
 from tov.config.records import CompareConfig
-from tov.data.decontamination import USABLE, exclusions
+from tov.data.decontamination import NEAR_TEST, USABLE, exclusions
+from tov.data.near import Near, question_text
 from tov.data.pool import Index, Pool, index_rows
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, did_you_mean
@@ -98,17 +101,36 @@ def make_split(data: Data, config: CompareConfig, seed: int) -> Split:
     free = ~_shares_group(data.pool, apart, config.group_by)
     if not free.all():
         notes.append(f"{int((~free).sum()):,} pool rows share a --group-by value with target or test and were kept out")
-    excluded = _excluded(index, target, test, config)
-    row_ids = np.flatnonzero(free)
+    row_ids, is_near = np.flatnonzero(free), _near_test(test, config)
     if config.pool_rows:
-        row_ids = _sample(pool, row_ids[excluded[row_ids] == USABLE], config.pool_rows, seed)
+        row_ids = row_ids[_excluded(index, target, test, config)[row_ids] == USABLE]
+        row_ids, near = _sample(pool, row_ids, is_near, config.pool_rows, seed)
         counts = np.bincount(pool.source_index(row_ids), minlength=len(pool.sources))
         few = [
             f"{one.name} {rows:,}" for one, rows in zip(pool.sources, counts, strict=True) if rows < config.pool_rows
         ]
         notes += [f"sources with fewer rows than --pool-rows {config.pool_rows:,}: {', '.join(few)}"] if few else []
     pool, index = pool.subset(row_ids), index.subset(row_ids)
-    return Split(PoolRows(pool, index, _excluded(index, target, test, config)), target, test, tuple(notes))
+    excluded = _excluded(index, target, test, config)
+    if not config.pool_rows:
+        usable = np.flatnonzero(excluded == USABLE)
+        excluded[usable[is_near(pool, usable)]] = NEAR_TEST
+        near = int((excluded == NEAR_TEST).sum())
+    if near:
+        notes.append(f"{near:,} pool rows are near duplicates of a test row and were kept out")
+    return Split(PoolRows(pool, index, excluded), target, test, tuple(notes))
+
+
+IsNear: TypeAlias = Callable[[Pool, np.ndarray], np.ndarray]
+"""From a pool and (n,) row ids to (n,) bool, whether each row is to be kept from the test as a near duplicate."""
+
+
+def _near_test(test: Indexed, config: CompareConfig) -> IsNear:
+    """Of a seed's test; under --near-duplicates keep no row is."""
+    if config.near_duplicates == "keep":
+        return lambda _, row_ids: np.zeros(len(row_ids), bool)
+    near = Near([question_text(row) for row in test.pool.rows(0, len(test))])
+    return lambda pool, row_ids: near.of(map(question_text, pool.each(row_ids))) >= 0
 
 
 def _excluded(index: Index, target: Indexed, test: Indexed, config: CompareConfig) -> np.ndarray:
@@ -119,16 +141,24 @@ def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed,
     notes: list[str] = []
     pool, index = data.target.pool, data.target.index
     row_ids = np.arange(len(pool))
+
+    def far(row_ids: np.ndarray, test: Indexed) -> np.ndarray:
+        near = _near_test(test, config)(pool, row_ids)
+        if near.any():
+            notes.append(f"{int(near.sum()):,} target rows are near duplicates of a test row and were left out")
+        return row_ids[~near]
+
     if data.test is not None:
         leaked = np.isin(index.prompt, data.test.index.prompt) | _shares_group(
             data.target, [data.test], config.group_by
         )
         if leaked.any():
             notes.append(f"{int(leaked.sum()):,} target rows share a prompt or group with the test and were left out")
-        row_ids = row_ids[~leaked]
+        row_ids = far(row_ids[~leaked], data.test)
         if not len(row_ids):
             raise DataError(
-                "Every target row has a prompt that is in the test.", fix="Give the target and the test different rows."
+                "Every target row has a prompt that is in the test, or nearly.",
+                fix="Give the target and the test different rows.",
             )
     if not config.test_rows and not config.target_rows:
         assert data.test is not None
@@ -136,8 +166,11 @@ def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed,
     units = _units(pool, index, config.group_by, row_ids)
     units = [units[place] for place in generator(seed, "split").permutation(len(units))]
     test_ids, units = _take(units, config.test_rows or 0, "--test-rows", len(row_ids))
-    target_ids, _ = _take(units, config.target_rows or sum(map(len, units)), "--target-rows", len(row_ids))
     test = data.test or subset_of(data.target, test_ids)
+    if data.test is None:
+        left = set(far(np.array([row_id for unit in units for row_id in unit], np.int64), test).tolist())
+        units = [kept for unit in units if (kept := [row_id for row_id in unit if row_id in left])]
+    target_ids, _ = _take(units, config.target_rows or sum(map(len, units)), "--target-rows", len(row_ids))
     return subset_of(data.target, target_ids), test, notes
 
 
@@ -197,14 +230,23 @@ def _shares_group(read: Indexed, others: Sequence[Indexed], group_by: str | None
     return np.array([group in values for group in read.pool.cells(group_by)], bool)
 
 
-def _sample(pool: Pool, row_ids: np.ndarray, rows: int, seed: int) -> np.ndarray:
-    """At most so many of the kept rows of each source, in row order."""
-    of = pool.source_index(row_ids)
-    parts = [
-        generator(seed, "pool", source.name).permutation(row_ids[of == place])[:rows]
-        for place, source in enumerate(pool.sources)
-    ]
-    return np.sort(np.concatenate(parts))
+def _sample(
+    pool: Pool, row_ids: np.ndarray, is_near: IsNear, rows: int, seed: int
+) -> tuple[np.ndarray, int]:  # fmt: skip
+    """At most so many of the kept rows of each source, in row order, and how many near duplicates gave way to others.
+
+    The order drawn is that of all kept rows, so that a near duplicate changes no more of the sample than its own place.
+    """
+    of, parts, near = pool.source_index(row_ids), [np.empty(0, np.int64)], 0
+    for place, source in enumerate(pool.sources):
+        order = generator(seed, "pool", source.name).permutation(row_ids[of == place])
+        wanted = rows
+        while wanted and len(order):
+            block, order = order[:wanted], order[wanted:]
+            kept = block[~is_near(pool, block)]
+            parts.append(kept)
+            wanted, near = wanted - len(kept), near + len(block) - len(kept)
+    return np.sort(np.concatenate(parts)), near
 
 
 def subset_of(read: Indexed, row_ids: np.ndarray) -> Indexed:

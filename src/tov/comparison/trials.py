@@ -30,6 +30,8 @@ from tov.progress import duration, tell
 from tov.runs.folder import Run
 from tov.tasks import TASKS
 
+_NUMBER = re.compile(r"\d[\d,.]*")
+
 
 def run_trials(
     run: Run, data: Data, config: CompareConfig, expected: Expected | None = None
@@ -77,7 +79,7 @@ def run_trials(
     )
     lost = sorted({record["test_rows_without_tokens"] for record in shown if record["test_rows_without_tokens"]})
     notes += [f"{', '.join(map(str, lost))} test rows have no scored token within --max-length"] if lost else []
-    return shown, notes + _variant_notes(shown) + _versions_note(shown)
+    return shown, notes + _warnings(shown) + _variant_notes(shown) + _versions_note(shown)
 
 
 def _seed_records(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
@@ -141,7 +143,7 @@ def _one_of_each_kind(notes: Iterable[tuple[Any, str]]) -> dict[str, list[Any]]:
     """Notes, by what they are about: of those about one thing that differ in numbers alone, as seeds do, the first."""
     kinds: dict[tuple[Any, str], str] = {}
     for about, note in notes:
-        kinds.setdefault((about, re.sub(r"\d[\d,.]*", "#", note)), note)
+        kinds.setdefault((about, _NUMBER.sub("#", note)), note)
     by_note: dict[str, list[Any]] = {}
     for (about, _), note in kinds.items():
         by_note.setdefault(note, []).append(about)
@@ -157,6 +159,21 @@ def _variant_notes(records: Sequence[dict[str, Any]]) -> list[str]:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"{', '.join(names[:3])}{more}: {note}")
     return lines
+
+
+def _warnings(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What was warned of before training, once a variant and size, in the first seed's words, with the number of seeds."""
+    first: dict[tuple[str, int, str], str] = {}
+    counts, seeds = Counter[tuple[str, int, str]](), Counter((one["variant"], one["n"]) for one in records)
+    for one in records:
+        for warning in (one.get("checks") or {}).get("warnings", ()):
+            kind = (one["variant"], one["n"], _NUMBER.sub("#", warning))
+            first.setdefault(kind, warning)
+            counts[kind] += 1
+    return [
+        f"{name}, {n:,} rows, {counts[name, n, kind]} of {seeds[name, n]} seeds: {warning}"
+        for (name, n, kind), warning in first.items()
+    ]
 
 
 def _versions_note(records: Sequence[dict[str, Any]]) -> list[str]:

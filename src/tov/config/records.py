@@ -360,6 +360,10 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
         "column whose equal values stay on one side of the split into target, test and pool, as equal prompts do",
         None,
     )
+    near_duplicates: Literal["exclude", "keep"] = setting(
+        "fit", "action on target and pool rows that are near duplicates of a test row: exclude, or keep", "exclude",
+        unless="keep",
+    )  # fmt: skip
     methods: tuple[str, ...] = setting(
         "trials",
         "variants to compare: methods with options after slashes (tov,tov/abs,tov/paired/score-only,tov/amplify=1,random)",
@@ -371,11 +375,8 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
     )
     seeds: int = setting("trials", "number of seeds, counted up from --seed; all variants share each seed", 5, ge=1)
     exact_match: int = setting(
-        "training",
-        "test rows whose answer is generated and compared with the reference (instruction tuning; slow)",
-        0,
-        ge=0,
-    )
+        "training", "test rows whose answer is generated and compared with the reference (instruction tuning; slow)", 0, ge=0
+    )  # fmt: skip
     answer_pattern: str = setting(
         "training", "regular expression whose last match is compared between reference and answer", WHOLE_ANSWER
     )

@@ -6,10 +6,10 @@ import numpy as np
 
 from tov.data.pool import Index
 
-USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST, NOT_GOLD = range(7)
+USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST, NOT_GOLD, NEAR_TEST = range(8)
 REASONS = (
     "", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens", "prompt in test",
-    "marked as not right",
+    "marked as not right", "near duplicate of the test",
 )  # fmt: skip
 """The words for the codes above; they stand in the score table's column `excluded`."""
 

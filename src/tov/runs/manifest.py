@@ -41,11 +41,57 @@ class InputsRecord(_Record):
     reading: dict[str, Any] = {}
 
 
+class RowsFacts(_Record):
+    """What was seen of chosen rows, a pool or a target, before any training (`tov.checks`).
+
+    Attributes:
+        rows: how many there are.
+        looked_at: of how many the rest is: all, or as many as are drawn at most.
+        shares: the end of a sentence on a row ("have no entity") -> share of the rows, from 0 to 1, of which it is true.
+        lengths: 51 quantiles of the rows' lengths, 0, 2, 4, ... 100 %, in the unit of the task; empty where they are not known.
+    """
+
+    rows: int
+    looked_at: int
+    shares: dict[str, float] = {}
+    lengths: list[int] = []
+
+
+class Repeats(_Record):
+    """How many of some rows are found again among others.
+
+    Attributes:
+        exact: have the prompt of one of them.
+        near: nearly (`tov.data.near`).
+        of: how many were looked at.
+    """
+
+    exact: int
+    near: int
+    of: int
+
+
+class ChecksRecord(_Record):
+    """What was seen when the chosen rows were looked at beside pool and target.
+
+    Attributes:
+        rows: of `chosen`, `pool` and, where it is known, `target`.
+        repeats: of the chosen rows in `chosen` (an earlier one), in `target` and `test` where those are at hand; and of as many
+            random rows of the `pool` in themselves.
+        warnings: one sentence each.
+    """
+
+    rows: dict[str, RowsFacts]
+    repeats: dict[str, Repeats] = {}
+    warnings: list[str] = []
+
+
 class TargetRecord(_Record):
-    """A named target: its rows, and the fingerprint of their content."""
+    """A named target: its rows, the fingerprint of their content, and what was seen of them."""
 
     rows: int
     fingerprint: str
+    facts: RowsFacts | None = None
 
 
 class ModelRecord(_Record):
@@ -136,6 +182,7 @@ class Manifest(_Record):
         cost: of filling the score table, in all.
         notes: lines of the report.
         summary: the numbers of the report.
+        checks: of a selection, what was seen of the chosen rows.
         files: path in the folder -> XXH3 of the file, of all files that the run has made but this one and shards, which have
             checksums of their own, and logs; empty until it is finished. Nothing else is ever removed.
     """
@@ -164,6 +211,7 @@ class Manifest(_Record):
     cost: dict[str, Any] | None = None
     notes: list[str] = []
     summary: dict[str, Any] = {}
+    checks: ChecksRecord | None = None
     files: dict[str, str] = {}
 
     def write(self, folder: Path) -> None:

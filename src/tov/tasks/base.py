@@ -10,7 +10,7 @@ class that does.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -156,6 +156,10 @@ class Task(ABC, Generic[R]):
     def predictions(self, labels: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> list[Any]:
         """What a head says of each row, as a metric of the user's own gets it; arguments as of `label_metric`."""
         return []
+
+    def traits(self, row: R) -> Collection[str]:
+        """What of a row is counted before training, as the end of a sentence `30 % of the rows ...`: `have no entity`."""
+        return ()
 
     def columns_as_read(self, rows: Sequence[R]) -> Mapping[str, Sequence[Any]]:
         """A value a row for each of `columns`."""

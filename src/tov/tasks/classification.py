@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +134,10 @@ class Classification(Task[Labelled]):
     def predictions(self, labels: Sequence[str], ids: np.ndarray, offsets: np.ndarray) -> list[str]:
         """The label of each text."""
         return [labels[place] for place in ids.tolist()]
+
+    def traits(self, row: Labelled) -> Collection[str]:
+        """Its label."""
+        return [f"have the label {row.label}"]
 
     def columns_as_read(self, rows: Sequence[Labelled]) -> Mapping[str, Sequence[Any]]:
         """The label."""

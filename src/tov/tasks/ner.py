@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -273,6 +273,10 @@ class NamedEntities(Task[Tagged]):
         import numpy as np
 
         return [list(row) for row in np.split(np.array(labels, dtype=object)[ids], offsets[1:-1])]
+
+    def traits(self, row: Tagged) -> Collection[str]:
+        """Which entity types it has."""
+        return [f"have the entity type {label}" for label in row.labels] or ["have no entity"]
 
     def columns_as_read(self, rows: Sequence[Tagged]) -> Mapping[str, Sequence[Any]]:
         """Words and tags."""

@@ -42,6 +42,7 @@ from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
 from tov.verbs import training_file
+from tov.verbs.looked import look_at, note_target, target_again
 from tov.verbs.result import Picked
 
 
@@ -114,7 +115,8 @@ def run_select(
             score_pool(
                 run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, quiet=config.quiet
             )
-            _choose_and_write(run, rows.pool, variant, config, config.seed)
+            note_target(run, target, config, labels)
+            _choose_and_write(run, rows.pool, variant, config, config.seed, target)
         else:
             _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
     return Picked(run)
@@ -236,19 +238,25 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
                 seed=seed,
                 **{name: getattr(origin.manifest, name) for name in fields},
             )
-            _choose_and_write(run, pool, variant, config, seed, origin)
+            _choose_and_write(run, pool, variant, config, seed, target_again(origin), origin)
     return Picked(run)
 
 
 def _choose_and_write(
-    run: Run, pool: Pool, variant: Variant, config: SelectionSettings, seed: int, origin: Run | None = None
+    run: Run,
+    pool: Pool,
+    variant: Variant,
+    config: SelectionSettings,
+    seed: int,
+    target: Indexed | None,
+    origin: Run | None = None,
 ) -> None:
-    """Of the run's scores: the choice, the training file, the summary.
+    """Of the run's scores: the choice, the training file, a look at it, the summary.
 
     `origin` is the run whose scores they are, with the very rows of this pool; without one the scan may have taken hours since
     the rows were read, and the chosen ones are looked at again.
     """
-    facts = origin.manifest.summary.get("scores") if origin else None
+    of_scores = origin.manifest.summary.get("scores") if origin else None
     with run.stage("select"):
         columns = columns_for(variant.method, config, run.scores)
         scores = read_table(run.scores, len(pool), columns, run.stamp)
@@ -256,10 +264,11 @@ def _choose_and_write(
         if origin is None:
             check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids, run.stamp))
         written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
-    run.note(summary={
+        checks = look_at(run, pool, scores, choice.row_ids, target, seed)
+    run.note(checks=checks, summary={
         "choice": choice_facts(scores, choice.row_ids, choice.reasons, values),
-        "scores": facts or facts_of(run),
-        "notes": [*run.manifest.notes, *choice.notes, *written],
+        "scores": of_scores or facts_of(run),
+        "notes": [*run.manifest.notes, *choice.notes, *checks.warnings, *written],
     })  # fmt: skip
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
     run.finish()

@@ -1,0 +1,69 @@
+"""A selection's look at its chosen rows: what is read for it, and remembered of the target for later choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tov.checks.facts import drawn, facts, seen
+from tov.checks.look import Beside, look
+from tov.config.records import DataSettings, PathSettings
+from tov.config.settings import build
+from tov.data.pool import Pool
+from tov.data.rows import Row
+from tov.data.sources import local_files
+from tov.engine.models import ModelSpec
+from tov.errors import TovError
+from tov.inputs.read import Indexed, read_target, usable_rows
+from tov.runs.folder import Run
+from tov.runs.manifest import ChecksRecord, TargetRecord
+from tov.scores.table import DEFAULT_TARGET, usable_in
+from tov.tasks import TASKS
+
+
+def note_target(run: Run, target: Indexed, settings: PathSettings, labels: tuple[str, ...]) -> None:
+    """Remembers what the target's rows are like: a later choice may not have them at hand."""
+    encode = ModelSpec.of(settings, labels).encoder()
+    _, like = seen(target.pool, np.arange(len(target)), encode, settings.seed)
+    record = TargetRecord(rows=len(target), fingerprint=target.index.fingerprint, facts=like)
+    run.note(targets={**run.manifest.targets, DEFAULT_TARGET: record})
+
+
+def target_again(origin: Run) -> Indexed | None:
+    """The target of an earlier run, if it lies in files that are there and the same still: a look can do without."""
+    record, inputs = origin.manifest.targets.get(DEFAULT_TARGET), origin.manifest.inputs
+    if record is None or not inputs.target:
+        return None
+    try:
+        if not local_files(inputs.target):
+            return None
+        target = read_target(inputs.target, build(DataSettings, inputs.reading))
+    except TovError:
+        return None
+    return target if target.index.fingerprint == record.fingerprint else None
+
+
+def look_at(
+    run: Run, pool: Pool, scores: pa.Table, row_ids: np.ndarray, target: Indexed | None, seed: int
+) -> ChecksRecord:  # fmt: skip
+    """What is seen of the chosen rows beside the pool and the target.
+
+    Args:
+        run: of the choice.
+        pool: its pool.
+        scores: the score table.
+        row_ids: (n,) the chosen rows.
+        target: its target, if it is at hand; what was noted of it when it was serves too.
+        seed: of the rows that are looked at.
+    """
+    lengths, usable = scores["tokens"].to_numpy(), np.flatnonzero(usable_in(scores))
+    mine, theirs = drawn(row_ids, seed), drawn(usable, seed)
+    task, pool_rows = TASKS[pool.task], usable_rows(pool.at(theirs))
+    like, others = run.manifest.targets[DEFAULT_TARGET].facts, dict[str, Sequence[Row]]()
+    if target is not None:
+        others["target"], of_text = seen(target.pool, np.arange(len(target)), None, seed)
+        like = like or of_text
+    beside = Beside(task, facts(pool_rows, task, sizes=lengths[theirs], of=len(usable)), pool_rows, like, others)
+    return look(usable_rows(pool.at(mine)), lengths[mine], beside, n=len(row_ids))
