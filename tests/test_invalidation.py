@@ -109,7 +109,11 @@ PLACE = [
     Row("json_output", True, SAME),
     Row("quiet", False, SAME),
 ]
+OF_PRESET = Row("preset", "paper", differs=("preset", "lora_dropout", "amplify"))
+"""Of its settings rank, |U| and L are given here, and the others are the defaults of instruction tuning."""
+FIT_PRESET = Row("preset", "paper", differs=("preset", "lora_dropout"))
 PATH = [
+    OF_PRESET,
     Row("task", "ner", UNUSABLE, says="no layout that tov knows for ner"),
     Row("max_length", 63),
     Row("label_map", {"A": "B"}),
@@ -178,7 +182,7 @@ INERT = (
     "target_optimizer", "target_sgd_learning_rate", "batch_size", "amplify", "score", "transform", "normalize",
 )  # fmt: skip
 """Settings that no method off the path has a use for. LoRA settings are none of them: they are the final training's too."""
-OFF_PATH = but(SELECT, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
+OFF_PATH = but(SELECT, FIT_PRESET, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
 TRL = importlib.util.find_spec("trl") is not None
 TABLES: dict[str, list[Row]] = {
     "select": SELECT,
@@ -199,7 +203,7 @@ TABLES: dict[str, list[Row]] = {
         Row("method", "dsir", NO_EFFECT),
     ),
     "select by bm25": but(OFF_PATH, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))),
-    "fit": [*PATH, *PLACE],
+    "fit": [*but(PATH, FIT_PRESET), *PLACE],
     "reselect": [
         *RULE,
         *PLACE,
@@ -380,7 +384,7 @@ def files(folder: Path, *, spare: Sequence[str] = ()) -> dict[str, tuple[int, st
 
 def tables_of(folder: Path) -> set[Path]:
     """The folders of score tables below a comparison's."""
-    return {file.parent for file in folder.rglob("*.parquet")}
+    return {file.parent for file in folder.rglob("*.parquet") if file.parent.name == "scores"}
 
 
 def named_differences(error: Exception) -> set[str]:

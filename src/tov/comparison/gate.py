@@ -21,11 +21,11 @@ import numpy as np
 from tov.comparison.bench import Bench, added, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved
 from tov.comparison.records import DONE, key_of, read_trials
-from tov.comparison.split import Split, check_column, folds_of, subset_of
+from tov.comparison.split import Split, check_column, folds_of, near_test, subset_of
 from tov.comparison.variants import BASELINE, Trial
 from tov.config.records import CompareConfig, PathSettings
 from tov.config.settings import build
-from tov.data.decontamination import IN_TEST, USABLE
+from tov.data.decontamination import IN_TEST, NEAR_TEST, USABLE
 from tov.engine.models import Models
 from tov.errors import ConfigError, DataError
 from tov.files import append_json_line, digest
@@ -133,7 +133,7 @@ def decide(
             benches = [
                 Bench(
                     settings.model_copy(update={"seed": config.seed + number * PILOT_SEEDS}),
-                    _split(rows, target, fold, sizes, config.seed), labels, models or Models(), expected,
+                    _split(rows, target, fold, sizes, settings, config.seed), labels, models or Models(), expected,
                 )
                 for number, fold in enumerate(folds, 1)
             ]  # fmt: skip
@@ -164,15 +164,17 @@ def _judge(config: Any) -> str:
     return config.judge or (METRIC if config.metric or not TASKS[config.task].generates else LOSS)
 
 
-def _split(rows: PoolRows, target: Indexed, fold: np.ndarray, sizes: PilotSizes, seed: int) -> Split:
-    """A pilot's rows: the fold held out as the test, the others as the target, and a part of the pool."""
+def _split(
+    rows: PoolRows, target: Indexed, fold: np.ndarray, sizes: PilotSizes, settings: CompareConfig, seed: int
+) -> Split:
+    """A pilot's rows: the fold held out as the test, the others as the target, and a part of the pool far from the fold."""
     test, others = subset_of(target, fold), np.setdiff1d(np.arange(len(target)), fold)
     excluded = np.where(np.isin(rows.index.prompt, test.index.prompt) & rows.usable, IN_TEST, rows.excluded)
     usable = np.flatnonzero(excluded == USABLE)
-    drawn = generator(seed, "pilot pool").permutation(usable)[: sizes.pool]
-    row_ids = np.sort(drawn)
-    part = PoolRows(rows.pool.subset(row_ids), rows.index.subset(row_ids), excluded[row_ids], rows.skip)
-    return Split(part, subset_of(target, others), test, ())
+    row_ids = np.sort(generator(seed, "pilot pool").permutation(usable)[: sizes.pool])
+    pool, excluded = rows.pool.subset(row_ids), excluded[row_ids]
+    excluded[near_test(test, settings)(rows.pool, row_ids)] = NEAR_TEST
+    return Split(PoolRows(pool, rows.index.subset(row_ids), excluded, rows.skip), subset_of(target, others), test, ())
 
 
 def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant]) -> list[dict[str, Any]]:

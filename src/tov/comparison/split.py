@@ -101,7 +101,7 @@ def make_split(data: Data, config: CompareConfig, seed: int) -> Split:
     free = ~_shares_group(data.pool, apart, config.group_by)
     if not free.all():
         notes.append(f"{int((~free).sum()):,} pool rows share a --group-by value with target or test and were kept out")
-    row_ids, is_near = np.flatnonzero(free), _near_test(test, config)
+    row_ids, is_near = np.flatnonzero(free), near_test(test, config)
     if config.pool_rows:
         row_ids = row_ids[_excluded(index, target, test, config)[row_ids] == USABLE]
         row_ids, near = _sample(pool, row_ids, is_near, config.pool_rows, seed)
@@ -125,7 +125,7 @@ IsNear: TypeAlias = Callable[[Pool, np.ndarray], np.ndarray]
 """From a pool and (n,) row ids to (n,) bool, whether each row is to be kept from the test as a near duplicate."""
 
 
-def _near_test(test: Indexed, config: CompareConfig) -> IsNear:
+def near_test(test: Indexed, config: CompareConfig) -> IsNear:
     """Of a seed's test; under --near-duplicates keep no row is."""
     if config.near_duplicates == "keep":
         return lambda _, row_ids: np.zeros(len(row_ids), bool)
@@ -143,7 +143,7 @@ def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed,
     row_ids = np.arange(len(pool))
 
     def far(row_ids: np.ndarray, test: Indexed) -> np.ndarray:
-        near = _near_test(test, config)(pool, row_ids)
+        near = near_test(test, config)(pool, row_ids)
         if near.any():
             notes.append(f"{int(near.sum()):,} target rows are near duplicates of a test row and were left out")
         return row_ids[~near]

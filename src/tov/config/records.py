@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
+from tov.config.presets import filled, known_preset
 from tov.config.settings import NOT_KEPT, Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
 from tov.errors import ConfigError
@@ -112,11 +113,16 @@ class PathSettings(DataSettings):
     """How the path is fitted: model, base set, target, training (methods: Jain, Montanari, Sasoglu 2025, Alg. 1)."""
 
     def for_task(self: P, task: str) -> P:
-        """The same settings with the task named and its defaults where none was given."""
-        auto = {
-            name: value for name, value in asdict(TASKS[task].defaults).items() if getattr(self, name, value) is None
-        }
-        return self.model_copy(update={"task": task, **auto})
+        """The same settings with the task named; what was not given is the preset's or the task's, and still open to change."""
+        values = filled(self, task, asdict(TASKS[task].defaults))
+        return self.model_construct(self.model_fields_set | {"task"}, **values)
+
+    _known_preset = field_validator("preset")(known_preset)
+    preset: str | None = setting(
+        "fit",
+        "bundle of settings, each of which another flag or line overrides: the settings of the paper (paper)",
+        None, used_by=("path", "training"), unless=None,
+    )  # fmt: skip
 
     model: str = setting(
         "fit", "model: Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1, named=True
@@ -144,30 +150,25 @@ class PathSettings(DataSettings):
         "fit", "rows in the base set U; auto: 4096, but at most a quarter of the pool", None, ge=1, used_by=("path",)
     )
     epochs: int | None = setting(
-        "fit", "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4",
-        None, ge=1, used_by=("path",),
+        "fit",
+        "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4", None, ge=1,
+        used_by=("path",),
     )  # fmt: skip
     path_variant: PathVariant = setting(
         "fit", "variant of the path: the state that each epoch starts from", "interleaved", used_by=("path",)
     )
     learning_rate: float | None = setting(
         "fit",
-        f"learning rate of the base epochs (AdamW); auto: {_by_task('learning_rate')}",
-        None,
-        gt=0,
-        used_by=("path",),
-    )
+        f"learning rate of the base epochs (AdamW); auto: {_by_task('learning_rate')}", None, gt=0, used_by=("path",),
+    )  # fmt: skip
     lr_scheduler_type: Literal["linear", "constant"] = setting(
         "fit", "learning-rate schedule over all steps of the base epochs", "linear", used_by=("path",)
     )
     target_learning_rate_ratio: float | None = setting(
         "fit",
         "learning rate of a target epoch over its base epoch's mean learning rate; "
-        f"auto: {_by_task('target_learning_rate_ratio')}",
-        None,
-        gt=0,
-        used_by=("path",),
-    )
+        f"auto: {_by_task('target_learning_rate_ratio')}", None, gt=0, used_by=("path",),
+    )  # fmt: skip
     target_optimizer: TargetOptimizer = setting(
         "fit",
         "target optimizer: AdamW with zero moments (fresh) or with the base epoch's (carry), or plain SGD (sgd)",

@@ -15,6 +15,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 SHOWN = (
     "method",
     "options",
+    "preset",
     "model",
     "n",
     "transform",

@@ -15,6 +15,7 @@ from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
 from tov.comparison.variants import DECIDED_BY, check_settings, rule_of, variants_of
+from tov.config.presets import named_by
 from tov.config.records import CompareConfig
 from tov.config.settings import build
 from tov.data.pool import check_mapping, files_of
@@ -150,7 +151,8 @@ def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise RunError(f"{folder} holds no fitted path.", fix="Name the --out of a tov select or tov fit.")
     scan = manifest.scoring.settings if manifest.scoring else {}
     settings = {**manifest.model.settings, **manifest.identity.get("settings", {}), **scan}
-    settings = {name: value for name, value in settings.items() if name not in ("rule", "bins", "metric")}
+    replaced = {"rule", "bins", "metric", *named_by(arguments.get("preset"))}
+    settings = {name: value for name, value in settings.items() if name not in replaced}
     for name in ("pool", "target"):
         if name not in arguments:
             settings[name] = getattr(manifest.inputs, name)
