@@ -180,6 +180,7 @@ SELECT = [
 INERT = (
     "base_size", "epochs", "path_variant", "learning_rate", "lr_scheduler_type", "target_learning_rate_ratio",
     "target_optimizer", "target_sgd_learning_rate", "batch_size", "amplify", "score", "transform", "normalize",
+    "nearness",
 )  # fmt: skip
 """Settings that no method off the path has a use for. LoRA settings are none of them: they are the final training's too."""
 OFF_PATH = but(SELECT, FIT_PRESET, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
@@ -289,7 +290,8 @@ SAID: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Defaults and given values, said otherwise: the same run."""
 FROM_TAKES = (
-    "n", "transform", "normalize", "rule", "bins", "source_cap", "method", "seed", "out", "force", "json_output", "quiet",
+    "n", "transform", "normalize", "nearness", "rule", "bins", "source_cap", "method", "seed", "out", "force", "json_output",
+    "quiet",
 )  # fmt: skip
 """Settings of `tov select` that `tov select --from` takes too; it refuses all others."""
 IN_MEMORY = ("pool",)
