@@ -162,7 +162,7 @@ GATE = [
     Row("candidates", ["dsir"]),
     Row("pilot_rows", 17),
     Row("pilot_train_rows", 8),
-    Row("pilot_folds", 3),
+    Row("pilot_folds", 4),
     Row("judge", "metric"),
     Row("answer_pattern", "x"),
     Row("metric", "statistics:correlation"),
@@ -201,7 +201,7 @@ TABLES: dict[str, list[Row]] = {
         *GATE,
         Row("rule", "score-only", NO_EFFECT),
         Row("bins", 2, NO_EFFECT),
-        Row("method", "dsir", NO_EFFECT),
+        Row("method", "auto/loss", differs=("judge",)),
     ),
     "select by bm25": but(OFF_PATH, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))),
     "fit": [*but(PATH, FIT_PRESET), *PLACE],
@@ -254,6 +254,7 @@ TABLES: dict[str, list[Row]] = {
         Row("target_rows", 2),
         Row("pool_rows", 20),
         Row("group_by", "topic"),
+        Row("near_duplicates", "keep"),
         Row("exact_match", 2),
         Row("answer_pattern", "x", NO_EFFECT),
         Row("metric", "statistics:correlation", NO_EFFECT),
@@ -502,6 +503,8 @@ def test_what_a_scan_depends_on_is_refused_with_from(
     said = f"--{setting.replace('_', '-')} cannot take effect with --from"
     if setting == "trust_remote_code":
         said = "no file can allow a model's code for you"
+    if setting == "metric":
+        said = "no file can allow a metric's code for you"
     assert said in capsys.readouterr().err
     if setting not in IN_MEMORY:
         with pytest.raises(tov.ConfigError, match=f"There is no setting '{setting}'"):

@@ -60,6 +60,9 @@ class Auto(Method):
     name = "auto"
     summary = "the rows of the candidate that did best in pilot trainings, judged on target rows that no score has seen"
     takes = "pilots"
+    needs = "pilots"
+    unit = "that of the candidate taken"
+    stored = "what the candidate taken stores"
     passes = "those of the candidate taken; beside them pilots on a part of the pool"
     uses: ClassVar[frozenset[str]] = frozenset({"path", "gain", "gate"})
     source = "the rule and its evidence: docs/auto.md"

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from tov.scores.table import Columns
     from tov.text.encode import Encoded
 
-Need = Literal["path", "forward", "gradients", "embeddings", "text"]
+Need = Literal["path", "forward", "gradients", "embeddings", "text", "pilots"]
 NEEDS = {
     "path": "a path fitted on pool and target, forward passes over the pool",
     "forward": "forward passes over the pool",
     "gradients": "forward and backward passes over the pool",
     "embeddings": "hidden states of the pool's rows",
     "text": "the pool's text, no model",
+    "pilots": "pilot trainings on rows of a part of the pool, then what the method taken needs",
 }
 FIXED_BYTES, COLUMN_BYTES = 14, 5
 """Bytes that a row of the score table takes on disk: all but the scores (its hash above all), and a score; both measured."""
