@@ -8,7 +8,7 @@ target row's own pool rows, by which round robin goes, is BM25's.
 
 Of each row the words that the target has are counted, and kept shard by shard; all else is
 computed from these counts. Memory is a shard and a product of `CELLS` numbers, whatever the pool's size. On disk a row of 68
-words (alpaca, flan, gsm8k) takes 51 to 72 bytes, 10^6 of them 70 MB.
+words (alpaca, flan, gsm8k) takes 51 to 72 bytes. docs/speed.md has a pool of 10^6 rows.
 
 Knows text and counts; no models.
 
