@@ -217,6 +217,7 @@ TABLES: dict[str, list[Row]] = {
         Row("target_rows", 2),
         Row("pool_rows", 20),
         Row("group_by", "topic"),
+        Row("near_duplicates", "keep"),
         Row("exact_match", 2),
         Row("answer_pattern", "x", NO_EFFECT),
         Row("report_only", True, SAME),
