@@ -17,8 +17,8 @@ from tov.runs.manifest import Repeats, RowsFacts
 
 APART = 0.1
 """Of all rows: a difference of shares that matters."""
-ERRORS = 3.0
-"""Standard errors: with 32 target rows of which 30 % have a trait, 24 % of all rows."""
+ERRORS = 4.0
+"""Standard errors: beside 32 target rows of which 30 % have a trait, 35 % of all rows; beside a pool, 10 % of 512 rows."""
 
 
 def far(chosen: tuple[float, int], *others: tuple[float, int]) -> bool:
