@@ -6,7 +6,8 @@
 Speed: tokens/s of a whole scan (padding, both states, backbone, exact head, scores) over those of a bare backbone forward
 (transformers alone in its own process, no head, no adapter) on the same rows in ideal batches without padding, same dtype,
 same tokens a batch; over the same in this process, whose allocator keeps freed memory; and over the usual loop (peft's
-forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32). Repeats are interleaved; medians.
+forward, batches of 16 rows in pool order, the model's own logits, cross-entropy in fp32); over the scan without the
+nearness to 256 target rows. Repeats are interleaved; medians.
 Measured on every --part-th batch of a shard of --rows rows, so that padding is that of a real scan. Rows: the question and
 answer pairs of chatterbot-corpus, or --data; --task ner: MiniLM and the demo's sentences, or wikineural_en of --data.
 Several tasks and dtypes are measured one after another, and --out holds those that are finished.
@@ -48,6 +49,8 @@ from tov.text.batches import collate, plan
 from tov.text.encode import Encoded, Encoder
 
 MODELS = {"instruction": "smollm2-135m", "ner": "minilm"}
+TARGET_ROWS = 256
+"""Rows of the target that the nearness is to."""
 Measure = Callable[[argparse.Namespace, str, str], dict[str, Any]]
 """From the flags, a task and a dtype to what was measured."""
 
@@ -173,11 +176,15 @@ def usual(adapted: Any, rows: Encoded) -> float:
     return len(rows.ids) / (time.perf_counter() - start)
 
 
-def scan(adapted: Any, rows: Encoded, states: tuple[Any, Any], batch_tokens: int) -> float:
-    """Tokens/s of a whole scan of one epoch (two passes)."""
+def scan(
+    adapted: Any, rows: Encoded, states: tuple[Any, Any], batch_tokens: int, embedded: np.ndarray | None = None
+) -> float:
+    """Tokens/s of a whole scan of one epoch (two passes), with the nearness to embedded target rows if there are any."""
     with scanning(adapted) as set_state:
         start = time.perf_counter()
-        done = scan_rows(adapted.get_base_model(), set_state, rows, [(1, *states)], batch_tokens=batch_tokens)
+        done = scan_rows(
+            adapted.get_base_model(), set_state, rows, [(1, *states)], batch_tokens=batch_tokens, embedded=embedded
+        )
         return done.passed / (time.perf_counter() - start)
 
 
@@ -209,13 +216,16 @@ def speed(args: argparse.Namespace, task: str, dtype: str) -> dict[str, Any]:
     changed = {name: value + 1e-3 * torch.randn_like(value) for name, value in state.items()}
     # Without an adapter's modules in the way.
     same = load_model(name, task=TASKS[task], labels=labels, dtype=dtype, device=args.device).model
-    times: dict[str, list[float]] = {"bare": [], "bare, our allocator settings": [], "scan": [], "usual loop": []}
+    names = ("bare", "bare, our allocator settings", "scan", "scan without nearness", "usual loop")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    embedded = np.random.default_rng(0).normal(size=(TARGET_ROWS, loaded.model.config.hidden_size))
     with tempfile.TemporaryDirectory() as folder:
         plain = PlainProcess(task, name, loaded.dtype, str(loaded.device), batches, Path(folder))
         for repeat in range(args.repeats + 1):
             rates = (
                 plain.run(),
                 bare(same, batches),
+                scan(adapted, rows, (changed, state), batch_tokens, embedded),
                 scan(adapted, rows, (changed, state), batch_tokens),
                 usual(adapted, rows),
             )

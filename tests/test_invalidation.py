@@ -149,6 +149,7 @@ RULE = [
     Row("transform", "abs"),
     Row("normalize", "initial-loss"),
     Row("nearness", 0.5),
+    Row("uncertainty", 0.5),
     Row("rule", "score-only"),
     Row("bins", 2),
     Row("source_cap", {"memory": 1.0}),
@@ -180,7 +181,7 @@ SELECT = [
 INERT = (
     "base_size", "epochs", "path_variant", "learning_rate", "lr_scheduler_type", "target_learning_rate_ratio",
     "target_optimizer", "target_sgd_learning_rate", "batch_size", "amplify", "score", "transform", "normalize",
-    "nearness",
+    "nearness", "uncertainty",
 )  # fmt: skip
 """Settings that no method off the path has a use for. LoRA settings are none of them: they are the final training's too."""
 OFF_PATH = but(SELECT, FIT_PRESET, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
@@ -291,8 +292,8 @@ SAID: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Defaults and given values, said otherwise: the same run."""
 FROM_TAKES = (
-    "n", "transform", "normalize", "nearness", "rule", "bins", "source_cap", "method", "seed", "out", "force", "json_output",
-    "quiet",
+    "n", "transform", "normalize", "nearness", "uncertainty", "rule", "bins", "source_cap", "method", "seed", "out",
+    "force", "json_output", "quiet",
 )  # fmt: skip
 """Settings of `tov select` that `tov select --from` takes too; it refuses all others."""
 IN_MEMORY = ("pool",)
@@ -526,7 +527,8 @@ def test_from_takes_the_settings_of_the_choice_and_rescans_nothing(
         assert [file.name for file in picked.folder.rglob("*.parquet")] == ["selected.parquet"], row.setting
     words = [
         "--n", "7", "--transform", "abs", "--normalize", "initial-loss", "--nearness", "0.5", "--rule", "score-only",
-        "--bins", "2", "--source-cap", "memory=1", "--method", "tov", "--seed", "1", "--force", "--quiet",
+        "--uncertainty", "0.25", "--bins", "2", "--source-cap", "memory=1", "--method", "tov", "--seed", "1",
+        "--force", "--quiet",
     ]  # fmt: skip
     out = ["--from", str(first.folder), "--out", str(tmp_path / "flags")]
     assert tov_command("select", *out, *words, monkeypatch=monkeypatch) == 0

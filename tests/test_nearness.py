@@ -45,7 +45,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Any:
 def test_no_score_moves_by_a_bit_and_nearness_is_that_of_a_pass_of_its_own(batch_tokens: int) -> None:
     adapted, rows, base, after = subject()
     write_state(adapted, base)
-    embedded = embed_rows(adapted, rows, batch_tokens=100)
+    embedded = embed_rows(adapted, rows, batch_tokens=100, half_way=True)
+    assert np.nanmax(np.abs(embedded - embed_rows(adapted, rows, batch_tokens=100))) > 0.1, "the last layer is another"
     near_to = embedded[[0, 7]]
     with scanning(adapted) as set_state:
         model, pairs = adapted.get_base_model(), [(1, base, after), (2, after, base)]
@@ -63,7 +64,7 @@ def test_no_score_moves_by_a_bit_and_nearness_is_that_of_a_pass_of_its_own(batch
 
 
 def alone(folder: Path, state: Path, rows: list[dict[str, str]]) -> np.ndarray:
-    """(rows, D) float64 of length 1, a row at a time with peft's own forward pass: `sum_i i h_i`, over its length."""
+    """(rows, D) float64 of length 1, a row at a time with peft's own forward pass, after the first of two layers."""
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(state)).eval().get_base_model()
     chats = [
         Conversation(({"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}))
@@ -74,7 +75,7 @@ def alone(folder: Path, state: Path, rows: list[dict[str, str]]) -> np.ndarray:
     for row in range(len(rows)):
         ids = torch.from_numpy(encoded.row(row)[0].astype(np.int64))
         with torch.no_grad():
-            hidden = model.model(input_ids=ids[None]).last_hidden_state[0].double().numpy()
+            hidden = model.model(input_ids=ids[None], output_hidden_states=True).hidden_states[1][0].double().numpy()
         sums.append((np.arange(1, len(ids) + 1)[:, None] * hidden).sum(0))
     return np.array([one / np.linalg.norm(one) for one in sums])
 
@@ -118,16 +119,17 @@ def test_percentiles_are_among_some_rows_and_ties_share_theirs() -> None:
     assert np.isnan(percentiles(values, np.zeros(6, bool))).sum() == 1, "no row is counted"
 
 
-def test_the_weights_of_score_and_nearness(run: Any, tmp_path: Path) -> None:
+def test_the_weights_of_score_nearness_and_uncertainty(run: Any, tmp_path: Path) -> None:
     table = run.scores.to_pandas()
     free = table[~table.in_base & (table.excluded == "")]
-    rank = {name: free[name].rank() for name in ("score_positive", "nearness")}
-    for weight in (0.0, 0.25, 1.0):
-        both = (1 - weight) * rank["score_positive"] + weight * rank["nearness"]
-        wanted = both.sort_values(ascending=False, kind="stable").index[:8]
-        picked = tov.reselect(run, n=8, nearness=weight, out=tmp_path / str(weight), pool=POOL, quiet=True)
-        assert list(picked.dataset["tov_row_id"]) == list(wanted), weight
-    again = tov.reselect(tmp_path / "0.25", n=9, out=tmp_path / "again", pool=POOL, quiet=True)
+    rank = {name: free[name].rank() for name in ("score_positive", "nearness", "uncertainty")}
+    for near, unsure in ((0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (0.0, 0.5), (0.25, 0.375)):
+        whole = near * rank["nearness"] + unsure * rank["uncertainty"] + (1 - near - unsure) * rank["score_positive"]
+        wanted = whole.sort_values(ascending=False, kind="stable").index[:8]
+        weights = {"nearness": near, "uncertainty": unsure}
+        picked = tov.reselect(run, n=8, **weights, out=tmp_path / f"{near}-{unsure}", pool=POOL, quiet=True)
+        assert list(picked.dataset["tov_row_id"]) == list(wanted), weights
+    again = tov.reselect(tmp_path / "0.25-0.0", n=9, out=tmp_path / "again", pool=POOL, quiet=True)
     assert again.manifest.identity["settings"]["nearness"] == 0.25, "taken over from the choice gone out from"
     said = tov.reselect(run, n=8, method="tov/nearness=0.25", out=tmp_path / "variant", pool=POOL, quiet=True)
     assert list(said.dataset["tov_row_id"]) == list(again.dataset["tov_row_id"])[:8]
@@ -136,6 +138,8 @@ def test_the_weights_of_score_and_nearness(run: Any, tmp_path: Path) -> None:
 def test_a_weight_that_cannot_take_effect_is_refused(run: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nearness"):
         tov.reselect(run, n=8, nearness=1.5, out=tmp_path / "a", pool=POOL)
+    with pytest.raises(ConfigError, match=r"--nearness 0\.6 and --uncertainty 0\.5 are more than 1 together"):
+        tov.reselect(run, n=8, nearness=0.6, uncertainty=0.5, out=tmp_path / "a", pool=POOL)
     with pytest.raises(ConfigError, match="--nearness has no effect with --method uncertainty"):
         tov.reselect(run, n=8, nearness=0.5, method="uncertainty", out=tmp_path / "b", pool=POOL)
 

@@ -170,11 +170,9 @@ class PathSettings(DataSettings):
         f"auto: {_by_task('target_learning_rate_ratio')}", None, gt=0, used_by=("path",),
     )  # fmt: skip
     target_optimizer: TargetOptimizer = setting(
-        "fit",
-        "target optimizer: AdamW with zero moments (fresh) or with the base epoch's (carry), or plain SGD (sgd)",
-        "fresh",
-        used_by=("path",),
-    )
+        "fit", "target optimizer: AdamW with zero moments (fresh) or with the base epoch's (carry), or plain SGD (sgd)",
+        "fresh", used_by=("path",),
+    )  # fmt: skip
     target_sgd_learning_rate: float = setting(
         "fit", "learning rate of a target epoch under --target-optimizer sgd", 0.05, gt=0, used_by=("path",)
     )
@@ -200,36 +198,40 @@ class RuleSettings(Settings):
         "choice", "function F that is applied to each token's gain before the mean", "positive", used_by=("gain",)
     )
     normalize: Normalize | None = setting(
-        "choice",
-        "divisor of a row's score: none, or the row's log-loss under the base state (relative improvement); "
-        f"auto: {_by_task('normalize')}",
-        None,
-        used_by=("gain",),
-    )
+        "choice", "divisor of a row's score: none, or the row's log-loss under the base state (relative improvement); "
+        f"auto: {_by_task('normalize')}", None, used_by=("gain",),
+    )  # fmt: skip
     nearness: float = setting(
-        "choice",
-        "weight w of nearness, a row's largest cosine to a target row: rows are ranked by (1 - w) percentile(score) + "
-        "w percentile(nearness)", 0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
+        "choice", "weight w of nearness, a row's largest cosine to a target row: rows are ranked by (1 - w) percentile(score) "
+        "+ w percentile(nearness)", 0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
+    )  # fmt: skip
+    uncertainty: float = setting(
+        "choice", "weight u of uncertainty, a row's mean log[p (1 - p)] under the base states; the score's weight is 1 - w - u",
+        0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
     )  # fmt: skip
     rule: Rule | None = setting(
-        "choice",
-        "rule of the choice: half by score and half at random; all by score; a draw with probability proportional to "
+        "choice", "rule of the choice: half by score and half at random; all by score; a draw with probability proportional to "
         "exp(score); or round robin, in which each target row takes its best free row; auto: the method's own rule "
-        "(tov: score+random)",
-        None,
-        used_by=("rule",),
-    )
+        "(tov: score+random)", None, used_by=("rule",),
+    )  # fmt: skip
     bins: int | None = setting(
-        "choice",
-        "length bins of equal capacity, by scored tokens, each with the same quota; auto: the method's own number (tov: 10)",
-        None,
-        ge=1,
-        used_by=("rule",),
-    )
+        "choice", "length bins of equal capacity, by scored tokens, each with the same quota; auto: the method's own number "
+        "(tov: 10)", None, ge=1, used_by=("rule",),
+    )  # fmt: skip
     source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = setting(
         "choice", "maximum share of one source among the chosen rows: for every source (0.3), or for some (web=0.2 books=0.5)",
         {}, used_by=("rule",), unless={},
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _leaves_the_score_a_share(self) -> RuleSettings:
+        if self.nearness + self.uncertainty > 1 + 1e-9:
+            raise ConfigError(
+                f"--nearness {self.nearness:g} and --uncertainty {self.uncertainty:g} are more than 1 together.",
+                allowed="weights of at most 1 together: what is left is the score's",
+                fix="Lower one of the two.",
+            )
+        return self
 
 
 class SelectionSettings(RuleSettings):

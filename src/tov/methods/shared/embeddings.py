@@ -7,12 +7,12 @@ numbers a row are kept, 4 D bytes (2.3 KB for a model of width 576).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from tov.errors import NumericError
@@ -25,7 +25,7 @@ from tov.text.batches import Batch
 from tov.text.encode import Encoded
 
 
-def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int) -> np.ndarray:
+def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int, half_way: bool = False) -> np.ndarray:
     """(rows, D) fp32 of length 1: the position-weighted mean of the last hidden states, `sum_i i h_i / sum_i i`, normalised.
 
     Over all of a row's tokens i = 1..T, special ones included; h is what the head is given (after the last norm). Padding has
@@ -39,15 +39,18 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int) -> np.ndarray:
         adapted: a PeftModel: causal, token or sequence classification.
         rows: encoded rows.
         batch_tokens: most tokens in a batch, padding included.
+        half_way: take the hidden states after half of the layers, not the last ones.
 
     Raises:
         NumericError: an embedding is not a finite number, or zero.
     """
     model = adapted.get_base_model()
     embeddings = np.full((len(rows), model.config.get_text_config().hidden_size), np.nan, np.float32)
-    with scanning(adapted):
+    with scanning(adapted), _hidden_half_way(model) if half_way else nullcontext() as latest:
         for batch in each(batches_of(rows, batch_tokens)):
-            embeddings[batch.rows] = _weighted_mean(_last_hidden(model, batch), batch.lengths).cpu().numpy()
+            last = _last_hidden(model, batch)
+            hidden = latest(batch) if latest else last
+            embeddings[batch.rows] = _weighted_mean(hidden, batch.lengths).cpu().numpy()
             if not np.isfinite(embeddings[batch.rows]).all():
                 raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
     return embeddings
@@ -57,28 +60,53 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int) -> np.ndarray:
 def nearness_in_passing(model: Any, target: np.ndarray) -> Iterator[Callable[[Batch], Tensor]]:
     """Within the block, what gives (B,) the largest cosine of a batch's rows to any target row, of the pass just made.
 
-    A row is embedded as by `embed_rows`, from the hidden states of a forward pass that is made for something else: that pass
-    gives the same numbers to the last bit, and no other is made.
+    A row is embedded as by `embed_rows` half way, from the hidden states of a forward pass that is made for something else:
+    that pass gives the same numbers to the last bit, and no other is made.
 
     Args:
         model: the model under its adapter, in a scan.
-        target: (M, D) embeddings of the target's rows under the same state.
+        target: (M, D) embeddings of the target's rows under the same state, also half way.
     """
     directions = torch.from_numpy(normalised(target)).to(model.device)
+
+    def of_batch(batch: Batch) -> Tensor:
+        embedded = _weighted_mean(latest(batch), batch.lengths)
+        return (embedded @ directions.to(embedded.dtype).T).amax(1)
+
+    with _hidden_half_way(model) as latest:
+        yield of_batch
+
+
+@contextmanager
+def _hidden_half_way(model: Any) -> Iterator[Callable[[Batch], Tensor]]:
+    """Within the block, what gives (B, T, D) the hidden states of the batch that has just passed, after half of the layers.
+
+    Layers are the outermost list of modules in the backbone. Of a model without one, or whose layers are given rows otherwise
+    than (B, T, D), they are the last hidden states.
+    """
     latest: list[Tensor] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        latest[:] = [output[0]]
+        latest.append(output if torch.is_tensor(output) else output[0])
 
     def of_batch(batch: Batch) -> Tensor:
-        embedded = _weighted_mean(latest.pop(), batch.lengths)
-        return (embedded @ directions.to(embedded.dtype).T).amax(1)
+        found = next(one for one in latest if one.shape[:-1] == batch.ids.shape)
+        latest.clear()
+        return found
 
-    handle = model.base_model.register_forward_hook(keep)
+    backbone = model.base_model
+    handles = [module.register_forward_hook(keep) for module in (*_layer_half_way(backbone), backbone)]
     try:
         yield of_batch
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_half_way(backbone: Any) -> list[nn.Module]:
+    lists = [(name.count("."), part) for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)]
+    layers = min(lists, key=lambda one: one[0])[1] if lists else ()
+    return [layers[max(len(layers) // 2, 1) - 1]] if len(layers) else []
 
 
 def _last_hidden(model: Any, batch: Batch) -> Tensor:

@@ -154,33 +154,34 @@ class Tov(PathMethod):
     )
 
     def columns(self, settings: RuleSettings, available: Sequence[str]) -> Sequence[str]:
-        """F's column, the log-loss where it divides, and the nearness where it weighs."""
-        loss, near = settings.normalize == "initial-loss", settings.nearness > 0
-        return f"score_{settings.transform}", *(("loss_base",) * loss), *((NEARNESS,) * near)
+        """F's column, the log-loss where it divides, and what has a weight beside the score."""
+        divisor = ("loss_base",) if settings.normalize == "initial-loss" else ()
+        return f"score_{settings.transform}", *divisor, *_weights(settings)
 
     def rank(self, scores: pa.Table, settings: RuleSettings) -> np.ndarray:
-        """(N,) the score under the settings' F and normaliser; with a weight for nearness, a mean of two percentiles.
+        """(N,) the score under the settings' F and normaliser; beside other measures with a weight, a mean of percentiles.
 
-        Percentiles are among the rows that may be chosen by score, so that each of the two has the same say at equal weights.
+        Percentiles are among the rows that may be chosen by score, so that measures of equal weight have an equal say.
         """
         values = column_of(scores, f"score_{settings.transform}")
         if settings.normalize == "initial-loss":
             values = normalized(values, column_of(scores, "loss_base"))
-        if not settings.nearness:
+        weights = _weights(settings)
+        if not weights:
             return values
-        near = _nearness_of(scores)
-        free = usable_in(scores) & ~scores["in_base"].to_numpy() & np.isfinite(values) & np.isfinite(near)
-        weight = settings.nearness
-        return (1 - weight) * percentiles(values, free) + weight * percentiles(near, free)
+        if NEARNESS in weights and NEARNESS not in scores.column_names:
+            raise RunError(
+                "--nearness weighs the column nearness, which these scores do not have: their path was fitted by tov 0.1.0.",
+                fix="Leave --nearness out, or fit and score again (tov select --force).",
+            )
+        weighed = [(1 - sum(weights.values()), values), *((weights[name], column_of(scores, name)) for name in weights)]
+        free = usable_in(scores) & ~scores["in_base"].to_numpy() & np.isfinite([one for _, one in weighed]).all(0)
+        return np.sum([weight * percentiles(one, free) for weight, one in weighed], axis=0)
 
 
-def _nearness_of(scores: pa.Table) -> np.ndarray:
-    if NEARNESS not in scores.column_names:
-        raise RunError(
-            "--nearness weighs the column nearness, which these scores do not have: their path was fitted by tov 0.1.0.",
-            fix="Leave --nearness out, or fit and score again (tov select --force).",
-        )
-    return column_of(scores, NEARNESS)
+def _weights(settings: RuleSettings) -> dict[str, float]:
+    """Column -> its weight beside the score, of those that have one."""
+    return {name: weight for name in (NEARNESS, "uncertainty") if (weight := getattr(settings, name))}
 
 
 def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer:
@@ -216,7 +217,7 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
         keep=lambda step, state: save_step(opened.adapted, folder, step, state),
     )  # fmt: skip
     write_state(opened.adapted, load(folder / "epoch-1" / "base"))
-    save_embeddings(folder, embed_rows(opened.adapted, target, batch_tokens=work.batch_tokens(opened)))
+    save_embeddings(folder, embed_rows(opened.adapted, target, batch_tokens=work.batch_tokens(opened), half_way=True))
     lost = len(work.target) - len(target)
     notes = [
         *schedule.notes,
