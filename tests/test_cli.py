@@ -20,7 +20,9 @@ import tov
 from tiny import make_rows, tiny_model_folder, write_jsonl
 from tov.cli.flags import spread
 from tov.cli.main import main
+from tov.config.gate import GateSettings
 from tov.config.records import FitConfig, PlanConfig, ReselectConfig, ScoreConfig, SelectConfig
+from tov.config.settings import NOT_KEPT
 from tov.errors import note_interrupts
 from tov.scores.store import ShardStore
 from tov.tasks import TASKS
@@ -295,7 +297,8 @@ def test_the_manifest_says_what_the_numbers_were_made_from(place: Path) -> None:
 
 def test_config_holds_every_setting(place: Path) -> None:
     kept = yaml.safe_load((place / "done" / "config.yaml").read_text())
-    assert set(kept) == set(SelectConfig.model_fields) - {"force", "json_output", "quiet", "trust_remote_code"}
+    of_auto = set(GateSettings.model_fields)  # without effect here
+    assert set(kept) == set(SelectConfig.model_fields) - NOT_KEPT - of_auto
     assert kept["n"] == 10
 
 

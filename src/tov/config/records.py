@@ -244,11 +244,8 @@ class TrainingSettings(Settings):
     """The final training, on chosen rows, from the pretrained weights; LoRA as in the path."""
 
     train_rows: int = setting(
-        "training",
-        "rows passed in the final training; its epochs are this over n, rounded, at least 1",
-        16 * 1024,
-        ge=1,
-    )
+        "training", "rows passed in the final training; its epochs are this over n, rounded, at least 1", 16 * 1024, ge=1,
+    )  # fmt: skip
     num_train_epochs: int | None = setting(
         "training", "epochs of the final training; auto: derived from --train-rows", None, ge=1
     )
@@ -373,9 +370,7 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
         ("tov", "random", "uncertainty", "zero-shot"),
         min_length=1,
     )
-    sizes: tuple[int, ...] = setting(
-        "trials", "numbers of rows to choose; each number is compared by itself", min_length=1
-    )
+    sizes: tuple[int, ...] = setting("trials", "numbers of rows to choose; each is compared by itself", min_length=1)
     seeds: int = setting("trials", "number of seeds, counted up from --seed; all variants share each seed", 5, ge=1)
     exact_match: int = setting(
         "training", "test rows whose answer is generated and compared with the reference (instruction tuning; slow)", 0, ge=0
@@ -386,9 +381,7 @@ class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, 
     metric: str | None = setting(
         "training", f"{OWN_METRIC}; answers are generated where --exact-match says of how many rows", None, unless=None
     )
-    report_only: bool = setting(
-        "output", "report the finished trials and run none, also while another process runs more", False
-    )
+    report_only: bool = setting("output", "report the finished trials and run none, also while others are run", False)
 
     @model_validator(mode="after")
     def _keeps_what_it_reports(self) -> CompareConfig:
