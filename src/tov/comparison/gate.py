@@ -198,12 +198,19 @@ def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant
                 fix="Mend that, or name a method in place of auto.",
             )
         records += mine
-        done = gains_of(_differences(records, _judge(bench.config)))
-        alive = halved({name: done[name] for name in alive if name in done and mine_of(mine, name)})
+        done = gains_of(_differences(records, _judged_by(records, bench.config)))
+        alive = halved({name: done[name] for name in alive if name in done and _has(mine, name)})
     return records
 
 
-def mine_of(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+def _judged_by(records: Sequence[Mapping[str, Any]], config: Any) -> str:
+    """As asked for; but a metric that is the same in all trainings (small models get nothing right at first) says nothing."""
+    if _judge(config) == LOSS:
+        return LOSS
+    return METRIC if len({record["metric"] for record in records if record["status"] == DONE}) > 1 else LOSS
+
+
+def _has(records: Sequence[Mapping[str, Any]], name: str) -> bool:
     """Whether a candidate's pilot among these is done."""
     return any(record["variant"] == name and record["status"] == DONE for record in records)
 
@@ -225,15 +232,19 @@ def _verdict(
     records: Sequence[Mapping[str, Any]], candidates: Sequence[Variant], benches: Sequence[Bench], sizes: PilotSizes
 ) -> dict[str, Any]:
     """What was decided and why, for manifest and report."""
-    judge = _judge(benches[0].config)
+    judge = _judged_by(records, benches[0].config)
     gains = gains_of(_differences(records, judge))
     last = [record for record in records if record["seed"] == benches[-1].config.seed]
-    alive = {name: gain for name, gain in gains.items() if mine_of(last, name)}
+    alive = {name: gain for name, gain in gains.items() if _has(last, name)}
     chosen = best_of(alive)
-    rows = [_candidate(one.name, records, gains, alive, chosen, len(benches)) for one in candidates]
+    rows = [_candidate(one.name, records, gains, alive, chosen) for one in candidates]
+    beside = _beside(records, judge)
+    rows = [{**row, "beside": beside.get(row["variant"], {})} for row in rows]
     judged = sum(len(bench.split.test) for bench in benches)
     unit = "%" if judge == LOSS else "points"
     by = f"{judged:,} held-out target rows, in {len(benches)} pilots of {sizes.n:,} rows out of {sizes.pool:,}"
+    if judge != _judge(benches[0].config):
+        by += ", judged by log-loss because the metric was the same in all of them"
     won = f"auto took {chosen}: {_interval(gains[chosen])} {unit} better than random rows on {by}" if chosen else (
         f"auto took random rows: none of {len(candidates)} candidates was reliably better on {by}"
     )  # fmt: skip
@@ -244,13 +255,25 @@ def _verdict(
     }  # fmt: skip
 
 
+def _beside(records: Sequence[Mapping[str, Any]], judge: str) -> dict[str, dict[str, Any]]:
+    """Candidate -> its gain by what did not judge; nothing where there is no metric."""
+    other = LOSS if judge == METRIC else METRIC
+    if any(record["metric"] is None for record in records if record["status"] == DONE):
+        return {}
+    return {name: _told(gain) for name, gain in gains_of(_differences(records, other)).items()}
+
+
+def _told(gain: Gain) -> dict[str, Any]:
+    return {"mean": gain.mean, "low": gain.low, "high": gain.high, "pilots": gain.pilots}
+
+
 def _interval(gain: Gain) -> str:
     return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
 
 def _candidate(
     name: str, records: Sequence[Mapping[str, Any]], gains: Mapping[str, Gain], alive: Mapping[str, Gain],
-    chosen: str | None, pilots: int,
+    chosen: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """A line of the table: what the pilots say of a candidate, what it cost, and why it was taken or not."""
     mine = [record for record in records if record["variant"] == name]
@@ -263,7 +286,7 @@ def _candidate(
         else "not reliably better than random rows" if alive[name].low <= 0
         else f"less than {chosen}" if chosen else ""
     )  # fmt: skip
-    told = {"mean": gain.mean, "low": gain.low, "high": gain.high, "pilots": gain.pilots} if gain else {}
+    told = _told(gain) if gain else {}
     seconds = {
         "scoring": sum((record["scoring"] or {}).get("seconds", 0.0) for record in mine if record.get("scoring")),
         "training": sum((record["train"] or {}).get("seconds", 0.0) for record in mine if record.get("train")),

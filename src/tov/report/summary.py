@@ -54,20 +54,22 @@ def summary_markdown(manifest: Manifest) -> str:
 
 def gate_text(gate: Mapping[str, Any]) -> str:
     """What `auto` has decided for, and a line a candidate."""
-    unit = f"better than random rows, {gate['unit']}"
+    points, percent = "over random rows, points of the metric", "better than random rows, % of the log-loss"
+    names = (points, percent) if gate["judge"] == "metric" else (percent, points)
+    columns = [("gain", f"{names[0]} (decides)")]
+    columns += [("beside", names[1])] if any(one["beside"] for one in gate["candidates"]) else []
     rows = [
         [
             markdown(one["variant"]),
             one["gain"].get("pilots", 0),
-            _interval(one["gain"]),
+            *(_interval(one[column]) for column, _ in columns),
             *(duration(one["seconds"][part]) for part in ("scoring", "training")),
             note(one["outcome"]),
         ]
         for one in gate["candidates"]
     ]
-    return f"{note(gate['verdict'])}.\n\n" + table(
-        ["candidate", "pilots", unit, "scoring", "training", "outcome"], rows
-    )
+    header = ["candidate", "pilots", *(name for _, name in columns), "scoring", "training", "outcome"]
+    return f"{note(gate['verdict'])}.\n\n" + table(header, rows)
 
 
 def _interval(gain: Mapping[str, float]) -> str:
