@@ -31,7 +31,7 @@ LETTERS = 1000
 
 def drawn(row_ids: np.ndarray, seed: int) -> np.ndarray:
     """(at most `LOOKED_AT`,) of these rows, in the order drawn, so that the first k of them are as random as all."""
-    return generator(seed, "rows looked at").permutation(row_ids)[:LOOKED_AT]
+    return generator(seed, "rows looked at").choice(row_ids, min(len(row_ids), LOOKED_AT), replace=False)
 
 
 def seen(pool: Pool, row_ids: np.ndarray, encode: Encoder | None, seed: int) -> tuple[list[Row], RowsFacts]:

@@ -61,7 +61,8 @@ def look_at(
     lengths, usable = scores["tokens"].to_numpy(), np.flatnonzero(usable_in(scores))
     mine, theirs = drawn(row_ids, seed), drawn(usable, seed)
     task, pool_rows = TASKS[pool.task], usable_rows(pool.at(theirs))
-    like, others = run.manifest.targets[DEFAULT_TARGET].facts, dict[str, Sequence[Row]]()
+    noted, others = run.manifest.targets.get(DEFAULT_TARGET), dict[str, Sequence[Row]]()
+    like = noted.facts if noted else None
     if target is not None:
         others["target"], of_text = seen(target.pool, np.arange(len(target)), None, seed)
         like = like or of_text
