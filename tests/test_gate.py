@@ -22,6 +22,8 @@ from tov.config.settings import build
 from tov.errors import ConfigError, DataError, RunError
 from tov.inputs.read import read_target
 from tov.methods.auto import alive_in, pilot_sizes
+from tov.methods.base import PoolStats
+from tov.methods.registry import built_in
 from tov.runs.manifest import read_manifest
 
 QUICK: dict[str, Any] = {
@@ -229,6 +231,19 @@ def test_sizes_of_pilots() -> None:
     assert alive_in(8, 3) == [8, 4, 2]
     assert alive_in(5, 4) == [5, 3, 2, 2]
     assert alive_in(1, 3) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("usable", [100_000, 250_000, 1_000_000])
+@pytest.mark.parametrize("task", ["instruction", "ner"])
+def test_for_large_pools_the_pilots_cost_less_than_a_third_of_the_scoring(usable: int, task: str) -> None:
+    settings = build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 8192, "out": "o", "method": "auto"})
+    stats = PoolStats(
+        settings=settings.for_task(task), options=None, rows=usable, usable=usable, scored=usable, tokens=150.0 * usable,
+        target_rows=256, target_tokens=256 * 150, width=576, trained=lambda _: 5_000_000,
+    )  # fmt: skip
+    pilots, *scoring = built_in()["auto"].cost(stats) or []
+    whole = sum(stage.forward + 2 * stage.backward for stage in scoring)
+    assert 0 < pilots.forward + 2 * pilots.backward < whole / 3
 
 
 def test_the_plan_foretells_the_pilots(tmp_path: Path, tiny_folder: Path) -> None:
