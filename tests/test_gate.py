@@ -13,6 +13,7 @@ import tov
 from faults import killed
 from test_classifiers import make
 from tiny import make_rows, tiny_encoder_folder
+from tov.cli.main import main
 from tov.comparison import gate
 from tov.comparison.bench import Bench
 from tov.comparison.records import read_trials
@@ -24,6 +25,7 @@ from tov.inputs.read import read_target
 from tov.methods.auto import alive_in, pilot_sizes
 from tov.methods.base import PoolStats
 from tov.methods.registry import built_in
+from tov.metrics import own_metric
 from tov.runs.manifest import read_manifest
 
 QUICK: dict[str, Any] = {
@@ -256,3 +258,69 @@ def test_the_plan_foretells_the_pilots(tmp_path: Path, tiny_folder: Path) -> Non
     stage, spent = planned["stages"]["pilots"], done.manifest.spent["pilots"]
     assert spent[0] <= 1.3 * stage["forward"]
     assert stage["forward"] <= 2 * spent[0]
+
+
+# A metric of the user's own
+
+METRICS = '''
+def shortest(references, predictions):
+    """Larger is better: minus the mean number of words of what was predicted."""
+    assert len(references) == len(predictions)
+    return -sum(len(str(one).split()) for one in predictions) / len(predictions)
+
+def broken(references, predictions):
+    raise KeyError("no such thing")
+
+def nothing(references, predictions):
+    return float("nan")
+
+number = 3
+'''
+
+
+@pytest.fixture
+def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The module's name; it lies in the working directory."""
+    name = f"metrics_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(METRICS)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_pilots_are_judged_by_the_users_own_metric_of_generated_answers(
+    tmp_path: Path, tiny_folder: Path, metrics: str
+) -> None:
+    done = select(tmp_path / "run", tiny_folder, candidates=["dsir"], metric=f"{metrics}:shortest", max_length=48)
+    assert all(one["metric"] is not None and one["metric"] <= 0 for one in pilots_of(done.folder))
+    kept = (done.folder / "config.yaml").read_text()
+    assert metrics not in kept, "no file may name code that is run"
+
+
+def test_a_comparison_reports_the_users_own_metric(tmp_path: Path, metrics: str) -> None:
+    rows = make("ner", 60, 3)
+    done = tov.compare(
+        model=str(tiny_encoder_folder(tmp_path)), pool=rows[:40], target=rows[40:50], test=rows[50:], methods=["random"],
+        sizes=[8], seeds=1, train_rows=16, metric=f"{metrics}:shortest", quiet=True, out=tmp_path / "run",
+    )  # fmt: skip
+    assert all(one["metric"] < 0 for one in done.trials)
+    assert f"{metrics}:shortest" in done.report.replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("broken", "KeyError"), ("nothing", "gave nan"), ("number", "is no function"), ("missing", "cannot be had"),
+        ("", "got"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_cannot_be_used_is_told_with_what_to_do(function: str, says: str, metrics: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        own_metric(f"{metrics}:{function}")(["a"], ["b"])
+    assert "--metric" in str(caught.value)
+
+
+def test_a_settings_file_cannot_name_a_metric(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "select.yaml").write_text("metric: os:system\nn: 8\n")
+    with pytest.raises(SystemExit):
+        main(["select", str(tmp_path / "select.yaml"), "--out", str(tmp_path / "run")])
+    assert "no file can allow a metric's code" in capsys.readouterr().err
