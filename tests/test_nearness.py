@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig
 
 import tov
 from golden.records import HERE
@@ -19,7 +19,7 @@ from golden.runs import ROOT, move
 from test_scan import subject
 from tiny import make_rows, tiny_tokenizer
 from tov.errors import ConfigError, RunError
-from tov.methods.shared.embeddings import embed_rows
+from tov.methods.shared.embeddings import _layer_half_way, embed_rows
 from tov.methods.shared.neighbours import best_cosine
 from tov.methods.tov.path import EMBEDDINGS, open_path
 from tov.methods.tov.scan import MEASURES, scan_rows
@@ -29,6 +29,7 @@ from tov.model.kernels.joined import scanning
 from tov.tasks.instruction import Conversation, encode
 
 POOL, TARGET = make_rows(40, seed=1), make_rows(6, seed=2)
+SMALL = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
 CLOSE = 1e-3
 """What a cosine may lose by embeddings in fp16."""
 
@@ -86,6 +87,23 @@ def test_the_column_is_the_largest_cosine_under_the_first_base_state(run: Any, t
     found = run.scores["nearness"].to_numpy()
     np.testing.assert_allclose(found, first, atol=CLOSE)
     assert np.abs(found - second).max() > 2 * CLOSE, "the states hardly differ, so the comparison is empty"
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        (LlamaConfig(**SMALL, num_hidden_layers=5), "layers.1"),
+        (BertConfig(**SMALL, num_hidden_layers=1), "encoder.layer.0"),
+        (GPT2Config(vocab_size=9, n_embd=8, n_head=2, n_layer=4), "h.1"),
+    ],
+)
+def test_half_of_the_layers_of_a_model(config: Any, layers: str) -> None:
+    model = AutoModel.from_config(config)
+    assert _layer_half_way(model) == [model.get_submodule(layers)]
+
+
+def test_a_model_without_a_list_of_layers_is_taken_at_its_end() -> None:
+    assert _layer_half_way(torch.nn.Sequential(torch.nn.Linear(2, 2))) == []
 
 
 def test_a_classifier_has_it_too(tmp_path: Path) -> None:
