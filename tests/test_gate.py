@@ -227,7 +227,7 @@ def test_classifiers_are_judged_by_their_metric(tmp_path: Path) -> None:
 def test_sizes_of_pilots() -> None:
     settings = build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 8192, "out": "o"})
     large = pilot_sizes(settings, 100_000, 8192)
-    assert (large.n, large.pool, large.passes) == (512, 6250, 1024)
+    assert (large.n, large.pool, large.passes) == (512, 5632, 1024)
     assert pilot_sizes(settings, 1000, 100).pool == 1000, "never more than there are"
     assert pilot_sizes(settings, 1000, 100).n == 100
     assert alive_in(8, 3) == [8, 4, 2]

@@ -6,7 +6,10 @@ from typing import Literal
 
 from tov.config.settings import Settings, setting
 
-CANDIDATES = ("tov", "tov/score-only", "tov/nearness=0.5/score-only", "uncertainty", "rds", "tsds", "bm25")
+CANDIDATES = (
+    "tov", "tov/score-only", "tov/nearness=0.5/score-only", "tov/nearness=0.333/uncertainty=0.333/score-only", "uncertainty",
+    "rds", "tsds", "bm25",
+)  # fmt: skip
 """What `auto` decides between, beside random rows."""
 WHOLE_ANSWER = r"(?s)^.*$"
 OWN_METRIC = (

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from tov.config.records import TrainingSettings
 from tov.methods.base import Method, PoolStats, Stage
 
-PILOT_POOL, PILOT_PART = 12, 16
+PILOT_POOL, PILOT_PART = 11, 18
 """Pool rows in a pilot: so many times the rows that it chooses, but at least one of so many usable rows."""
 PILOTS = "pilots"
 LEAST = 2

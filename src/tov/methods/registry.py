@@ -37,7 +37,7 @@ def _built_in() -> dict[str, Method]:
     from tov.methods.uncertainty import HighestLoss, LowestLoss, Uncertainty
 
     kinds: list[type[Method]] = [
-        Auto, Tov, Less, Tracin, Dsir, Bm25, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Random, Full,
+        Tov, Less, Tracin, Dsir, Bm25, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Auto, Random, Full,
         ZeroShot,
     ]  # fmt: skip
     return {kind.name: kind() for kind in kinds}
