@@ -173,7 +173,12 @@ def test_what_cannot_be_is_told_before_anything_is_scored(tmp_path: Path, tiny_f
         ({"candidates": ["tov", "auto"]}, ConfigError, "auto"),
         ({"candidates": ["random"]}, ConfigError, "random rows alone"),
         ({"candidates": ["tovv"]}, ConfigError, "tov"),
-        ({"rule": "score-only"}, ConfigError, "rule of its own"),
+        ({"candidates": ["tov", "tov/positive"]}, ConfigError, "mean the same"),
+        ({"rule": "score-only"}, ConfigError, "--rule has no effect with --method auto"),
+        ({"method": "auto/abs"}, ConfigError, "no option of auto"),
+        ({"answer_pattern": "("}, ConfigError, "not a regular expression"),
+        ({"group_by": "colour"}, ConfigError, "no such column"),
+        ({"n": 36}, DataError, "tov/score-only cannot choose"),
         ({"target": make_rows(1, seed=2)}, DataError, "held out"),
         ({"method": "dsir"}, ConfigError, "no effect"),
     ]
@@ -211,6 +216,128 @@ def test_a_comparison_has_auto_beside_the_others_and_it_trains_on_what_it_took(
     assert by["auto"]["scoring"]["seconds"] > ((by[took]["scoring"] or {}).get("seconds") or 0)
     assert by["auto"]["gate"]["verdict"] in by["auto"]["notes"]
     assert "auto" in done.report
+
+
+def test_sizes_and_variants_of_auto_in_one_comparison_have_pilots_of_their_own(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    given = {
+        "model": str(tiny_folder), "pool": make_rows(60, seed=1), "target": make_rows(9, seed=2), "test": make_rows(5, seed=3),
+        "candidates": ["dsir", "bm25"], "sizes": [8, 12], "train_rows": 24, "max_length": 64, "pilot_folds": 2,
+        "pilot_rows": 16, "pilot_train_rows": 16, "dtype": "fp32", "quiet": True, "out": tmp_path / "run",
+    }  # fmt: skip
+    done = tov.compare(**given, methods=["auto", "auto/pilot_rows=17", "dsir"], seeds=1)
+    autos = [one for one in done.trials if one["variant"].startswith("auto")]
+    assert [one["error"] for one in autos] == [None] * 4
+    assert {(one["variant"], one["n"], one["gate"]["rows"]) for one in autos} == {
+        ("auto", 8, 8), ("auto", 12, 12), ("auto/pilot_rows=17", 8, 8), ("auto/pilot_rows=17", 12, 12),
+    }  # fmt: skip
+    with pytest.raises(RunError, match="other rules"):
+        tov.compare(**{**given, "candidates": ["dsir", "rds"]}, methods=["auto", "dsir"], seeds=1)
+    assert len(tov.compare(**{**given, "candidates": ["dsir", "rds"]}, methods=["dsir"], seeds=1).trials) == len(
+        done.trials
+    )
+
+
+def test_no_row_like_the_fold_reaches_a_pilots_pool_or_target(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Equal prompts, equal values of --group-by, and near duplicates."""
+    splits: list[Any] = []
+
+    def watch(run: Any, bench: Bench, todo: Any) -> Any:
+        splits.append(bench.split)
+        raise DataError("seen", fix="none")
+
+    def row(topic: str, text: str, answer: str) -> dict[str, str]:
+        return {"topic": topic, "prompt": text, "completion": answer}
+
+    long = "please tell me in a few words what the colour of the old house is when it rains on a monday in {}"
+    target = [row(f"t{at}", long.format(month), "red") for at, month in enumerate(("may", "june", "july", "march"))]
+    target += [row(f"u{at}", f"{at} and {at * 7} are how many, if none is lost", "many") for at in range(6)]
+    pool = [row(f"p{at}", f"a question about number {at * 13} and nothing else at all", "yes") for at in range(40)]
+    pool += [row(one["topic"], f"another question of topic {one['topic']} which is no repeat", "no") for one in target]
+    pool += [row("near", long.format("april"), "blue")]
+    monkeypatch.setattr(gate, "seed_trials", watch)
+    with pytest.raises(DataError, match="seen"):
+        select(tmp_path / "run", tiny_folder, pool=pool, target=target, group_by="topic", max_length=256)
+    [split] = splits
+    held, scored = ([target[at] for at in range(10) if hash_of(target[at]) in set(read.index.prompt.tolist())]
+                    for read in (split.test, split.target))  # fmt: skip
+    topics = {one["topic"] for one in split.rows.pool.originals(range(len(split.rows.pool)))}
+    assert any(one["topic"].startswith("t") for one in held), "the seed holds out none of the near ones: choose another"
+    assert not {one["topic"] for one in held} & topics, "a row of a group that is held out may be trained on"
+    assert {f"p{at}" for at in range(40)} <= topics
+    assert "near" not in topics, "a near duplicate of a held-out row may be trained on"
+    assert not any(one["topic"].startswith("t") for one in scored), "a score sees near duplicates of a held-out row"
+
+
+def hash_of(row: dict[str, str]) -> int:
+    """The prompt's hash, as the index has it."""
+    read = read_target([[row]], build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 1, "out": "o"}))
+    return int(read.index.prompt[0])
+
+
+def test_a_base_set_as_large_as_the_pilots_pool_leaves_rows_to_choose(tmp_path: Path, tiny_folder: Path) -> None:
+    rows = make_rows(400, seed=1)
+    done = select(tmp_path / "run", tiny_folder, pool=rows, base_size=190, n=16, candidates=["tov", "dsir"])
+    mine = [one for one in pilots_of(done.folder) if one["variant"] == "tov"]
+    assert done.manifest.gate["pool"] < 190, "else the base set leaves rows anyway"
+    assert mine
+    assert all(one["by_score"] > 0 for one in mine), [one["by_score"] for one in mine]
+
+
+def test_where_all_candidates_fail_the_first_fault_is_told(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(DataError, match=r"all candidates failed.*diverged"):
+        select(tmp_path / "run", tiny_folder, candidates=["tov/learning_rate=1e30"], base_size=16)
+    again = select(tmp_path / "other", tiny_folder, candidates=["tov/learning_rate=1e30", "dsir"], base_size=16)
+    assert again.manifest.gate["candidates"][0]["gain"] == {}
+
+
+def test_a_metric_that_never_differs_from_random_rows_gives_way_to_log_loss() -> None:
+    def record(variant: str, seed: int, loss: float, metric: float) -> dict[str, Any]:
+        return {"variant": variant, "seed": seed, "loss": loss, "metric": metric, "status": "done", "by_score": 4}
+
+    def config(judge: str | None) -> Any:
+        return build(SelectConfig, {
+            "model": "m", "pool": "p", "target": "t", "n": 1, "out": "o", "task": "ner", "judge": judge,
+        })  # fmt: skip
+
+    still = [record(name, seed, 1.0, 0.1 * seed) for seed in (1, 2) for name in ("random", "rds")]
+    assert gate._judged_by(still, config(None)) == "loss", "equal within each pilot, although pilots differ"
+    moved = [*still[:-1], record("rds", 2, 1.0, 0.3)]
+    assert gate._judged_by(moved, config(None)) == "metric"
+    assert gate._judged_by(moved, config("loss")) == "loss"
+
+
+def test_the_decision_can_be_computed_again_from_the_pilots(picked: Any) -> None:
+    """By hand: % of the random rows' loss in the same pilot, the mean, and who is left."""
+    records = pilots_of(picked.folder)
+    random = {one["seed"]: one["loss"] for one in records if one["variant"] == "random"}
+    for told in picked.manifest.gate["candidates"]:
+        gains = [
+            100 * (random[one["seed"]] - one["loss"]) / random[one["seed"]]
+            for one in records
+            if one["variant"] == told["variant"]
+        ]
+        assert told["gain"]["mean"] == pytest.approx(np.mean(gains))
+        assert told["gain"]["pilots"] == len(gains)
+
+
+def test_a_choice_from_a_choice_of_auto_keeps_its_own_rule(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(gate, "best_of", lambda gains: "tov/score-only" if "tov/score-only" in gains else None)
+    monkeypatch.setattr(gate, "halved", lambda gains, least=2: list(gains))
+    first = select(tmp_path / "a", tiny_folder)
+    pool = make_rows(40, seed=1)
+    second = tov.select(from_run=first, pool=pool, n=8, rule="score+random", out=tmp_path / "b", quiet=True)
+    third = tov.select(from_run=second, pool=pool, n=8, out=tmp_path / "c", quiet=True)
+    assert set(second.dataset["tov_reason"]) == set(third.dataset["tov_reason"]) == {"score", "random"}
+
+
+def test_a_run_that_failed_before_its_first_pilot_gives_way(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="nope"):
+        select(tmp_path / "run", tiny_folder, lora_target_modules=["nope"])
+    assert select(tmp_path / "run", tiny_folder, candidates=["dsir"]).manifest.gate["chosen"] in ("dsir", "random")
 
 
 def test_classifiers_are_judged_by_their_metric(tmp_path: Path) -> None:
@@ -292,6 +419,8 @@ def test_pilots_are_judged_by_the_users_own_metric_of_generated_answers(
 ) -> None:
     done = select(tmp_path / "run", tiny_folder, candidates=["dsir"], metric=f"{metrics}:shortest", max_length=48)
     assert all(one["metric"] is not None and one["metric"] <= 0 for one in pilots_of(done.folder))
+    moved = len({one["metric"] for one in pilots_of(done.folder)}) > 1
+    assert done.manifest.gate["judge"] == ("metric" if moved else "loss")
     kept = (done.folder / "config.yaml").read_text()
     assert metrics not in kept, "no file may name code that is run"
 

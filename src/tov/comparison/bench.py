@@ -105,13 +105,13 @@ def seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[
         yield {**_try(trial, bench, tables.get(of_trial[trial.key]), test, lost), **version}
 
 
-def check_questions(test: Pool, rows: int) -> None:
+def check_questions(test: Pool, rows: int, flag: str = "--exact-match", role: str = "test") -> None:
     """Raises DataError if a row to be answered has nothing before its answer."""
     plain = sum(not row.prompt for row in _asked(test, rows))
     if plain:
         raise DataError(
-            f"--exact-match asks for answers to {rows:,} test rows, but {plain:,} of them are bare text without a question.",
-            fix="Leave --exact-match out, or name a test of questions and answers.",
+            f"{flag} asks for answers to {rows:,} {role} rows, but {plain:,} of them are bare text without a question.",
+            fix=f"Leave {flag} out, or name a {role} of questions and answers.",
         )
 
 

@@ -11,6 +11,8 @@ trial.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,14 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from tov.comparison.bench import Bench, added, check_questions, seed_trials
+from tov.comparison.bench import Bench, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved
 from tov.comparison.records import DONE, key_of, read_trials
-from tov.comparison.split import Split, check_column, folds_of, near_test, subset_of
-from tov.comparison.variants import BASELINE, Trial
-from tov.config.records import CompareConfig, PathSettings
+from tov.comparison.split import Split, check_column, folds_of, like_test, subset_of
+from tov.comparison.variants import BASELINE, Trial, check_distinct, check_pattern
+from tov.config.records import CompareConfig
 from tov.config.settings import build
-from tov.data.decontamination import IN_TEST, NEAR_TEST, USABLE
 from tov.engine.models import Models
 from tov.errors import ConfigError, DataError
 from tov.files import append_json_line, digest
@@ -37,6 +38,7 @@ from tov.metrics import own_metric
 from tov.model.consent import Expected
 from tov.progress import duration, tell
 from tov.runs.folder import Run, work_on
+from tov.runs.manifest import FILE, read_manifest
 from tov.seeds import generator
 from tov.tasks import TASKS
 
@@ -45,7 +47,6 @@ PILOT_SEEDS = 1_000_000
 PILOT_RATE = 0.5
 """Learning rate of a pilot over that of the final training: small runs rank alike at reduced rates (arXiv 2512.24503)."""
 LOSS, METRIC = "loss", "metric"
-_COST = ("seconds", "tokens_forward", "tokens_backward", "bytes")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def candidates_of(config: Any) -> list[Variant]:
             f"--candidates got {what}.", allowed="methods that score rows; random rows always stand beside them",
             fix="Leave it out." if odd else "Name a method too, e.g. --candidates tov,rds.",
         )  # fmt: skip
+    check_distinct(variants, config, "--candidates")
     return variants
 
 
@@ -90,12 +92,19 @@ def check_variant(variant: Variant, config: Any, rows: PoolRows, target: Indexed
     if config.group_by:
         check_column(config.group_by, target.pool, "target")
     folds_of(target, config.group_by, config.pilot_folds, config.seed)
+    check_pattern(config.answer_pattern)
     if config.metric:
         own_metric(config.metric)
     if _judge(config) == METRIC and TASKS[config.task].generates:
-        check_questions(target.pool, len(target))
+        check_questions(target.pool, len(target), "--judge metric", "target")
     for one in candidates_of(config):
-        check_choice(one, as_compared(config, one), rows, target, n)
+        try:
+            check_choice(one, as_compared(config, one), rows, target, n)
+        except DataError as error:
+            raise DataError(
+                f"The candidate {one.name} cannot choose: {error.problem}",
+                fix="Leave it out of --candidates, or lower --n or --base-size.",
+            ) from None
 
 
 def decide(
@@ -138,7 +147,8 @@ def decide(
                 for number, fold in enumerate(folds, 1)
             ]  # fmt: skip
             records = _run_pilots(run, benches, candidates)
-            run.note(comparison={"gate": _verdict(records, candidates, benches, sizes)})
+            verdict = _verdict(records, candidates, benches, sizes)
+            run.note(comparison={"gate": {**verdict, "cost": _cost(run, records)}})
             run.finish()
         record = (run.manifest.comparison or {})["gate"]
     return Decided(parse_variant(record["chosen"]), record)
@@ -151,6 +161,8 @@ def _pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> Compare
     given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"} if name in fields}
     rate = given.get("train_learning_rate") or task.defaults.train_learning_rate
     asks = _judge(config) == METRIC and task.generates
+    if given.get("base_size"):  # it is of the whole pool; more than this of a part would leave nothing to choose from
+        given["base_size"] = max(1, min(given["base_size"], sizes.pool // 4))
     given |= {
         "sizes": (sizes.n,), "methods": (BASELINE,), "train_rows": sizes.passes, "num_train_epochs": None,
         "train_learning_rate": PILOT_RATE * rate, "exact_match": target_rows if asks else 0, "out": "auto", "force": False,
@@ -167,29 +179,53 @@ def _judge(config: Any) -> str:
 def _split(
     rows: PoolRows, target: Indexed, fold: np.ndarray, sizes: PilotSizes, settings: CompareConfig, seed: int
 ) -> Split:
-    """A pilot's rows: the fold held out as the test, the others as the target, and a part of the pool far from the fold."""
+    """A pilot's rows: the fold held out as the test, and of the others and of the pool those that are not like it.
+
+    Raises:
+        DataError: nothing is left of the target, or too little of the pool.
+    """
     test, others = subset_of(target, fold), np.setdiff1d(np.arange(len(target)), fold)
-    excluded = np.where(np.isin(rows.index.prompt, test.index.prompt) & rows.usable, IN_TEST, rows.excluded)
-    usable = np.flatnonzero(excluded == USABLE)
-    row_ids = np.sort(generator(seed, "pilot pool").permutation(usable)[: sizes.pool])
-    pool, excluded = rows.pool.subset(row_ids), excluded[row_ids]
-    excluded[near_test(test, settings)(rows.pool, row_ids)] = NEAR_TEST
-    return Split(PoolRows(pool, rows.index.subset(row_ids), excluded, rows.skip), subset_of(target, others), test, ())
+    others = others[~like_test(target, others, test, settings)]
+    if not len(others):
+        raise DataError(
+            "Every target row is like one that is held out from it (prompt, --group-by value, or nearly).",
+            fix="Add other rows to the target, or name a method in place of auto.",
+        )
+    usable = generator(seed, "pilot pool").permutation(np.flatnonzero(rows.usable))
+    parts, there = list[np.ndarray](), 0
+    for start in range(0, len(usable), sizes.pool):  # more than one only where rows are like the fold
+        block = usable[start : start + sizes.pool]
+        block = block[~like_test(rows, block, test, settings)][: sizes.pool - there]
+        parts, there = [*parts, block], there + len(block)
+        if there == sizes.pool:
+            break
+    if there < sizes.n:
+        raise DataError(
+            f"Only {there:,} pool rows are not like the target rows held out, but a pilot is to choose {sizes.n:,}.",
+            fix="Lower --pilot-rows, add rows to the pool, or name a method in place of auto.",
+        )
+    row_ids = np.sort(np.concatenate(parts))
+    pool = PoolRows(rows.pool.subset(row_ids), rows.index.subset(row_ids), rows.excluded[row_ids], rows.skip)
+    return Split(pool, subset_of(target, others), test, ())
 
 
 def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Every trial of the pilots, those of an earlier call read."""
+    """Every trial of the pilots, those of an earlier call read. A candidate that has failed once stays out."""
     file, alive = run.folder / "trials.jsonl", [one.name for one in candidates]
-    there = {key_of(record): record for record in read_trials(file) if record["status"] == DONE}
+    there = {
+        key_of(record): record
+        for record in read_trials(file)
+        if record["status"] == DONE or record["variant"] != BASELINE
+    }
     records: list[dict[str, Any]] = []
-    for bench in benches:
+    for number, bench in enumerate(benches, 1):
         variants = [parse_variant(BASELINE), *(one for one in candidates if one.name in alive)]
         trials = [Trial(variant, bench.config.sizes[0], bench.config.seed) for variant in variants]
         todo = [trial for trial in trials if trial.key not in there]
         for record in seed_trials(run, bench, todo) if todo else ():
             append_json_line(file, record)
             there[key_of(record)] = record
-            _tell(record, bench.config)
+            _tell(number, record, bench.config)
         bench.models.close()
         mine = [there[trial.key] for trial in trials]
         if mine[0]["status"] != DONE:
@@ -200,19 +236,32 @@ def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant
         records += mine
         done = gains_of(_differences(records, _judged_by(records, bench.config)))
         alive = halved({name: done[name] for name in alive if name in done and _has(mine, name)})
+        if not alive:
+            raise DataError(
+                f"The pilots of all candidates failed; of {mine[1]['variant']}: {_fault(mine[1])}",
+                fix="Mend that, or name a method in place of auto.",
+            )
     return records
 
 
+def _fault(record: Mapping[str, Any]) -> str | None:
+    """Why a candidate's pilot does not count; None if it does."""
+    if record["status"] != DONE:
+        return str(record["error"])
+    by_chance = record["variant"] != BASELINE and not record["by_score"]
+    return "no row of the pilot could be chosen by score: all are in the base set" if by_chance else None
+
+
 def _judged_by(records: Sequence[Mapping[str, Any]], config: Any) -> str:
-    """As asked for; but a metric that is the same in all trainings (small models get nothing right at first) says nothing."""
+    """As asked for; but a metric by which no candidate differs from random rows in any pilot says nothing."""
     if _judge(config) == LOSS:
         return LOSS
-    return METRIC if len({record["metric"] for record in records if record["status"] == DONE}) > 1 else LOSS
+    return METRIC if any(map(any, _differences(records, METRIC).values())) else LOSS
 
 
 def _has(records: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Whether a candidate's pilot among these is done."""
-    return any(record["variant"] == name and record["status"] == DONE for record in records)
+    """Whether a candidate's pilot among these counts."""
+    return any(record["variant"] == name and _fault(record) is None for record in records)
 
 
 def _differences(records: Sequence[Mapping[str, Any]], judge: str) -> dict[str, list[float]]:
@@ -221,7 +270,7 @@ def _differences(records: Sequence[Mapping[str, Any]], judge: str) -> dict[str, 
     differences = dict[str, list[float]]()
     for one in records:
         beside = random[one["seed"]]
-        if one["variant"] != BASELINE and one["status"] == DONE:
+        if one["variant"] != BASELINE and _fault(one) is None:
             by_loss = 100 * (beside["loss"] - one["loss"]) / beside["loss"] if beside["loss"] else 0.0
             value = by_loss if judge == LOSS else 100 * (one["metric"] - beside["metric"])
             differences.setdefault(one["variant"], []).append(value)
@@ -244,14 +293,13 @@ def _verdict(
     unit = "%" if judge == LOSS else "points"
     by = f"{judged:,} held-out target rows, in {len(benches)} pilots of {sizes.n:,} rows out of {sizes.pool:,}"
     if judge != _judge(benches[0].config):
-        by += ", judged by log-loss because the metric was the same in all of them"
+        by += ", judged by log-loss because the metric never differed"
     won = f"auto took {chosen}: {_interval(gains[chosen])} {unit} better than random rows on {by}" if chosen else (
         f"auto took random rows: none of {len(candidates)} candidates was reliably better on {by}"
     )  # fmt: skip
     return {
         "chosen": chosen or BASELINE, "verdict": won, "judge": judge, "unit": unit, "candidates": rows,
         "pilots": len(benches), "rows": sizes.n, "pool": sizes.pool, "judged": judged, "passes": sizes.passes,
-        "cost": _cost(records),
     }  # fmt: skip
 
 
@@ -264,7 +312,8 @@ def _beside(records: Sequence[Mapping[str, Any]], judge: str) -> dict[str, dict[
 
 
 def _told(gain: Gain) -> dict[str, Any]:
-    return {"mean": gain.mean, "low": gain.low, "high": gain.high, "pilots": gain.pilots}
+    ends = {"low": gain.low, "high": gain.high} if math.isfinite(gain.error) else {"low": None, "high": None}
+    return {"mean": gain.mean, **ends, "pilots": gain.pilots}
 
 
 def _interval(gain: Gain) -> str:
@@ -277,7 +326,7 @@ def _candidate(
 ) -> dict[str, Any]:  # fmt: skip
     """A line of the table: what the pilots say of a candidate, what it cost, and why it was taken or not."""
     mine = [record for record in records if record["variant"] == name]
-    error = next((record["error"] for record in mine if record["status"] != DONE), None)
+    error = next((fault for record in mine if (fault := _fault(record))), None)
     gain = gains.get(name)
     why = (
         "taken" if name == chosen
@@ -294,23 +343,26 @@ def _candidate(
     return {"variant": name, "gain": told, "outcome": why, "seconds": seconds}
 
 
-def _cost(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all pilots took together; candidates that share a score table share its cost."""
-    tables = {
-        (record["seed"], record["table"]): record["scoring"] for record in records if record.get("scoring")
-    }.values()
-    trained = [record["train"] for record in records if record.get("train")]
-    trainings = [
-        {"seconds": one["seconds"], "tokens_forward": one["tokens"], "tokens_backward": one["tokens"], "bytes": 0}
-        for one in trained
-    ]
-    return added(*tables, *trainings) or dict.fromkeys(_COST, 0)
+def _cost(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all pilots took together; what candidates share (a score table, embeddings) is counted once."""
+    stages: dict[Any, tuple[float, int, int]] = {}
+    for file in sorted(run.folder.glob(f"scores/seed-*/*/{FILE}")):
+        table = read_manifest(file.parent)
+        for stage in {*table.timings, *table.spent}:
+            place = table.artifacts.get(stage)
+            where = os.path.normpath(file.parent / place) if place else (str(file.parent), stage)
+            stages[where] = (table.timings.get(stage, 0.0), *table.spent.get(stage, (0, 0)))
+    for at, record in enumerate(records):
+        if record.get("train"):
+            stages["training", at] = (record["train"]["seconds"], record["train"]["tokens"], record["train"]["tokens"])
+    seconds, forward, backward = (sum(one[part] for one in stages.values()) for part in range(3))
+    size = sum(file.stat().st_size for file in (run.folder / "scores").rglob("*") if file.is_file())
+    return {"seconds": round(seconds, 3), "tokens_forward": forward, "tokens_backward": backward, "bytes": size}
 
 
-def _tell(record: Mapping[str, Any], config: PathSettings) -> None:
-    if config.quiet:  # type: ignore[attr-defined]
+def _tell(number: int, record: Mapping[str, Any], config: CompareConfig) -> None:
+    if config.quiet:
         return
-    number = record["seed"] // PILOT_SEEDS
     if record["status"] != DONE:
         tell(f"pilot {number}  {record['variant']}: {record['status']}: {record['error']}")
         return

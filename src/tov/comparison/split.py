@@ -133,6 +133,12 @@ def near_test(test: Indexed, config: CompareConfig) -> IsNear:
     return lambda pool, row_ids: near.of(map(question_text, pool.each(row_ids))) >= 0
 
 
+def like_test(read: Indexed, row_ids: np.ndarray, test: Indexed, config: CompareConfig) -> np.ndarray:
+    """(n,) bool, whether each row has a prompt or --group-by value of the test, or is nearly one of its rows."""
+    shares = _shares_group(subset_of(read, row_ids), [test], config.group_by)
+    return np.isin(read.index.prompt[row_ids], test.index.prompt) | shares | near_test(test, config)(read.pool, row_ids)
+
+
 def _excluded(index: Index, target: Indexed, test: Indexed, config: CompareConfig) -> np.ndarray:
     return exclusions(index, target.index.prompt, decontaminate=config.decontaminate, test_prompts=test.index.prompt)
 

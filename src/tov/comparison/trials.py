@@ -18,10 +18,10 @@ from tov.comparison.bench import FAILURES, Bench, check_questions, failed, seed_
 from tov.comparison.gate import check_variant, decide
 from tov.comparison.records import DONE, LEFT_OUT, key_of, read_trials
 from tov.comparison.split import Data, make_split
-from tov.comparison.variants import Trial, plan_trials, variants_of
+from tov.comparison.variants import Trial, plan_trials, rule_of, variants_of
 from tov.config.records import CompareConfig
 from tov.data.labels import check_known
-from tov.files import append_json_line
+from tov.files import append_json_line, digest
 from tov.inputs.read import check_n, labels_of
 from tov.methods.spec import as_compared
 from tov.methods.work import expected_by
@@ -98,9 +98,10 @@ def _seed_records(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dic
 
 def _decided(run: Run, bench: Bench, trial: Trial) -> Trial:
     config, split = as_compared(bench.config, trial.variant), bench.split
-    seed_folder = run.folder / "scores" / f"seed-{config.seed}"
+    named = digest([trial.variant.name, trial.n, rule_of(bench.config, trial.variant)])
     decided = decide(
-        seed_folder / "auto", split.rows, split.target, config, n=trial.n, labels=bench.labels, models=bench.models,
+        run.folder / "scores" / f"seed-{config.seed}" / f"auto-{named}", split.rows, split.target, config,
+        n=trial.n, labels=bench.labels, models=bench.models,
         expected=bench.expected,
     )  # fmt: skip
     return replace(trial, decided=decided.variant, about={"gate": decided.record})

@@ -57,23 +57,16 @@ def check_settings(config: CompareConfig) -> None:
     Raises:
         ConfigError: a variant, the pattern, or a setting that cannot take effect.
     """
-    piloted = any(variant.method.takes == "pilots" for variant in variants_of(config))
+    decided = [as_compared(config, one) for one in variants_of(config) if one.method.takes == "pilots"]
     if config.metric:
         own_metric(config.metric)
-        if TASKS[config.task or ""].generates and not config.exact_match and not piloted:
+        if TASKS[config.task or ""].generates and not config.exact_match and not decided:
             raise ConfigError(
                 "--metric has no effect without --exact-match.",
                 fix="Give --exact-match ROWS too, the test rows whose answers are generated.",
             )
-    try:
-        re.compile(config.answer_pattern)
-    except re.error as error:
-        raise ConfigError(
-            f"--answer-pattern {config.answer_pattern!r} is not a regular expression: {error}",
-            allowed="a regular expression in Python's syntax",
-            fix="Correct the pattern.",
-        ) from None
-    asks = config.exact_match or (piloted and config.judge == "metric")
+    check_pattern(config.answer_pattern)
+    asks = config.exact_match or any(one.judge == "metric" for one in decided)
     if not asks and config.answer_pattern != CompareConfig.model_fields["answer_pattern"].default:
         raise ConfigError(
             "--answer-pattern has no effect without --exact-match.",
@@ -86,6 +79,18 @@ def check_settings(config: CompareConfig) -> None:
         )
 
 
+def check_pattern(pattern: str) -> None:
+    """Raises ConfigError if --answer-pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"--answer-pattern {pattern!r} is not a regular expression: {error}",
+            allowed="a regular expression in Python's syntax",
+            fix="Correct the pattern.",
+        ) from None
+
+
 def variants_of(config: CompareConfig) -> list[Variant]:
     """The variants asked for; random is always among them, as what the others are compared with.
 
@@ -93,7 +98,6 @@ def variants_of(config: CompareConfig) -> list[Variant]:
         ConfigError: a variant or a value in it is wrong or cannot take effect, or two variants are one.
     """
     variants = [parse_variant(name) for name in dict.fromkeys([*config.methods, BASELINE])]
-    resolved: dict[str, str] = {}
     for variant in variants:
         settings = as_compared(config, variant)
         sgd = settings.target_optimizer == "sgd"
@@ -103,14 +107,22 @@ def variants_of(config: CompareConfig) -> list[Variant]:
                     f"--methods got '{variant.name}', but {name} has no effect with {settings.target_optimizer}.",
                     fix=f"Leave {name} out.",
                 )
+    check_distinct(variants, config, "--methods")
+    return variants
+
+
+def check_distinct(variants: Sequence[Variant], config: Any, flag: str) -> None:
+    """Raises ConfigError if two variants choose the same rows."""
+    resolved: dict[str, str] = {}
+    for variant in variants:
+        settings = as_compared(config, variant)
         means = digest([variant.method.name, variant.dumped, settings.of("fit", "scan", "choice")])
         if means in resolved:
             raise ConfigError(
-                f"--methods names one selection twice: '{variant.name}' and '{resolved[means]}' mean the same.",
+                f"{flag} names one selection twice: '{variant.name}' and '{resolved[means]}' mean the same.",
                 fix="Leave one of them out.",
             )
         resolved[means] = variant.name
-    return variants
 
 
 def plan_trials(variants: Sequence[Variant], config: CompareConfig, seed: int, usable: int) -> Iterator[Trial]:

@@ -27,18 +27,16 @@ class GateSettings(Settings):
         CANDIDATES,
         min_length=1,
         used_by=("gate",),
-        unless=list(CANDIDATES),
     )
     pilot_rows: int = setting(
-        "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",), unless=512
+        "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",)
     )
     pilot_train_rows: int = setting(
         "fit", "maximum rows passed in the training of a pilot of auto; else its epochs are those of the final training", 1024,
-        ge=1, used_by=("gate",), unless=1024,
+        ge=1, used_by=("gate",),
     )  # fmt: skip
     pilot_folds: int = setting(
         "fit", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
-        unless=3,
     )  # fmt: skip
     judge: Literal["loss", "metric"] | None = setting(
         "fit",
@@ -46,7 +44,6 @@ class GateSettings(Settings):
         "answers would have to be generated",
         None,
         used_by=("gate",),
-        unless=None,
     )
     answer_pattern: str = setting(
         "fit",

@@ -47,10 +47,10 @@ def pilot_sizes(settings: Any, usable: int, n: int) -> PilotSizes:
         usable: rows that may be chosen.
         n: rows to choose in the end.
     """
-    rows = min(n, settings.pilot_rows)
+    rows = max(2, min(n, settings.pilot_rows, usable // 2))
     budget = getattr(settings, "train_rows", TrainingSettings.model_fields["train_rows"].default)
     epochs = getattr(settings, "num_train_epochs", None) or max(1, round(budget / n))
-    passes = max(rows, min(epochs * rows, settings.pilot_train_rows))
+    passes = rows * max(1, min(epochs, settings.pilot_train_rows // rows))
     return PilotSizes(rows, min(usable, max(PILOT_POOL * rows, usable // PILOT_PART)), passes)
 
 
@@ -101,7 +101,7 @@ def _pilots(stats: PoolStats) -> Stage:
     )  # fmt: skip
     # What two candidates make alike (embeddings, say) is made once.
     stages = {(one.name, one.forward, one.backward): one for cost in _priced(small, settings) for one in cost or ()}
-    trainings = sum(alive + 1 for alive in alive_in(len(settings.candidates), folds))
+    trainings = sum(alive + 1 for alive in alive_in(len({*settings.candidates} - {"random"}), folds))
     trained = trainings * stats.drawn(sizes.passes)
     judged = trainings * stats.target_tokens / folds
     forward, backward = (folds * sum(getattr(one, way) for one in stages.values()) for way in ("forward", "backward"))

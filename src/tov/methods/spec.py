@@ -133,7 +133,9 @@ def _options_of(method: Method) -> dict[str, Any]:
 def settings_of_run(method: Method) -> Iterable[tuple[type[Settings], str]]:
     """Settings of the run that a variant of a method may change, with the record that holds each; the choice's first."""
     groups = method.uses | {"rule"}
-    for record in (RuleSettings, PathSettings, ScanSettings, GateSettings):
+    # The other settings of the run are those of each candidate of `auto`, not its own.
+    records = (GateSettings,) if method.takes == "pilots" else (RuleSettings, PathSettings, ScanSettings)
+    for record in records:
         for name in record.model_fields:
             declared = declared_by(record, name)
             needed = set(declared.used_by) - {"training"}
@@ -142,7 +144,9 @@ def settings_of_run(method: Method) -> Iterable[tuple[type[Settings], str]]:
 
 
 def has_no_effect(record: type[Settings], name: str, method: Method) -> bool:
-    """Whether a setting of the run has no effect with a method."""
+    """Whether a setting of the run has no effect with a method. With `auto`, each candidate has a rule of its own."""
+    if method.takes == "pilots" and name in ("rule", "bins"):
+        return True
     groups = set(declared_by(record, name).used_by)
     return bool(groups) and not groups & (method.uses | {"rule", "training"})
 
@@ -174,13 +178,7 @@ def with_rule(settings: R, variant: Variant) -> R:
     """
     method = variant.method
     if method.takes == "pilots":
-        given = next((name for name in ("rule", "bins") if getattr(settings, name) is not None), None)
-        if given:
-            raise ConfigError(
-                f"--{given} has no effect with auto: each candidate has a rule of its own.",
-                fix=f"Name it with the candidates: --candidates tov/{given}={getattr(settings, given)},rds",
-            )
-        return settings
+        return settings.model_copy(update={"rule": None, "bins": None})
     rule = settings.rule or method.rule
     if method.takes == "best":
         _check_turns(rule, method)
@@ -268,8 +266,11 @@ def _taken_over(config: C, variant: Variant) -> C:
             own = method.options.model_fields if method.options else {}
             raise ConfigError(
                 f"--{name.replace('_', '-')} has no effect with --method {method.name}.",
-                fix=f"Write --method {variant.name}/{name}=VALUE." if name in own else "Leave it out.",
-            )
+                fix=f"Write --method {variant.name}/{name}=VALUE." if name in own
+                else f"Name it with the candidates: --candidates tov/{name}={getattr(config, name)},rds"
+                if name in ("rule", "bins") and method.takes == "pilots"
+                else "Leave it out.",
+            )  # fmt: skip
     values = {name: getattr(config, name) for name in config.model_fields_set}
     clash = next((name for name in variant.changes if values.get(name) not in (None, {}, variant.changes[name])), None)
     if clash and values[clash] != record.model_fields[clash].default:

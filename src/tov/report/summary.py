@@ -72,8 +72,10 @@ def gate_text(gate: Mapping[str, Any]) -> str:
     return f"{note(gate['verdict'])}.\n\n" + table(header, rows)
 
 
-def _interval(gain: Mapping[str, float]) -> str:
-    return f"{gain['mean']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]" if gain else "-"
+def _interval(gain: Mapping[str, Any]) -> str:
+    if not gain:
+        return "-"
+    return f"{gain['mean']:+.1f}" + ("" if gain["low"] is None else f" [{gain['low']:+.1f}, {gain['high']:+.1f}]")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -205,4 +205,5 @@ def remove_new(folder: Path) -> None:
 
 
 def made_nothing(folder: Path) -> bool:
-    return all(file.name in BARE and file.parent == folder for file in folder.rglob("*") if file.is_file())
+    places = (folder, folder / PILOTS)
+    return all(file.name in BARE and file.parent in places for file in folder.rglob("*") if file.is_file())

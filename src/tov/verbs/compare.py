@@ -15,6 +15,7 @@ from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
 from tov.comparison.variants import DECIDED_BY, check_settings, rule_of, variants_of
+from tov.config.gate import GateSettings
 from tov.config.presets import named_by
 from tov.config.records import CompareConfig
 from tov.config.settings import build
@@ -137,6 +138,9 @@ def compare_config(arguments: Mapping[str, Any]) -> CompareConfig:
 def _as_chosen(methods: Sequence[str], origin: Run) -> tuple[str, ...]:
     """The variants, with the rule of a run in that of its method, where it is another than the method's; others keep theirs."""
     identity = origin.manifest.identity
+    if identity.get("method") == "auto" and origin.manifest.gate:
+        chosen = origin.manifest.gate["chosen"]
+        return tuple(dict.fromkeys(chosen if name == chosen.partition("/")[0] else name for name in methods))
     scored_by = origin.manifest.scoring.method if origin.manifest.scoring else "tov"
     method, settings = find_method(scored_by), identity.get("settings", {})
     rule, bins = settings.get("rule") or method.rule, settings.get("bins") or method.bins
@@ -151,7 +155,7 @@ def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise RunError(f"{folder} holds no fitted path.", fix="Name the --out of a tov select or tov fit.")
     scan = manifest.scoring.settings if manifest.scoring else {}
     settings = {**manifest.model.settings, **manifest.identity.get("settings", {}), **scan}
-    replaced = {"rule", "bins", "metric", *named_by(arguments.get("preset"))}
+    replaced = {"rule", "bins", *GateSettings.model_fields, *named_by(arguments.get("preset"))}
     settings = {name: value for name, value in settings.items() if name not in replaced}
     for name in ("pool", "target"):
         if name not in arguments:

@@ -211,7 +211,8 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     if scoring is None or not scoring.complete:
         raise RunError(f"{config.from_run} has no complete scores yet.", fix="Finish it first: give its command again.")
     chosen_by, chosen_method = chosen.get("settings", {}), chosen.get("method", scoring.method)
-    if origin.manifest.gate:
+    if chosen_method == "auto":
+        assert origin.manifest.gate
         chosen_by, chosen_method = origin.manifest.gate["settings"], scoring.method
     config, variant = reselect_settings(config, scoring.method, chosen_by, chosen_method)
     if not has_no_effect(ReselectConfig, "normalize", variant.method):
