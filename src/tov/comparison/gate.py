@@ -131,7 +131,7 @@ def decide(
     settings = _pilot_settings(config, sizes, len(target))
     folds = folds_of(target, config.group_by, config.pilot_folds, config.seed)
     identity = {
-        "settings": {**settings.of("fit", "scan", "choice", "training"), "candidates": [one.name for one in candidates]},
+        "settings": settings.of("pilots", "fit", "scan", "choice", "training"),
         "options": {one.name: dumped(one.options) for one in candidates},
         "sizes": asdict(sizes), "folds": digest([fold.tolist() for fold in folds]),
         "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},

@@ -22,40 +22,40 @@ class GateSettings(Settings):
     """How `auto` decides: candidates, pilots and judge."""
 
     candidates: tuple[str, ...] = setting(
-        "fit",
+        "pilots",
         "variants that auto decides between, with options after slashes; random rows always stand beside them",
         CANDIDATES,
         min_length=1,
         used_by=("gate",),
     )
     pilot_rows: int = setting(
-        "fit", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",)
+        "pilots", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",)
     )
     pilot_train_rows: int = setting(
-        "fit", "maximum rows passed in the training of a pilot of auto; else its epochs are those of the final training", 1024,
-        ge=1, used_by=("gate",),
+        "pilots", "maximum rows passed in the training of a pilot of auto; else its epochs are those of the final training",
+        1024, ge=1, used_by=("gate",),
     )  # fmt: skip
     pilot_folds: int = setting(
-        "fit", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
+        "pilots", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),
     )  # fmt: skip
     judge: Literal["loss", "metric"] | None = setting(
-        "fit",
+        "pilots",
         "what auto judges by on the rows held out: log-loss, or the task's metric; auto: the metric, but log-loss where "
         "answers would have to be generated",
         None,
         used_by=("gate",),
     )
     answer_pattern: str = setting(
-        "fit",
+        "pilots",
         "regular expression whose last match is compared between reference and answer, where auto judges by the metric",
         WHOLE_ANSWER,
         used_by=("gate",),
         unless=WHOLE_ANSWER,
     )
     group_by: str | None = setting(
-        "fit", "column whose equal values stay in one fold of the target, as equal prompts do", None, used_by=("gate",),
+        "pilots", "column whose equal values stay in one fold of the target, as equal prompts do", None, used_by=("gate",),
         unless=None,
     )  # fmt: skip
     metric: str | None = setting(
-        "fit", OWN_METRIC + "; auto judges by it", None, used_by=("gate",), unless=None,
+        "pilots", OWN_METRIC + "; auto judges by it", None, used_by=("gate",), unless=None,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from tov.comparison.records import read_results, read_trials
 from tov.comparison.split import Data, read_data
 from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
-from tov.comparison.variants import DECIDED_BY, check_settings, rule_of, variants_of
+from tov.comparison.variants import check_settings, rule_of, variants_of
 from tov.config.gate import GateSettings
 from tov.config.presets import named_by
 from tov.config.records import CompareConfig
@@ -312,7 +312,6 @@ def _about(config: CompareConfig, manifest: Manifest, data: Data) -> dict[str, A
 def _identity(config: CompareConfig, data: Data) -> dict[str, Any]:
     """What every trial depends on. Which trials there are may change: they are added."""
     settings, tov = config.of("fit", "scan", "choice", "training"), find_method("tov")
-    settings = {name: value for name, value in settings.items() if name not in DECIDED_BY}
     # What tov takes where nothing is given; the other methods' own rules are told by the variants, see `_check_rules`.
     settings |= {"rule": settings["rule"] or tov.rule, "bins": settings["bins"] or tov.bins}
     reads = {"pool": data.pool, "target": data.target, "test": data.test}

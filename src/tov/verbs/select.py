@@ -164,7 +164,7 @@ def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, targ
 
 def _settings(config: SelectionSettings, variant: Variant) -> dict[str, Any]:
     """The part of the identity that settings decide."""
-    stages: Any = ("fit", "scan", "choice")
+    stages: Any = ("pilots", "fit", "scan", "choice")
     return {
         "method": variant.method.name,
         "options": variant.dumped,
