@@ -44,8 +44,8 @@ def test_random_rows_are_taken_where_nothing_is_sure() -> None:
 
 def test_the_better_half_goes_on_and_never_fewer_than_two() -> None:
     gains = gains_of({name: [value, value + 1] for name, value in zip("abcde", (1.0, 5.0, 3.0, 4.0, 2.0), strict=True)})
-    assert halved(gains) == ["b", "c", "d"], "three of five, in their order"
-    assert halved({name: gains[name] for name in "ab"}) == ["a", "b"]
+    assert halved(gains, 2) == ["b", "c", "d"], "three of five, in their order"
+    assert halved({name: gains[name] for name in "ab"}, 2) == ["a", "b"]
 
 
 @given(st.lists(st.lists(st.floats(-50, 50), min_size=2, max_size=4), min_size=1, max_size=6), st.randoms())

@@ -72,7 +72,7 @@ def best_of(gains: Mapping[str, Gain]) -> str | None:
     return None
 
 
-def halved(gains: Mapping[str, Gain], least: int = 2) -> list[str]:
+def halved(gains: Mapping[str, Gain], least: int) -> list[str]:
     """The better half of the candidates by mean, rounded up, at least so many; in their order."""
     kept = sorted(gains, key=lambda name: -gains[name].mean)[: max(least, math.ceil(len(gains) / 2))]
     return [name for name in gains if name in kept]

@@ -31,7 +31,7 @@ from tov.engine.models import Models
 from tov.errors import ConfigError, DataError
 from tov.files import append_json_line, digest
 from tov.inputs.read import Indexed, PoolRows
-from tov.methods.auto import PilotSizes, pilot_sizes
+from tov.methods.auto import LEAST, PilotSizes, pilot_sizes
 from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, as_compared, dumped, parse_variant
 from tov.metrics import own_metric
@@ -235,7 +235,7 @@ def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant
             )
         records += mine
         done = gains_of(_differences(records, _judged_by(records, bench.config)))
-        alive = halved({name: done[name] for name in alive if name in done and _has(mine, name)})
+        alive = halved({name: done[name] for name in alive if name in done and _has(mine, name)}, LEAST)
         if not alive:
             raise DataError(
                 f"The pilots of all candidates failed; of {mine[1]['variant']}: {_fault(mine[1])}",
