@@ -18,7 +18,8 @@ from tov.errors import ConfigError
 _FLAGS = {"json_output": "json", "from_run": "from"}
 _GROUPS = {
     "fit": "Data, model and fit (a change makes another run)", "scan": "Scoring the pool",
-    "choice": "Choosing rows (with --from, no row is scored again)", "training": "Final training",
+    "choice": "Choosing rows (with --from, no row is scored again)", "pilots": "Pilots of --method auto",
+    "training": "Final training",
     "trials": "Trials of the comparison (more can be added later)", "output": "Output",
 }  # fmt: skip
 

@@ -116,7 +116,7 @@ def check_distinct(variants: Sequence[Variant], config: Any, flag: str) -> None:
     resolved: dict[str, str] = {}
     for variant in variants:
         settings = as_compared(config, variant)
-        means = digest([variant.method.name, variant.dumped, settings.of("fit", "scan", "choice")])
+        means = digest([variant.method.name, variant.dumped, settings.of("pilots", "fit", "scan", "choice")])
         if means in resolved:
             raise ConfigError(
                 f"{flag} names one selection twice: '{variant.name}' and '{resolved[means]}' mean the same.",
