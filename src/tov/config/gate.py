@@ -40,8 +40,8 @@ class GateSettings(Settings):
     )  # fmt: skip
     judge: Literal["loss", "metric"] | None = setting(
         "pilots",
-        "what auto judges the pilots by: the loss or the metric of the task on the rows held out; auto: the metric, but the loss "
-        "where answers would have to be generated",
+        "what auto judges the pilots by: the loss or the metric of the task on the rows held out; auto: the metric, but "
+        "the loss where answers would have to be generated",
         None,
         used_by=("gate",),
     )
