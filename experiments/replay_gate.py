@@ -1,6 +1,6 @@
 """Replays the rule of `--method auto` on a table of finished trainings.
 
-    python experiments/replay_gate.py TABLE.parquet [--pilot-n N] [--json]
+    python experiments/replay_gate.py TABLE.parquet [--pilot-n N] [--caution C] [--json]
 
 The table has a row a training: `pool`, `model`, `task`, `method` (one is `Random`), `n`, `seed`, `metric` (larger is better).
 In each cell (pool, model, task) the rule sees the trainings of the pilot size, all seeds, and names a method. That method's
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from tov.comparison.decision import best_of, gains_of
+from tov.comparison.decision import CAUTION, best_of, gains_of
 
 RANDOM, ZERO_SHOT = "Random", "zero-shot"
 PILOT_AT_MOST, SCORED_FROM = 1_000, 2_500
@@ -67,10 +67,10 @@ def gain(cell: Cell, method: str, n: int) -> float:
     return float(np.mean(list(cell[method, n].values())) - np.mean(list(cell[RANDOM, n].values())))
 
 
-def by_rule(cell: Cell, pilot_n: int) -> str:
+def by_rule(cell: Cell, pilot_n: int, caution: float) -> str:
     """The method that the rule takes from the pilots of a size."""
     pilots = {method: differences(cell, method, pilot_n) for method in methods_of(cell, pilot_n)}
-    return best_of(gains_of({method: values for method, values in pilots.items() if values})) or RANDOM
+    return best_of(gains_of({method: values for method, values in pilots.items() if values}, caution)) or RANDOM
 
 
 def replay(cells: dict[tuple[str, ...], Cell], choose: Callable[[Cell, int], str]) -> dict[str, Any]:
@@ -95,9 +95,9 @@ def pilot_size(cell: Cell, asked: int | None) -> int:
     return asked or max(n for method, n in cell if method == RANDOM and n <= PILOT_AT_MOST)
 
 
-def results(cells: dict[tuple[str, ...], Cell], pilot_n: int | None) -> dict[str, Any]:
+def results(cells: dict[tuple[str, ...], Cell], pilot_n: int | None, caution: float) -> dict[str, Any]:
     """Every line of the table."""
-    chosen = {id(cell): by_rule(cell, pilot_size(cell, pilot_n)) for cell in cells.values()}
+    chosen = {id(cell): by_rule(cell, pilot_size(cell, pilot_n), caution) for cell in cells.values()}
     names = sorted({method for cell in cells.values() for method, n in cell if n >= SCORED_FROM} - {RANDOM})
     lines = {"rule": replay(cells, lambda cell, _: chosen[id(cell)])}
     lines |= {f"always {name}": replay(cells, lambda _, __, name=name: name) for name in names}  # type: ignore[misc]
@@ -111,11 +111,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Replays the rule of --method auto on finished trainings.")
     parser.add_argument("table", type=Path, metavar="TABLE.parquet")
     parser.add_argument("--pilot-n", type=int, help="rows of the pilots; default: the largest size of at most 1,000")
+    parser.add_argument(
+        "--caution", type=float, default=CAUTION, help="errors that a gain must exceed; default: the rule's"
+    )
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     arguments = parser.parse_args()
     if not arguments.table.is_file():
         sys.exit(f"{arguments.table} is not there. Name a Parquet table of finished trainings.")
-    lines = results(read_cells(arguments.table), arguments.pilot_n)
+    lines = results(read_cells(arguments.table), arguments.pilot_n, arguments.caution)
     if arguments.json:
         print(json.dumps(lines, indent=2))
         return

@@ -164,7 +164,7 @@ def stop_if_interrupted(error: Exception) -> None:
 
 def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
     start = time.monotonic()
-    record = {**_named(trial), "notes": table.notes if isinstance(table, _Table) else [], **trial.about}
+    record = {**_named(trial), "notes": table.notes if isinstance(table, _Table) else []}
     try:
         if isinstance(table, Exception):
             raise table
@@ -174,10 +174,10 @@ def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Enc
     except FAILURES as error:
         stop_if_interrupted(error)
         record |= _failure(error)
-    told = [trial.about["gate"]["verdict"]] if trial.about else []
+    if trial.gate:
+        record |= {"gate": trial.gate, "notes": [trial.gate["verdict"], *record["notes"]]}
     return {
         **record,
-        "notes": [*told, *record["notes"]],
         "test_rows": len(test),
         "test_rows_without_tokens": lost,
         "seconds": round(time.monotonic() - start, 3),
@@ -206,7 +206,7 @@ def failed(trial: Trial, error: Exception, bench: Bench) -> dict[str, Any]:
     return {**_named(trial), "notes": [], **_failure(error), **lacks}
 
 
-def added(*costs: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _added(*costs: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Costs of scoring, together; None where there is none."""
     there = [cost for cost in costs if cost]
     return {name: sum(cost[name] for cost in there) for name in there[0]} if there else None
@@ -215,7 +215,7 @@ def added(*costs: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) -> dict[str, Any]:
     opened, config = bench.model(), bench.config
     record: dict[str, Any] = {
-        "scoring": added(trial.about.get("gate", {}).get("cost"), table.run.manifest.cost if table else None),
+        "scoring": _added(trial.gate["cost"] if trial.gate else None, table.run.manifest.cost if table else None),
         "table": table.run.folder.name if table else None,
         "train": None,
         "chosen": {},

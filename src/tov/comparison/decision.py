@@ -30,34 +30,37 @@ class Gain:
         mean: of the differences.
         error: of that mean; infinite where no candidate has two pilots.
         pilots: how many there were.
+        caution: errors by which it must exceed 0.
     """
 
     mean: float
     error: float
     pilots: int
+    caution: float = CAUTION
 
     @property
     def low(self) -> float:
         """What the gain is at least, with the caution of the rule."""
-        return self.mean - CAUTION * self.error
+        return self.mean - self.caution * self.error
 
     @property
     def high(self) -> float:
         """Likewise at most."""
-        return self.mean + CAUTION * self.error
+        return self.mean + self.caution * self.error
 
 
-def gains_of(differences: Mapping[str, Sequence[float]]) -> dict[str, Gain]:
+def gains_of(differences: Mapping[str, Sequence[float]], caution: float = CAUTION) -> dict[str, Gain]:
     """The gain of each candidate.
 
     Args:
         differences: candidate -> its pilots' differences from random rows, at least one each.
+        caution: of the rule.
     """
     own = {name: np.var(values, ddof=1) for name, values in differences.items() if len(values) > 1}
     usual = float(np.median(list(own.values()))) if own else math.inf
     return {
         name: Gain(
-            float(np.mean(values)), math.sqrt(max(float(own.get(name, 0.0)), usual) / len(values)), len(values)
+            float(np.mean(values)), math.sqrt(max(float(own.get(name, 0.0)), usual) / len(values)), len(values), caution,
         )
         for name, values in differences.items()
     }  # fmt: skip

@@ -185,17 +185,17 @@ def _split(
         DataError: nothing is left of the target, or too little of the pool.
     """
     test, others = subset_of(target, fold), np.setdiff1d(np.arange(len(target)), fold)
-    others = others[~like_test(target, others, test, settings)]
+    others = others[~like_test(target, test, settings)(others)]
     if not len(others):
         raise DataError(
             "Every target row is like one that is held out from it (prompt, --group-by value, or nearly).",
             fix="Add other rows to the target, or name a method in place of auto.",
         )
     usable = generator(seed, "pilot pool").permutation(np.flatnonzero(rows.usable))
-    parts, there = list[np.ndarray](), 0
+    is_like, parts, there = like_test(rows, test, settings), list[np.ndarray](), 0
     for start in range(0, len(usable), sizes.pool):  # more than one only where rows are like the fold
         block = usable[start : start + sizes.pool]
-        block = block[~like_test(rows, block, test, settings)][: sizes.pool - there]
+        block = block[~is_like(block)][: sizes.pool - there]
         parts, there = [*parts, block], there + len(block)
         if there == sizes.pool:
             break

@@ -133,10 +133,11 @@ def near_test(test: Indexed, config: CompareConfig) -> IsNear:
     return lambda pool, row_ids: near.of(map(question_text, pool.each(row_ids))) >= 0
 
 
-def like_test(read: Indexed, row_ids: np.ndarray, test: Indexed, config: CompareConfig) -> np.ndarray:
-    """(n,) bool, whether each row has a prompt or --group-by value of the test, or is nearly one of its rows."""
-    shares = _shares_group(subset_of(read, row_ids), [test], config.group_by)
-    return np.isin(read.index.prompt[row_ids], test.index.prompt) | shares | near_test(test, config)(read.pool, row_ids)
+def like_test(read: Indexed, test: Indexed, config: CompareConfig) -> Callable[[np.ndarray], np.ndarray]:
+    """From (n,) row ids to (n,) bool, whether each row has a prompt or --group-by value of the test, or is nearly one of it."""
+    apart, is_near = np.isin(read.index.prompt, test.index.prompt), near_test(test, config)
+    apart |= _shares_group(read, [test], config.group_by)
+    return lambda row_ids: apart[row_ids] | is_near(read.pool, row_ids)
 
 
 def _excluded(index: Index, target: Indexed, test: Indexed, config: CompareConfig) -> np.ndarray:

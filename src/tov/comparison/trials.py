@@ -104,7 +104,7 @@ def _decided(run: Run, bench: Bench, trial: Trial) -> Trial:
         n=trial.n, labels=bench.labels, models=bench.models,
         expected=bench.expected,
     )  # fmt: skip
-    return replace(trial, decided=decided.variant, about={"gate": decided.record})
+    return replace(trial, decided=decided.variant, gate=decided.record)
 
 
 def _not_run(missing: Sequence[tuple[str, int, int]], total: int) -> str:

@@ -31,14 +31,14 @@ class Trial:
     Attributes:
         variant: as it was asked for.
         decided: what chooses its rows, where that is another: what `auto` has decided for.
-        about: what the record of the trial says of that decision, `gate`.
+        gate: what was decided, for the record of the trial (`tov.comparison.gate.Decided.record`).
     """
 
     variant: Variant
     n: int
     seed: int
     decided: Variant | None = None
-    about: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    gate: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @property
     def chooser(self) -> Variant:
