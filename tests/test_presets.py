@@ -15,12 +15,12 @@ from tiny import make_rows, write_jsonl
 from tov.cli.main import main
 from tov.comparison.grid import read_grid
 from tov.comparison.variants import check_settings, plan_trials, variants_of
-from tov.config.presets import PRESETS
+from tov.config.presets import PRESETS, derived_by
 from tov.config.records import CompareConfig, FitConfig, PathSettings, PlanConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.sources import _HUB_ID
-from tov.errors import ConfigError
-from tov.methods.spec import as_compared, parse_variant
+from tov.errors import ConfigError, DataError
+from tov.methods.spec import parse_variant, settings_for
 from tov.methods.tov.fit import base_size_for, schedule_for
 from tov.verbs.compare import compare_config
 
@@ -81,10 +81,10 @@ def test_l_follows_from_the_base_set_without_a_cap(base_size: int, epochs: int) 
 def test_a_variant_has_what_follows_from_its_own_settings() -> None:
     """Its rank, its |U| and so its L; and the preset itself may be a variant's."""
     config = build(CompareConfig, {**GIVEN, "sizes": [5], "preset": "paper"}).for_task("instruction")
-    small = as_compared(config, parse_variant("tov/base_size=1024/lora_r=4"))
+    small = settings_for(config, parse_variant("tov/base_size=1024/lora_r=4"))
     assert (small.base_size, small.epochs, small.lora_r, small.lora_dropout) == (1024, 16, 4, 0.2)
     plain = build(CompareConfig, {**GIVEN, "sizes": [5]}).for_task("instruction")
-    paper = as_compared(plain, parse_variant("tov/preset=paper"))
+    paper = settings_for(plain, parse_variant("tov/preset=paper"))
     assert (paper.lora_r, paper.amplify, paper.epochs) == (256, 1.0, 4)
     assert (plain.lora_r, plain.amplify) == (16, 4.0)
 
@@ -94,7 +94,7 @@ def test_an_unknown_one_is_answered_with_the_nearest(tmp_path: Path, capsys: pyt
     with pytest.raises(ConfigError, match=says):
         tov.select(model="m", pool="p", target="t", n=1, preset="papr")
     with pytest.raises(ConfigError, match=says):
-        as_compared(build(CompareConfig, {**GIVEN, "sizes": [5]}), parse_variant("tov/preset=papr"))
+        settings_for(build(CompareConfig, {**GIVEN, "sizes": [5]}), parse_variant("tov/preset=papr"))
     (tmp_path / "c.yaml").write_text("preset: papr\nmodel: m\npool: p\ntarget: t\nout: o\n")
     for verb in ("select", "plan", "fit"):
         with pytest.raises(SystemExit):
@@ -218,3 +218,18 @@ def test_the_files_that_are_not_public_are_asked_for(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("PAPER", raising=False)
     with pytest.raises(ConfigError, match="environment variable PAPER is not set"):
         read_grid(EXPERIMENTS / "paper-ner.yaml")
+
+
+def test_l_of_a_run_is_derived_anew_for_another_base_set() -> None:
+    of_run = {"task": "ner", "preset": "paper", "base_size": 2048, "epochs": 8}
+    assert derived_by(of_run) == {"epochs"}
+    assert derived_by({**of_run, "epochs": 3}) == set(), "given by its user"
+    assert derived_by({**of_run, "preset": None}) == set()
+
+
+def test_a_base_set_that_is_the_whole_pool_is_refused_before_anything_is_fitted(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="none is left to be chosen by score"):
+        select(tmp_path / "run", tiny_folder, "tov", **inputs(), preset="paper")
+    assert not (tmp_path / "run" / "path").exists()

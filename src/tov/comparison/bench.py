@@ -28,7 +28,7 @@ from tov.inputs.draw import RANDOM_ROWS, draw_rows, encode_scored
 from tov.inputs.read import usable_rows
 from tov.methods.choice import choose_rows, columns_for
 from tov.methods.score_pool import score_pool
-from tov.methods.spec import Variant, as_compared, dumped, table_made_from
+from tov.methods.spec import Variant, dumped, settings_for, table_made_from
 from tov.methods.work import model_record, note_model
 from tov.metrics import exact_match, own_metric
 from tov.model.consent import Expected
@@ -133,7 +133,7 @@ class _Table:
 
 def _score_table(run: Run, bench: Bench, variant: Variant, options: Any, n: int) -> _Table | Exception:
     """Fills the variant's table by its method, or reads what an earlier call has left; variants of one table share it."""
-    config, rows, target = as_compared(bench.config, variant), bench.split.rows, bench.split.target
+    config, rows, target = settings_for(bench.config, variant), bench.split.rows, bench.split.target
     made_from = table_made_from(config, variant.method, options)
     seed_folder = run.folder / "scores" / f"seed-{config.seed}"
     identity = {

@@ -33,7 +33,7 @@ from tov.files import append_json_line, digest
 from tov.inputs.read import Indexed, PoolRows
 from tov.methods.auto import LEAST, PilotSizes, pilot_sizes
 from tov.methods.choice import check_choice
-from tov.methods.spec import Variant, as_compared, dumped, parse_variant
+from tov.methods.spec import Variant, dumped, parse_variant, settings_for
 from tov.metrics import own_metric
 from tov.model.consent import Expected
 from tov.progress import duration, tell
@@ -99,7 +99,7 @@ def check_variant(variant: Variant, config: Any, rows: PoolRows, target: Indexed
         check_questions(target.pool, len(target), "--judge metric", "target")
     for one in candidates_of(config):
         try:
-            check_choice(one, as_compared(config, one), rows, target, n)
+            check_choice(one, settings_for(config, one), rows, target, n)
         except DataError as error:
             raise DataError(
                 f"The candidate {one.name} cannot choose: {error.problem}",
@@ -161,12 +161,14 @@ def _pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> Compare
     given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"} if name in fields}
     rate = given.get("train_learning_rate") or task.defaults.train_learning_rate
     asks = _judge(config) == METRIC and task.generates
-    if given.get("base_size"):  # it is of the whole pool; more than this of a part would leave nothing to choose from
-        given["base_size"] = max(1, min(given["base_size"], sizes.pool // 4))
+    if (
+        config.base_size
+    ):  # given, or a preset's: it is of the whole pool, and of a part would leave little to choose from
+        given["base_size"] = max(1, min(config.base_size, sizes.pool // 4))
     given |= {
         "sizes": (sizes.n,), "methods": (BASELINE,), "train_rows": sizes.passes, "num_train_epochs": None,
         "train_learning_rate": PILOT_RATE * rate, "exact_match": target_rows if asks else 0, "out": "auto", "force": False,
-        "rule": None, "bins": None, "from_run": None, "report_only": False,
+        "rule": None, "bins": None, "from_run": None, "report_only": False, "near_duplicates": "exclude",
     }  # fmt: skip
     return build(CompareConfig, given).for_task(config.task)
 

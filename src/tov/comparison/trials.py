@@ -23,7 +23,7 @@ from tov.config.records import CompareConfig
 from tov.data.labels import check_known
 from tov.files import append_json_line, digest
 from tov.inputs.read import check_n, labels_of
-from tov.methods.spec import as_compared
+from tov.methods.spec import settings_for
 from tov.methods.work import expected_by
 from tov.model.consent import Expected
 from tov.progress import duration, tell
@@ -97,7 +97,7 @@ def _seed_records(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dic
 
 
 def _decided(run: Run, bench: Bench, trial: Trial) -> Trial:
-    config, split = as_compared(bench.config, trial.variant), bench.split
+    config, split = settings_for(bench.config, trial.variant), bench.split
     named = digest([trial.variant.name, trial.n, rule_of(bench.config, trial.variant)])
     decided = decide(
         run.folder / "scores" / f"seed-{config.seed}" / f"auto-{named}", split.rows, split.target, config,
@@ -130,7 +130,7 @@ def make_bench(data: Data, config: CompareConfig, seed: int) -> Bench:
     check_n(max(config.sizes), split.rows, "--sizes")
     for variant in variants_of(seeded):
         for n in config.sizes if variant.method.takes in ("best", "pilots") else ():
-            check_variant(variant, as_compared(seeded, variant), split.rows, split.target, n)
+            check_variant(variant, settings_for(seeded, variant), split.rows, split.target, n)
     if seeded.exact_match and TASKS[seeded.task or ""].generates:
         check_questions(split.test.pool, seeded.exact_match)
     bench = Bench(seeded, split, labels_of(split.rows, split.target, seeded))

@@ -13,7 +13,7 @@ from typing import Any
 from tov.config.records import CompareConfig
 from tov.errors import ConfigError
 from tov.files import digest
-from tov.methods.spec import Variant, as_compared, parse_variant
+from tov.methods.spec import Variant, parse_variant, settings_for
 from tov.metrics import own_metric
 from tov.tasks import TASKS, titles
 
@@ -57,7 +57,7 @@ def check_settings(config: CompareConfig) -> None:
     Raises:
         ConfigError: a variant, the pattern, or a setting that cannot take effect.
     """
-    decided = [as_compared(config, one) for one in variants_of(config) if one.method.takes == "pilots"]
+    decided = [settings_for(config, one) for one in variants_of(config) if one.method.takes == "pilots"]
     if config.metric:
         own_metric(config.metric)
         if TASKS[config.task or ""].generates and not config.exact_match and not decided:
@@ -99,7 +99,7 @@ def variants_of(config: CompareConfig) -> list[Variant]:
     """
     variants = [parse_variant(name) for name in dict.fromkeys([*config.methods, BASELINE])]
     for variant in variants:
-        settings = as_compared(config, variant)
+        settings = settings_for(config, variant)
         sgd = settings.target_optimizer == "sgd"
         for name, effective in (("target_sgd_learning_rate", sgd), ("target_learning_rate_ratio", not sgd)):
             if name in variant.changes and not effective:
@@ -115,7 +115,7 @@ def check_distinct(variants: Sequence[Variant], config: Any, flag: str) -> None:
     """Raises ConfigError if two variants choose the same rows."""
     resolved: dict[str, str] = {}
     for variant in variants:
-        settings = as_compared(config, variant)
+        settings = settings_for(config, variant)
         means = digest([variant.method.name, variant.dumped, settings.of("pilots", "fit", "scan", "choice")])
         if means in resolved:
             raise ConfigError(
@@ -143,7 +143,7 @@ def plan_trials(variants: Sequence[Variant], config: CompareConfig, seed: int, u
 
 def rule_of(config: CompareConfig, variant: Variant) -> str:
     """`sample, 1 bins`: the rule that a variant's rows are chosen by; of `auto` what it decides between, and how."""
-    settings = as_compared(config, variant)
+    settings = settings_for(config, variant)
     if variant.method.takes == "pilots":
         gate = {name: getattr(settings, name) for name in DECIDED_BY}
         return ", ".join(f"{name} {'+'.join(value) if name == 'candidates' else value}" for name, value in gate.items())

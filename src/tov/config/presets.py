@@ -7,8 +7,10 @@ from typing import Any
 
 from tov.errors import ConfigError, did_you_mean
 
-BUDGET = 16 * 1024
-"""Rows trained on in all scoring epochs together, as the paper has it: L = 16*1024 / |U|."""
+SCORING_BUDGET = 16 * 1024
+"""Rows trained on in all scoring epochs together: L = 16*1024 / |U| (1,024 batches of 16 whatever |U| is)."""
+LARGEST_BASE = 4096
+"""|U| of the paper, where the pool is large enough."""
 PAPER_RANK = {"instruction": 256, "ner": 1}
 
 
@@ -24,12 +26,12 @@ def paper(task: str, base_size: int | None = None) -> dict[str, Any]:
 
     Source: Jain, Montanari, Sasoglu 2025, arXiv 2510.00386.
     """
-    base_size = base_size or 4 * 1024
+    base_size = base_size or LARGEST_BASE
     rank = {"lora_r": PAPER_RANK[task]} if task in PAPER_RANK else {}
     return {
-        **rank, "lora_alpha": 32.0, "lora_dropout": 0.2, "base_size": base_size, "epochs": max(1, round(BUDGET / base_size)),
-        "path_variant": "interleaved", "batch_size": 16, "target_learning_rate_ratio": 0.1, "amplify": 1.0,
-        "transform": "positive", "normalize": "none",
+        **rank, "lora_alpha": 32.0, "lora_dropout": 0.2, "base_size": base_size,
+        "epochs": max(1, round(SCORING_BUDGET / base_size)), "path_variant": "interleaved", "batch_size": 16,
+        "target_learning_rate_ratio": 0.1, "amplify": 1.0, "transform": "positive", "normalize": "none",
     }  # fmt: skip
 
 
@@ -55,6 +57,13 @@ def named_by(preset: str | None) -> set[str]:
     """The settings that a preset may give a value; none without one, or where there is no such preset."""
     bundle = PRESETS.get(preset or "")
     return {name for task in PAPER_RANK for name in bundle(task, None)} if bundle else set()
+
+
+def derived_by(settings: Mapping[str, Any]) -> set[str]:
+    """Of a run's settings, the ones that its preset has derived from others: of other ones they are to be derived anew."""
+    bundle = PRESETS.get(settings.get("preset") or "")
+    derived = bundle(settings["task"], settings.get("base_size"))["epochs"] if bundle else None
+    return {"epochs"} if derived is not None and settings.get("epochs") == derived else set()
 
 
 def filled(settings: Any, task: str, defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ LONGEST = 4000
 """Characters that are looked at, from the start."""
 BLOCK = 1024
 """Texts looked at at once."""
+CELLS = 1 << 22
+"""Pairs of texts of which the rare shingles that they share are counted at once, at most."""
 PAIRS = 1 << 14
 """Pairs of texts compared at once."""
 _WORD = re.compile(r"\w+")
@@ -65,6 +67,11 @@ class Shingles:
         """(sum of counts,) the number of each shingle's text."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
+    def part(self, start: int, stop: int) -> Shingles:
+        """Those of the texts from `start` up to `stop`."""
+        before, upto = self.counts[:start].sum(), self.counts[:stop].sum()
+        return Shingles(self.hashes[before:upto], self.counts[start:stop])
+
     @staticmethod
     def of(texts: Sequence[str]) -> Shingles:
         """Of texts as `plain` makes them."""
@@ -95,32 +102,38 @@ class Near:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        shingles = Shingles.of(texts)
-        self.texts, self.counts = list(texts), shingles.counts
-        self.known, places, self.texts_with = np.unique(shingles.hashes, return_inverse=True, return_counts=True)
-        self.matrix = _matrix(places, shingles.rows, (len(texts), len(self.known)))
+        self.shingles = Shingles.of(texts)
+        self.counts = self.shingles.counts
+        self.known, places, self.texts_with = np.unique(self.shingles.hashes, return_inverse=True, return_counts=True)
+        self.matrix = _matrix(places, self.shingles.rows, (len(texts), len(self.known)))
+        self.at_once = max(1, min(BLOCK, CELLS // max(len(texts), 1)))
 
     def of(self, texts: Iterable[str]) -> np.ndarray:
         """(texts,) int64, for each of the others the number of the first of ours that it is near to; -1 for none."""
-        found = [self._first(block) for block in _blocks(texts)]
-        return np.concatenate([np.empty(0, np.int64), *found])
+        return _joined(self._first(Shingles.of(block)) for block in _blocks(texts, self.at_once))
+
+    def among(self, others: Near) -> np.ndarray:
+        """(texts,) int64, for each of ours the number of the first of the others that it is near to; -1 for none."""
+        size = len(self.counts)
+        blocks = (self.shingles.part(start, start + others.at_once) for start in range(0, size, others.at_once))
+        return _joined(map(others._first, blocks))
 
     def repeats(self) -> np.ndarray:
         """(texts,) bool, which of ours are near to an earlier one of ours."""
-        first = self.of(self.texts)
+        first = self.among(self)
         return (first >= 0) & (first < np.arange(len(first)))
 
-    def _first(self, texts: Sequence[str]) -> np.ndarray:
-        first = np.full(len(texts), len(self.counts), np.int64)
-        theirs = Shingles.of(texts)
+    def _first(self, theirs: Shingles) -> np.ndarray:
+        texts = len(theirs.counts)
+        first = np.full(texts, len(self.counts), np.int64)
         if len(self.known) and len(theirs.hashes):
             places = np.minimum(np.searchsorted(self.known, theirs.hashes), len(self.known) - 1)
             here = self.known[places] == theirs.hashes
-            may = np.bincount(theirs.rows[here], minlength=len(texts)) >= NEAR * theirs.counts
+            may = np.bincount(theirs.rows[here], minlength=texts) >= NEAR * theirs.counts
             kept = may[theirs.rows]  # of most texts too little is known here
             theirs = Shingles(theirs.hashes[kept], np.where(may, theirs.counts, 0))
             places, here = places[kept], here[kept]
-            shape = (len(texts), len(self.known))
+            shape = (texts, len(self.known))
             whole = _matrix(places[here], theirs.rows[here], shape)
             rare = here & _rarest_half(theirs, np.where(here, self.texts_with[places], 0))
             pairs = (_matrix(places[rare], theirs.rows[rare], shape) @ self.matrix.T).tocoo()
@@ -147,7 +160,11 @@ def _matrix(columns: np.ndarray, rows: np.ndarray, shape: tuple[int, int]) -> An
     return sparse.csr_matrix((np.ones(len(columns), np.int32), (rows, columns)), shape=shape)
 
 
-def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+def _joined(found: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *found])
+
+
+def _blocks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     rest = iter(texts)
-    while block := list(islice(rest, BLOCK)):
+    while block := list(islice(rest, size)):
         yield block

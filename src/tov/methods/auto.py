@@ -76,13 +76,13 @@ class Auto(Method):
 
 def _priced(stats: PoolStats, settings: Any) -> Iterator[list[Stage] | None]:
     """The stages of every candidate's run; candidates that share a table are priced once."""
-    from tov.methods.spec import as_compared, parse_variant, table_made_from  # they ask for the methods in the box
+    from tov.methods.spec import parse_variant, settings_for, table_made_from  # they ask for the methods in the box
 
     seen: list[dict[str, Any]] = []
     for text in settings.candidates:
         variant = parse_variant(text, flag="--candidates")
         options = variant.method.resolve(variant.options, stats.usable)
-        own = as_compared(settings, variant)
+        own = settings_for(settings, variant)
         table = table_made_from(own, variant.method, options)
         if variant.method.takes == "best" and table not in seen:
             seen.append(table)

@@ -206,6 +206,9 @@ def add_up(folder: Path, shards: ShardStore, starts: Sequence[int], target: Coun
         starts: first row_id of each.
         target: counts of the target rows that have a word.
         rows: of the pool, those that were counted.
+
+    Raises:
+        DataError: no row has a word.
     """
     words, frequency = 0, np.zeros(target.words.shape[1], np.int64)
     index = Index(Pool(rows, words, frequency), target, shards, tuple(starts))
@@ -213,6 +216,8 @@ def add_up(folder: Path, shards: ShardStore, starts: Sequence[int], target: Coun
         counts = index.counts(start)
         words += int(counts.lengths.sum())
         frequency += np.bincount(counts.words.indices, minlength=len(frequency))
+    if not words:
+        raise _no_word("pool")
     with atomic(folder / "index.npz") as temporary, open(temporary, "wb") as file:
         np.savez(
             file, rows=rows, words=words, frequency=frequency, starts=starts, stamp=shards.fingerprint,
@@ -320,8 +325,6 @@ class Bm25(Method):
             INDEX, [work.target.index.fingerprint, work.settings.shard_rows], None,
             lambda folder, progress: _make(work, target, vocabulary, folder, progress), rows=len(work.rows.pool),
         )  # fmt: skip
-        if not read_index(folder).pool.words:
-            raise _no_word("pool")
         return Bm25Scorer(folder=folder, options=work.options, about=f"M = {len(texts):,} target rows")
 
     def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:

@@ -46,6 +46,11 @@ def check_choice(variant: Variant, settings: Any, rows: PoolRows, target: Indexe
             f"--n asks for {n:,} rows by score, but {base:,} of the {usable:,} usable rows are the base set.",
             fix="Lower --n or --base-size, or use --rule score+random.",
         )
+    if base and base == usable:
+        raise DataError(
+            f"All {usable:,} usable rows are the base set, so none is left to be chosen by score.",
+            fix="Lower --base-size.",
+        )
     if settings.source_cap:
         sizes = {source.name: len(source.table) for source in rows.pool.sources if len(source.table)}
         codes = np.repeat(np.arange(len(sizes)), list(sizes.values()))

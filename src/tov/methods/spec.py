@@ -18,7 +18,7 @@ from tov.config.records import PathSettings, ReselectConfig, Rule, RuleSettings,
 from tov.config.settings import Invalidates, Settings, build, declared_by
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method
-from tov.methods.registry import find_method
+from tov.methods.registry import built_in, find_method
 
 SLASHED = ("encoder", "store")
 """Options whose value may hold a `/`: it takes all that is left of the text."""
@@ -182,17 +182,29 @@ def with_rule(settings: R, variant: Variant) -> R:
     rule = settings.rule or method.rule
     if method.takes == "best":
         _check_turns(rule, method)
+    if rule == "sample":
+        _check_draw(settings, method)
     if rule == "round-robin" and settings.bins not in (None, 1):
         raise ConfigError(f"{settings.bins} bins have no effect with rule round-robin.", fix="Leave bins out.")
     bins = 1 if rule == "round-robin" else settings.bins or method.bins
     return settings.model_copy(update={"rule": rule, "bins": bins})
 
 
+def _check_draw(settings: RuleSettings, method: Method) -> None:
+    """Percentiles and places in an order are no log-weights: a draw by them would be nearly uniform, or none."""
+    weighed = next((name for name in ("nearness", "uncertainty") if getattr(settings, name)), None)
+    if weighed or method.takes == "random":
+        what = f"--{weighed}, which ranks by percentiles" if weighed else "random, whose rows are drawn already"
+        raise ConfigError(
+            f"The rule sample draws by exp(score), but here stands {what}.", fix="Use score-only or score+random."
+        )
+
+
 def _check_turns(rule: Rule | None, method: Method) -> None:
     if rule == "round-robin" and not method.round_robin:
         raise ConfigError(
             f"The rule round-robin needs a score for each target row or sub-task, but {method.name} has only one score a row.",
-            allowed="round-robin with less, bm25, rds or tsds",
+            allowed=f"round-robin with {', '.join(name for name, one in built_in().items() if one.round_robin)}",
             fix="Use score-only, score+random or sample.",
         )
 
@@ -284,7 +296,7 @@ def _taken_over(config: C, variant: Variant) -> C:
     return changed
 
 
-def as_compared(config: R, variant: Variant) -> R:
+def settings_for(config: R, variant: Variant) -> R:
     """The settings of a comparison, or of a selection by `auto`, as a variant has them, task and rule named.
 
     Raises:

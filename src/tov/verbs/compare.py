@@ -16,7 +16,7 @@ from tov.comparison.statistics import summarize
 from tov.comparison.trials import run_trials
 from tov.comparison.variants import check_settings, rule_of, variants_of
 from tov.config.gate import GateSettings
-from tov.config.presets import named_by
+from tov.config.presets import derived_by, named_by
 from tov.config.records import CompareConfig
 from tov.config.settings import build
 from tov.data.pool import check_mapping, files_of
@@ -156,6 +156,7 @@ def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
     scan = manifest.scoring.settings if manifest.scoring else {}
     settings = {**manifest.model.settings, **manifest.identity.get("settings", {}), **scan}
     replaced = {"rule", "bins", *GateSettings.model_fields, *named_by(arguments.get("preset"))}
+    replaced |= derived_by(settings)
     settings = {name: value for name, value in settings.items() if name not in replaced}
     for name in ("pool", "target"):
         if name not in arguments:

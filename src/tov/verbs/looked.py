@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,20 +18,26 @@ from tov.engine.models import ModelSpec
 from tov.errors import TovError
 from tov.inputs.read import Indexed, read_target, usable_rows
 from tov.runs.folder import Run
-from tov.runs.manifest import ChecksRecord, TargetRecord
+from tov.runs.manifest import ChecksRecord, RowsFacts, TargetRecord
 from tov.scores.table import DEFAULT_TARGET, usable_in
 from tov.tasks import TASKS
 
+Seen: TypeAlias = tuple[list[Row], RowsFacts]
+"""Rows of a target that are looked at, and what they are like."""
 
-def note_target(run: Run, target: Indexed, settings: PathSettings, labels: tuple[str, ...]) -> None:
+
+def see_target(target: Indexed, settings: PathSettings, labels: tuple[str, ...]) -> Seen:
+    """What chosen rows will be looked at beside; read before the scan, while the files are as they were."""
+    return seen(target.pool, np.arange(len(target)), ModelSpec.of(settings, labels).encoder(), settings.seed)
+
+
+def note_target(run: Run, target: Indexed, like: RowsFacts) -> None:
     """Remembers what the target's rows are like: a later choice may not have them at hand."""
-    encode = ModelSpec.of(settings, labels).encoder()
-    _, like = seen(target.pool, np.arange(len(target)), encode, settings.seed)
     record = TargetRecord(rows=len(target), fingerprint=target.index.fingerprint, facts=like)
     run.note(targets={**run.manifest.targets, DEFAULT_TARGET: record})
 
 
-def target_again(origin: Run) -> Indexed | None:
+def target_again(origin: Run, seed: int) -> Seen | None:
     """The target of an earlier run, if it lies in files that are there and the same still: a look can do without."""
     record, inputs = origin.manifest.targets.get(DEFAULT_TARGET), origin.manifest.inputs
     if record is None or not inputs.target:
@@ -42,11 +48,14 @@ def target_again(origin: Run) -> Indexed | None:
         target = read_target(inputs.target, build(DataSettings, inputs.reading))
     except TovError:
         return None
-    return target if target.index.fingerprint == record.fingerprint else None
+    if target.index.fingerprint != record.fingerprint:
+        return None
+    rows, like = seen(target.pool, np.arange(len(target)), None, seed)
+    return rows, record.facts or like
 
 
 def look_at(
-    run: Run, pool: Pool, scores: pa.Table, row_ids: np.ndarray, target: Indexed | None, seed: int
+    run: Run, pool: Pool, scores: pa.Table, row_ids: np.ndarray, target: Seen | None, seed: int
 ) -> ChecksRecord:  # fmt: skip
     """What is seen of the chosen rows beside the pool and the target.
 
@@ -55,16 +64,13 @@ def look_at(
         pool: its pool.
         scores: the score table.
         row_ids: (n,) the chosen rows.
-        target: its target, if it is at hand; what was noted of it when it was serves too.
+        target: its target, if it is at hand; else what was noted of it serves.
         seed: of the rows that are looked at.
     """
     lengths, usable = scores["tokens"].to_numpy(), np.flatnonzero(usable_in(scores))
     mine, theirs = drawn(row_ids, seed), drawn(usable, seed)
     task, pool_rows = TASKS[pool.task], usable_rows(pool.at(theirs))
-    noted, others = run.manifest.targets.get(DEFAULT_TARGET), dict[str, Sequence[Row]]()
-    like = noted.facts if noted else None
-    if target is not None:
-        others["target"], of_text = seen(target.pool, np.arange(len(target)), None, seed)
-        like = like or of_text
+    noted = run.manifest.targets.get(DEFAULT_TARGET)
+    others, like = ({"target": target[0]}, target[1]) if target else ({}, noted.facts if noted else None)
     beside = Beside(task, facts(pool_rows, task, sizes=lengths[theirs], of=len(usable)), pool_rows, like, others)
     return look(usable_rows(pool.at(mine)), lengths[mine], beside, n=len(row_ids))

@@ -37,7 +37,7 @@ from tov.runs.manifest import TargetRecord
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
 from tov.verbs import training_file
-from tov.verbs.looked import note_target
+from tov.verbs.looked import note_target, see_target
 from tov.verbs.result import Result, fitted
 from tov.verbs.select import facts_of
 
@@ -174,7 +174,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
             labels=labels, artifacts=run.folder / "artifacts", models=models, engine=LocalEngine(models), quiet=config.quiet,
         )  # fmt: skip
         work.method.prepare(work)
-        note_target(run, target, settings, labels)
+        note_target(run, target, see_target(target, settings, labels)[1])
         stored = open_path(fitted(run))
         run.note(
             summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}

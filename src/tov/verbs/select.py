@@ -32,7 +32,7 @@ from tov.inputs.read import Indexed, PoolRows, check_n
 from tov.methods.auto import PILOTS
 from tov.methods.choice import choose_rows, columns_for
 from tov.methods.score_pool import score_pool
-from tov.methods.spec import Variant, as_compared, has_no_effect, reselect_settings, select_settings, with_effect
+from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
 from tov.report.numbers import choice_facts, facts_read, score_facts
 from tov.report.summary import summary_markdown
 from tov.runs.folder import Run, differences, open_run, run_folder, work_on
@@ -42,7 +42,7 @@ from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
 from tov.verbs import training_file
-from tov.verbs.looked import look_at, note_target, target_again
+from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
 from tov.verbs.result import Picked
 
 
@@ -112,11 +112,12 @@ def run_select(
             run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
             if variant.method.takes == "pilots":
                 config, variant = _decided(run, rows, target, config, labels)
+            target_seen = see_target(target, config, labels)
             score_pool(
                 run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, quiet=config.quiet
             )
-            note_target(run, target, config, labels)
-            _choose_and_write(run, rows.pool, variant, config, config.seed, target)
+            note_target(run, target, target_seen[1])
+            _choose_and_write(run, rows.pool, variant, config, config.seed, target_seen)
         else:
             _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
     return Picked(run)
@@ -128,7 +129,7 @@ def _decided(
     """The settings and the method that the pilots decide for."""
     with run.stage(PILOTS):
         decided = decide(run.folder / "gate", rows, target, config, n=config.n, labels=labels)
-    cost, config = decided.record["cost"], as_compared(config, decided.variant)
+    cost, config = decided.record["cost"], settings_for(config, decided.variant)
     run.note(
         gate={**decided.record, "settings": with_effect(config, decided.variant.method, "choice")},
         spent={**run.manifest.spent, PILOTS: (cost["tokens_forward"], cost["tokens_backward"])},
@@ -239,7 +240,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
                 seed=seed,
                 **{name: getattr(origin.manifest, name) for name in fields},
             )
-            _choose_and_write(run, pool, variant, config, seed, target_again(origin), origin)
+            _choose_and_write(run, pool, variant, config, seed, target_again(origin, seed), origin)
     return Picked(run)
 
 
@@ -249,7 +250,7 @@ def _choose_and_write(
     variant: Variant,
     config: SelectionSettings,
     seed: int,
-    target: Indexed | None,
+    target: Seen | None,
     origin: Run | None = None,
 ) -> None:
     """Of the run's scores: the choice, the training file, a look at it, the summary.

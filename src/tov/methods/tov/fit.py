@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tov.config.presets import LARGEST_BASE, SCORING_BUDGET
 from tov.config.records import PathSettings
 from tov.methods.tov.variants import START, VARIANTS, Step
 from tov.model.adapters import State, read_state, write_state
@@ -21,11 +22,8 @@ from tov.seeds import derive, generator
 from tov.text.encode import Encoded
 from tov.training.loop import Rate, make_optimizer, moments_of, train_epoch
 
-SCORING_BUDGET = 16 * 1024
-"""Rows trained on in all scoring epochs together: L = 16*1024 / |U| (1,024 batches of 16 whatever |U| is)."""
 MOST_EPOCHS = 4
 """The rule's value at the paper's |U| = 4*1024; each epoch costs two passes over the pool, so a small U does not get more."""
-LARGEST_BASE = 4096
 
 Keep = Callable[[Step, State], None]
 

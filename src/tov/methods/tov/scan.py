@@ -113,7 +113,10 @@ def scan_rows(
         measures["uncertainty"] = uncertainty(base, offsets)
         epochs.append({name: _in_place(measures[name], order, len(rows)) for name in MEASURES})
         passes += 2
-    nearness = None if embedded is None else _in_place(_on_cpu(near), order, len(rows))
+    cosines = _on_cpu(near)
+    if not np.isfinite(cosines).all():
+        raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
+    nearness = None if embedded is None else _in_place(cosines, order, len(rows))
     return Scanned(rows.sizes, epochs, passes * int(rows.lengths[order].sum()), nearness)
 
 
