@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -22,6 +23,9 @@ from tov.errors import ConfigError, DataError, did_you_mean
 from tov.inputs.read import Indexed, PoolRows, open_rows, read_target
 from tov.seeds import generator
 
+IsNear: TypeAlias = Callable[[Pool, np.ndarray], np.ndarray]
+"""From a pool and (n,) row ids to (n,) bool, whether each row is to be kept from the test as a near duplicate."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -31,11 +35,19 @@ class Data:
         pool: rows to choose from, all of them.
         target: rows to draw the target (and the test) from.
         test: rows to test on; None: they are drawn from the target's.
+        near: which rows are near duplicates of that test; None without one.
     """
 
     pool: Indexed
     target: Indexed
     test: Indexed | None
+    near: IsNear | None = None
+
+    @cached_property
+    def near_pool(self) -> np.ndarray:
+        """(N,) bool, which rows of the pool are near duplicates of the test that all seeds share."""
+        assert self.near
+        return self.near(self.pool.pool, np.arange(len(self.pool)))
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,8 @@ def read_data(config: CompareConfig, pools: Sequence[Input], targets: Sequence[I
         if config.group_by and read:
             check_column(config.group_by, read.pool, role)
     pool = open_rows(pools, config)
-    return Data(Indexed(pool, index_rows(pool, on_bad_row=config.on_bad_row)), target, test)
+    near = near_test(test, config) if test else None
+    return Data(Indexed(pool, index_rows(pool, on_bad_row=config.on_bad_row)), target, test, near)
 
 
 def check_column(group_by: str, pool: Pool, role: str) -> None:
@@ -95,13 +108,13 @@ def make_split(data: Data, config: CompareConfig, seed: int) -> Split:
     Raises:
         DataError: fewer rows than asked for.
     """
-    target, test, notes = _draw_target(data, config, seed)
+    target, test, is_near, notes = _draw_target(data, config, seed)
     pool, index = data.pool.pool, data.pool.index
     apart = [test, target] if config.decontaminate else [test]
     free = ~_shares_group(data.pool, apart, config.group_by)
     if not free.all():
         notes.append(f"{int((~free).sum()):,} pool rows share a --group-by value with target or test and were kept out")
-    row_ids, is_near = np.flatnonzero(free), near_test(test, config)
+    row_ids = np.flatnonzero(free)
     if config.pool_rows:
         row_ids = row_ids[_excluded(index, target, test, config)[row_ids] == USABLE]
         row_ids, near = _sample(pool, row_ids, is_near, config.pool_rows, seed)
@@ -114,15 +127,11 @@ def make_split(data: Data, config: CompareConfig, seed: int) -> Split:
     excluded = _excluded(index, target, test, config)
     if not config.pool_rows:
         usable = np.flatnonzero(excluded == USABLE)
-        excluded[usable[is_near(pool, usable)]] = NEAR_TEST
+        excluded[usable[data.near_pool[row_ids][usable] if data.near else is_near(pool, usable)]] = NEAR_TEST
         near = int((excluded == NEAR_TEST).sum())
     if near:
         notes.append(f"{near:,} pool rows are near duplicates of a test row and were kept out")
     return Split(PoolRows(pool, index, excluded), target, test, tuple(notes))
-
-
-IsNear: TypeAlias = Callable[[Pool, np.ndarray], np.ndarray]
-"""From a pool and (n,) row ids to (n,) bool, whether each row is to be kept from the test as a near duplicate."""
 
 
 def near_test(test: Indexed, config: CompareConfig) -> IsNear:
@@ -144,24 +153,26 @@ def _excluded(index: Index, target: Indexed, test: Indexed, config: CompareConfi
     return exclusions(index, target.index.prompt, decontaminate=config.decontaminate, test_prompts=test.index.prompt)
 
 
-def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed, Indexed, list[str]]:
+def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed, Indexed, IsNear, list[str]]:
+    """Target, test, what is near the test, and notes."""
     notes: list[str] = []
     pool, index = data.target.pool, data.target.index
     row_ids = np.arange(len(pool))
 
-    def far(row_ids: np.ndarray, test: Indexed) -> np.ndarray:
-        near = near_test(test, config)(pool, row_ids)
+    def far(row_ids: np.ndarray, is_near: IsNear) -> np.ndarray:
+        near = is_near(pool, row_ids)
         if near.any():
             notes.append(f"{int(near.sum()):,} target rows are near duplicates of a test row and were left out")
         return row_ids[~near]
 
     if data.test is not None:
+        assert data.near
         leaked = np.isin(index.prompt, data.test.index.prompt) | _shares_group(
             data.target, [data.test], config.group_by
         )
         if leaked.any():
             notes.append(f"{int(leaked.sum()):,} target rows share a prompt or group with the test and were left out")
-        row_ids = far(row_ids[~leaked], data.test)
+        row_ids = far(row_ids[~leaked], data.near)
         if not len(row_ids):
             raise DataError(
                 "Every target row has a prompt that is in the test, or nearly.",
@@ -169,16 +180,18 @@ def _draw_target(data: Data, config: CompareConfig, seed: int) -> tuple[Indexed,
             )
     if not config.test_rows and not config.target_rows:
         assert data.test is not None
-        return subset_of(data.target, row_ids), data.test, notes
+        assert data.near
+        return subset_of(data.target, row_ids), data.test, data.near, notes
     units = _units(pool, index, config.group_by, row_ids)
     units = [units[place] for place in generator(seed, "split").permutation(len(units))]
     test_ids, units = _take(units, config.test_rows or 0, "--test-rows", len(row_ids))
     test = data.test or subset_of(data.target, test_ids)
+    is_near = data.near or near_test(test, config)
     if data.test is None:
-        left = set(far(np.array([row_id for unit in units for row_id in unit], np.int64), test).tolist())
+        left = set(far(np.array([row_id for unit in units for row_id in unit], np.int64), is_near).tolist())
         units = [kept for unit in units if (kept := [row_id for row_id in unit if row_id in left])]
     target_ids, _ = _take(units, config.target_rows or sum(map(len, units)), "--target-rows", len(row_ids))
-    return subset_of(data.target, target_ids), test, notes
+    return subset_of(data.target, target_ids), test, is_near, notes
 
 
 def _take(units: list[list[int]], wanted: int, flag: str, total: int) -> tuple[np.ndarray, list[list[int]]]:
