@@ -191,8 +191,12 @@ def with_rule(settings: R, variant: Variant) -> R:
 
 
 def _check_draw(settings: RuleSettings, method: Method) -> None:
-    """Percentiles and places in an order are no log-weights: a draw by them would be nearly uniform, or none."""
-    weighed = next((name for name in ("nearness", "uncertainty") if getattr(settings, name)), None)
+    """Percentiles and places in an order are no log-weights: a draw by them would be nearly uniform, or none.
+
+    Weights that the method does not read are another candidate's.
+    """
+    given = read_by(settings, method, "choice")
+    weighed = next((name for name in ("nearness", "uncertainty") if given.get(name)), None)
     if weighed or method.takes == "random":
         what = f"--{weighed}, which ranks by percentiles" if weighed else "random, whose rows are drawn already"
         raise ConfigError(
