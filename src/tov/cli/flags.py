@@ -91,6 +91,27 @@ def command(
     )  # fmt: skip
 
 
+def positional(
+    verb: str, record: type[Settings], places: Sequence[tuple[str, str, int]], *, callback: Callable[..., None], help: str
+) -> click.Command:  # fmt: skip
+    """A command some of whose settings are told by their place.
+
+    Args:
+        verb: its name.
+        record: its settings.
+        places: setting, how the usage line has it, how many values (-1: any number, at least one).
+        callback: gets every setting.
+        help: in a line.
+    """
+    named = {name for name, _, _ in places}
+    arguments = [
+        click.Argument([name], nargs=count, metavar=shown, required=True, type=int if name == "rows" else str)
+        for name, shown, count in places
+    ]
+    options = [_option(record, name) for name in record.model_fields if name not in named]
+    return click.Command(verb, params=[*arguments, *options], callback=callback, help=help)
+
+
 def flag_of(name: str) -> str:
     """`--from` for `from_run`."""
     return f"--{_FLAGS.get(name, name).replace('_', '-')}"

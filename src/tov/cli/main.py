@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """A command: its help, the records of `tov.config.records` that its flags fill, and what runs it, as `module:function`."""
+    """A command: its help, the records (of `tov.config.records`, or `module:name`) that its flags fill, and what runs it, as `module:function`."""
 
     help: str
     records: tuple[str, ...] = ()
@@ -50,8 +50,23 @@ VERBS = {
         "Train on the rows that each method chooses, and measure the gain over random rows.",
         ("CompareConfig",), "tov.verbs.compare:run_compare",
     ),
+    "report": Verb(
+        "Write the HTML page of a run, a comparison or a grid, or of two selections side by side.",
+        ("tov.config.page:ReportConfig",), "tov.verbs.report:run_report",
+    ),
+    "inspect": Verb(
+        "Show rows of a run: text, scores, what each token gains, the nearest target rows.",
+        ("tov.config.page:InspectConfig",), "tov.verbs.inspect:run_inspect",
+    ),
     "methods": Verb("List the methods that choose rows, or describe one of them."),
 }  # fmt: skip
+
+
+POSITIONAL: dict[str, tuple[tuple[str, str, int], ...]] = {
+    "report": (("runs", "RUN [RUN2]", -1),),
+    "inspect": (("from_run", "RUN", 1), ("rows", "ROW...", -1)),
+}
+"""Verbs whose settings stand by their place, and in no file: setting, how the usage line has it, how many."""
 
 
 class _Verbs(click.Group):
@@ -98,13 +113,18 @@ def _command(name: str) -> click.Command:
     only = click.Option(
         ["--only"], multiple=True, metavar="NAME...", help="experiments of the grid file to run; default: all"
     )
+    if name in POSITIONAL:
+        from tov.cli.flags import positional
+
+        return positional(name, _record(verb.records[0]), POSITIONAL[name], callback=partial(_given, name), help=verb.help)
     callback = {"select": _select, "train": _train, "compare": _compare}.get(name, partial(_work, name))
     more = [only] if name == "compare" else []
     return command(name, [_record(one) for one in verb.records], callback=callback, help=verb.help, more=more)
 
 
 def _record(name: str) -> type[Settings]:
-    return getattr(import_module("tov.config.records"), name)
+    module, _, record = name.rpartition(":")
+    return getattr(import_module(module or "tov.config.records"), record)
 
 
 def _work(name: str, config: str | None, **flags: Any) -> None:
@@ -112,6 +132,13 @@ def _work(name: str, config: str | None, **flags: Any) -> None:
     from tov.cli.flags import gather
 
     _run(VERBS[name].runs, VERBS[name].records[0], gather(config, flags))
+
+
+def _given(name: str, **flags: Any) -> None:
+    """As `_work`, of a verb that reads no file."""
+    from tov.cli.flags import gather
+
+    _run(VERBS[name].runs, VERBS[name].records[0], gather(None, flags))
 
 
 def _run(runs: str, record: str, settings: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
+from tov.config.page import ExplainSettings, PageSettings
 from tov.config.presets import filled, known_preset
 from tov.config.settings import NOT_KEPT, Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
@@ -277,7 +278,7 @@ class FitConfig(PathSettings, PlaceSettings):
     """Settings of `tov fit`."""
 
 
-class SelectConfig(SelectionSettings, PathSettings, ScanSettings, GateSettings, PlaceSettings):
+class SelectConfig(SelectionSettings, PathSettings, ScanSettings, GateSettings, ExplainSettings, PlaceSettings):
     """Settings of `tov select`."""
 
     method: str = setting("scan", METHOD, "tov", named=True)
@@ -296,7 +297,7 @@ class PlanConfig(SelectConfig):
     methods: tuple[str, ...] = setting("scan", "methods to plan side by side, in place of --method", ())
 
 
-class ReselectConfig(SelectionSettings, PlaceSettings):
+class ReselectConfig(SelectionSettings, PageSettings, PlaceSettings):
     """Settings of `tov select --from`."""
 
     from_run: str = setting("choice", "finished run whose scores are reused", min_length=1, named=True)

@@ -97,6 +97,23 @@ class Stage:
     kept: float | None = 0
 
 
+@dataclass(frozen=True)
+class TokenGains:
+    """What a scorer says of single tokens: S scored ones of some rows, row by row.
+
+    Attributes:
+        loss: (S,) log-loss in nats before the target's step.
+        gain: (S,) by how much that step lowers it, in nats.
+        nearest: (rows, k) numbers of the target rows that a row is nearest to, nearest first; None where nothing was compared.
+        cosines: (rows, k) of those.
+    """
+
+    loss: np.ndarray
+    gain: np.ndarray
+    nearest: np.ndarray | None = None
+    cosines: np.ndarray | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
     """What a prepared method gives: a description that any process can open, and that then scores shards.
@@ -136,6 +153,15 @@ class Scorer:
             rows: some rows of the pool, each with a scored token.
         """
         return {}
+
+    def explain(self, models: Models, rows: Encoded) -> TokenGains | None:
+        """What each scored token gains, for a reader who asks why; None for a method that says nothing of tokens.
+
+        Args:
+            models: of this process.
+            rows: some rows, each with a scored token.
+        """
+        return None
 
 
 class Method:

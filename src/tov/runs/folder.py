@@ -319,14 +319,23 @@ def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
     )
 
 
+def any_run(folder: Path | str) -> Run:
+    """Whatever run is there, also a comparison.
+
+    Raises:
+        RunError: the folder holds none.
+    """
+    settle(Path(folder))
+    return _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
+
+
 def open_run(folder: Path | str) -> Run:
     """A run that is there.
 
     Raises:
         RunError: the folder holds none.
     """
-    settle(Path(folder))
-    run = _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
+    run = any_run(folder)
     if run.manifest.command in ("compare", "gate"):
         raise RunError(
             f"{folder} is a comparison, or a part of one.", fix="Name the --out of a tov select, score or fit."

@@ -198,25 +198,28 @@ def read_table(
 
 
 def read_hashes(folder: Path, row_ids: np.ndarray, fingerprint: str | None = None) -> list[str]:
-    """(n,) content hashes of these rows, as the score table has them, without a column of all rows in memory.
+    """(n,) content hashes of these rows, as the score table has them. Errors as of `read_table`."""
+    return list(read_rows(folder, row_ids, ["hash"], fingerprint)["hash"].to_pylist()) if len(row_ids) else []
 
-    Errors as of `read_table`.
-    """
+
+def read_rows(
+    folder: Path, row_ids: np.ndarray, columns: Sequence[str] | None = None, fingerprint: str | None = None
+) -> pa.Table:
+    """(n,) rows of the table, in this order, without a column of all rows in memory. Arguments and errors as of `read_table`."""
     files = _files(folder)
     starts = np.array([_first_row(file) for file in files])
     shard_of = np.searchsorted(starts, row_ids, side="right") - 1
     order = np.argsort(shard_of, kind="stable")
     touched, first = np.unique(shard_of[order], return_index=True)
     groups = [order[start:stop] for start, stop in itertools.pairwise([*first, len(order)])]
-    hashes = np.empty(len(row_ids), dtype=object)
-    for group, (_, shard) in zip(
-        groups, _read_shards([files[at] for at in touched], ["hash"], fingerprint), strict=True
+    parts = []
+    for group, (file, shard) in zip(
+        groups, _read_shards([files[at] for at in touched], columns, fingerprint), strict=True
     ):
-        places = row_ids[group] - starts[shard_of[group]]
-        start = int(starts[shard_of[group[0]]])
-        _check_gap(folder, start + len(shard), start + int(places.max()) + 1)
-        hashes[group] = shard["hash"].take(pa.array(places)).to_pylist()
-    return list(hashes)
+        start = _first_row(file)
+        _check_gap(folder, start + len(shard), int(row_ids[group].max()) + 1)
+        parts.append(shard.take(pa.array(row_ids[group] - start)))
+    return _joined(parts).take(pa.array(np.argsort(order, kind="stable")))
 
 
 def _read_shards(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from tov.data.labels import LabelMap
 from tov.data.rows import Layout, Row
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Row)
 """A task's rows: a frozen record with what `tov.data.rows.Row` lists (the text that methods read, what is hashed, the prompt
 that decontamination goes by, labels)."""
+
+
+class Part(NamedTuple):
+    """A piece of a row, for a reader.
+
+    Attributes:
+        name: who says it, or what it is; "" for what needs no name.
+        text: of the piece.
+        scored: whether the model must predict it, or a label of it.
+    """
+
+    name: str
+    text: str
+    scored: bool
 
 
 @dataclass(frozen=True)
@@ -160,6 +174,10 @@ class Task(ABC, Generic[R]):
     def traits(self, row: R) -> Collection[str]:
         """What of a row is counted before training, as the end of a sentence `30 % of the rows ...`: `have no entity`."""
         return ()
+
+    def parts(self, row: R) -> list[Part]:
+        """The row for a reader, in its order; at least one part."""
+        return [Part("", row.text, False)]
 
     def columns_as_read(self, rows: Sequence[R]) -> Mapping[str, Sequence[Any]]:
         """A value a row for each of `columns`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tov.data.cells import BadRow, as_text, check_gold
 from tov.data.labels import LabelMap, Reading, agreed_labels, label_text, listed, nothing_to_tell_apart
 from tov.data.rows import Layout
-from tov.tasks.base import Defaults, Task
+from tov.tasks.base import Defaults, Part, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,6 +138,10 @@ class Classification(Task[Labelled]):
     def traits(self, row: Labelled) -> Collection[str]:
         """Its label."""
         return [f"have the label {row.label}"]
+
+    def parts(self, row: Labelled) -> list[Part]:
+        """The text and its label."""
+        return [Part("", row.text, False), Part("label", row.label, True)]
 
     def columns_as_read(self, rows: Sequence[Labelled]) -> Mapping[str, Sequence[Any]]:
         """The label."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tov.data.cells import BadRow, NotGold, as_text, check_gold
 from tov.data.rows import Convert, Layout, settled
-from tov.tasks.base import Defaults, Task
+from tov.tasks.base import Defaults, Part, Task
 from tov.tasks.turns import history, read_context, read_turns
 from tov.text.chat import NOTHING, Context, Message, prepare
 from tov.text.shown import KINDS
@@ -303,3 +303,16 @@ class Instruction(Task[Conversation]):
     def open_tokenizer(self, name: str, load: Callable[..., Any]) -> Any:
         """One with a chat template, the plain one if it has none."""
         return prepare(load())
+
+    def parts(self, row: Conversation) -> list[Part]:
+        """The turns by their roles; first what the template is given beside them."""
+        beside = [Part(name, _as_json(value), False) for one in _of_context(row.context) for name, value in one.items()]
+        turns = [
+            Part(
+                "text" if row.plain else message["role"],
+                "\n".join(_texts(message)),
+                message["role"] == "assistant" and place not in row.unscored,
+            )
+            for place, message in enumerate(row.messages)
+        ]
+        return beside + turns

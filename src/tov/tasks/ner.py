@@ -18,7 +18,7 @@ from tov.data.rows import Layout
 from tov.data.tags import OUTSIDE, TAG, bio2
 from tov.data.words import cut_at, word_places
 from tov.errors import ModelError
-from tov.tasks.base import Defaults, Task
+from tov.tasks.base import Defaults, Part, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -277,6 +277,16 @@ class NamedEntities(Task[Tagged]):
     def traits(self, row: Tagged) -> Collection[str]:
         """Which entity types it has."""
         return [f"have the entity type {label}" for label in row.labels] or ["have no entity"]
+
+    def parts(self, row: Tagged) -> list[Part]:
+        """Entities by their types, and the words between them."""
+        spans: list[tuple[str, list[str]]] = []
+        for tag, word in zip(row.tags, row.words, strict=True):
+            if spans and not tag.startswith("B-") and spans[-1][0] == tag[2:]:
+                spans[-1][1].append(word)
+            else:
+                spans.append((tag[2:], [word]))
+        return [Part(kind, " ".join(words), True) for kind, words in spans] or [Part("", "", False)]
 
     def columns_as_read(self, rows: Sequence[Tagged]) -> Mapping[str, Sequence[Any]]:
         """Words and tags."""

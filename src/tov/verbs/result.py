@@ -105,7 +105,7 @@ class Picked(Result):
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",
             f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",
-            f"report: {line(self.folder / 'summary.md')}",
+            f"report: {line(self.folder / 'report.html')} (open it: tov report {line(self.folder)} --open)",
         ]
         return "\n".join(parts)
 

@@ -12,6 +12,7 @@ from tov.config.records import ReselectConfig, SelectConfig, SelectionSettings
 from tov.config.settings import build
 from tov.data.pool import Pool, files_of
 from tov.data.sources import Input
+from tov.engine.models import Models
 from tov.errors import ModelError, RunError
 from tov.files import checksum, write_text
 from tov.inputs.named import (
@@ -41,9 +42,12 @@ from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
+from tov.verbs import shown as shown_rows
 from tov.verbs import training_file
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
+from tov.verbs.report import write_page
 from tov.verbs.result import Picked
+from tov.verbs.shown import Ranked
 
 
 def select(
@@ -112,12 +116,15 @@ def run_select(
             run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
             if variant.method.takes == "pilots":
                 config, variant = _decided(run, rows, target, config, labels)
-            target_seen = see_target(target, config, labels)
+            target_seen, models = see_target(target, config, labels), Models()
             score_pool(
-                run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, quiet=config.quiet
-            )
+                run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, models=models,
+                quiet=config.quiet,
+            )  # fmt: skip
             note_target(run, target, target_seen[1])
-            _choose_and_write(run, rows.pool, variant, config, config.seed, target_seen)
+            ranked = _choose_and_write(run, rows.pool, variant, config, config.seed, target_seen)
+            _show(run, ranked, variant, config, config.seed, models, target)
+            _finish(run, config.page)
         else:
             _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
     return Picked(run)
@@ -240,7 +247,9 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
                 seed=seed,
                 **{name: getattr(origin.manifest, name) for name in fields},
             )
-            _choose_and_write(run, pool, variant, config, seed, target_again(origin, seed), origin)
+            ranked = _choose_and_write(run, pool, variant, config, seed, target_again(origin, seed), origin)
+            _show_again(run, ranked, seed, origin)
+            _finish(run, config.page)
     return Picked(run)
 
 
@@ -252,8 +261,8 @@ def _choose_and_write(
     seed: int,
     target: Seen | None,
     origin: Run | None = None,
-) -> None:
-    """Of the run's scores: the choice, the training file, a look at it, the summary.
+) -> Ranked:
+    """Of the run's scores: the choice, the training file, a look at it, the numbers of the summary.
 
     `origin` is the run whose scores they are, with the very rows of this pool; without one the scan may have taken hours since
     the rows were read, and the chosen ones are looked at again.
@@ -272,7 +281,39 @@ def _choose_and_write(
         "scores": of_scores or facts_of(run),
         "notes": [*run.manifest.notes, *choice.notes, *checks.warnings, *written],
     })  # fmt: skip
+    return Ranked(pool, scores, values, choice, config)
+
+
+def _show(
+    run: Run, ranked: Ranked, variant: Variant, config: SelectConfig, seed: int, models: Models, target: Indexed
+) -> None:  # fmt: skip
+    """Stores what a reader is shown, with what single tokens gain: one more pass over few rows."""
+    with run.stage("explain"):
+        shown = shown_rows.show(run, ranked, seed)
+        most = config.explain_rows
+        row_ids = shown_rows.to_explain(shown, shown_rows.default_explained(shown["eligible"]) if most is None else most)
+        shown_rows.explain(
+            shown, row_ids, pool=ranked.pool, method=variant.method, run=run, settings=config, models=models, target=target
+        )
+        models.close()
+        shown_rows.write(run, shown)
+
+
+def _show_again(run: Run, ranked: Ranked, seed: int, origin: Run) -> None:
+    """As `_show`, with the tokens that the run before has looked at: nothing passes the model."""
+    shown, before = shown_rows.show(run, ranked, seed), shown_rows.read(origin)
+    if before:
+        there = {str(row_id) for row_id in shown["rows"]["id"]}
+        shown["explained"] = {row_id: one for row_id, one in before["explained"].items() if row_id in there}
+        shown |= {name: before[name] for name in ("target", "unexplained")}
+    shown_rows.write(run, shown)
+
+
+def _finish(run: Run, page: bool) -> None:
+    """The summary and the page, and the run is complete."""
     write_text(run.folder / "summary.md", summary_markdown(run.manifest))
+    if page:
+        write_page(run)
     run.finish()
 
 

@@ -57,8 +57,8 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int, half_way: bool
 
 
 @contextmanager
-def nearness_in_passing(model: Any, target: np.ndarray) -> Iterator[Callable[[Batch], Tensor]]:
-    """Within the block, what gives (B,) the largest cosine of a batch's rows to any target row, of the pass just made.
+def cosines_in_passing(model: Any, target: np.ndarray) -> Iterator[Callable[[Batch], Tensor]]:
+    """Within the block, what gives (B, M) the cosines of a batch's rows to the target's rows, of the pass just made.
 
     A row is embedded as by `embed_rows` half way, from the hidden states of a forward pass that is made for something else:
     that pass gives the same numbers to the last bit, and no other is made.
@@ -71,7 +71,7 @@ def nearness_in_passing(model: Any, target: np.ndarray) -> Iterator[Callable[[Ba
 
     def of_batch(batch: Batch) -> Tensor:
         embedded = _weighted_mean(latest(batch), batch.lengths)
-        return (embedded @ directions.to(embedded.dtype).T).amax(1)
+        return embedded @ directions.to(embedded.dtype).T
 
     with _hidden_half_way(model) as latest:
         yield of_batch

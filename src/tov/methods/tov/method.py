@@ -21,11 +21,11 @@ from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import RunError
 from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
-from tov.methods.base import Method, PoolStats, Scorer, Stage, column_of
+from tov.methods.base import Method, PoolStats, Scorer, Stage, TokenGains, column_of
 from tov.methods.shared.embeddings import embed_rows
 from tov.methods.tov.fit import base_size_for, fit, schedule_for
 from tov.methods.tov.path import StoredPath, finish, open_path, save_embeddings, save_step
-from tov.methods.tov.scan import MEASURES, NEARNESS, noise_floor, scan_rows
+from tov.methods.tov.scan import MEASURES, NEARNESS, explain_rows, noise_floor, scan_rows
 from tov.methods.tov.scoring import normalized, percentiles
 from tov.methods.tov.variants import VARIANTS
 from tov.methods.work import Work
@@ -77,6 +77,15 @@ class PathScorer(Scorer):
         model, state = opened.adapted.get_base_model(), stored.state(1, "base")
         with scanning(opened.adapted) as set_state:
             return noise_floor(model, set_state, rows, state, batch_tokens=self.batch_tokens)
+
+    def explain(self, models: Models, rows: Encoded) -> TokenGains:
+        """As of `Scorer.explain`: the gain under the amplified step, and the target rows that are nearest as `nearness` has it."""
+        opened, stored = _opened(models, self.model, self.path)
+        with scanning(opened.adapted) as set_state:
+            return explain_rows(
+                opened.adapted.get_base_model(), set_state, rows, stored.pairs(self.amplify), batch_tokens=self.batch_tokens,
+                embedded=stored.embeddings,
+            )  # fmt: skip
 
 
 def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, StoredPath]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tov.errors import NumericError
 from tov.losses import log_loss
-from tov.methods.shared.embeddings import nearness_in_passing
+from tov.methods.base import TokenGains
+from tov.methods.shared.embeddings import cosines_in_passing
 from tov.methods.tov.scoring import TRANSFORM_FUNCTIONS, row_scores, uncertainty
 from tov.model.adapters import State
 from tov.model.kernels.joined import Refresh
@@ -30,6 +31,8 @@ MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "lo
 """What a scan measures, nats a token: means over epochs under these names, one epoch k under `NAME_k`."""
 NEARNESS = "nearness"
 """A row's largest cosine to any target row under the first base state; no measure of an epoch."""
+NEAREST = 3
+"""Target rows that are named as nearest to a row."""
 Pairs = Iterable[tuple[int, State, State]]
 
 
@@ -99,8 +102,8 @@ def scan_rows(
     epochs, passes, near = [], 0, list[Tensor]()
     for _, base_state, target_state in pairs:
         set_state(base_state)
-        with nullcontext() if embedded is None or passes else nearness_in_passing(model, embedded) as of_batch:
-            then = (lambda batch: near.append(of_batch(batch))) if of_batch else None
+        with nullcontext() if embedded is None or passes else cosines_in_passing(model, embedded) as of_batch:
+            then = (lambda batch: near.append(of_batch(batch).amax(1))) if of_batch else None
             base = token_losses(model, batches, passes, 2 * count, then=then)
         set_state(target_state)
         target = token_losses(model, batches, passes + 1, 2 * count)
@@ -118,6 +121,33 @@ def scan_rows(
         raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
     nearness = None if embedded is None else _in_place(cosines, order, len(rows))
     return Scanned(rows.sizes, epochs, passes * int(rows.lengths[order].sum()), nearness)
+
+
+def explain_rows(
+    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, embedded: np.ndarray | None = None
+) -> TokenGains:
+    """The log-loss and the gain of every scored token, means over the epochs; arguments as of `scan_rows`."""
+    batches = [collate(rows, group) for group in plan(rows.lengths, rows.scored_counts > 0, batch_tokens)]
+    order = np.concatenate([batch.rows for batch in batches])
+    losses, gains, near = [], [], list[Tensor]()
+    for number, (_, base_state, target_state) in enumerate(pairs):
+        set_state(base_state)
+        with nullcontext() if embedded is None or number else cosines_in_passing(model, embedded) as of_batch:
+            base = token_losses(model, batches, then=(lambda batch: near.append(of_batch(batch))) if of_batch else None)
+        set_state(target_state)
+        losses.append(-base)
+        gains.append(token_losses(model, batches) - base)
+    counts = rows.scored_counts
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    # Where each token stands when rows follow one another as they were given.
+    places = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in order])
+    loss, gain = (_in_place(np.mean(values, axis=0), places, int(counts.sum())) for values in (losses, gains))
+    if embedded is None:
+        return TokenGains(loss, gain)
+    cosines = np.empty((len(rows), len(embedded)))
+    cosines[order] = torch.cat(near).cpu().double().numpy()
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
+    return TokenGains(loss, gain, nearest, np.take_along_axis(cosines, nearest, axis=1))
 
 
 def _in_place(values: np.ndarray, order: np.ndarray, rows: int) -> np.ndarray:

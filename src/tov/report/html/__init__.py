@@ -1,0 +1,1 @@
+"""Pages: one self-contained HTML file of what run folders say. Renders; computes nothing but the look of numbers."""

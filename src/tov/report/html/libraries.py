@@ -1,0 +1,52 @@
+"""The JavaScript that a page carries: Vega-Lite by vl-convert, DataTables by itables; both read from installed packages.
+
+The bundle of Vega-Lite takes seconds to make, so it is kept in the cache folder, by the version of what made it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+from tov.errors import RunError
+from tov.files import write_text
+
+GLOBALS = "window.vegaEmbed=vegaEmbed;"
+
+
+@functools.cache
+def charts_script(cache: Path) -> str:
+    """vega, vega-lite and vega-embed as one module, which sets `window.vegaEmbed`."""
+    file = cache / "page" / f"vega-{version('vl-convert-python')}.js"
+    if not file.exists():
+        import vl_convert
+
+        made = vl_convert.javascript_bundle(GLOBALS)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, made)
+    return _inert(file.read_text("utf-8"))
+
+
+@functools.cache
+def table_script() -> str:
+    """DataTables as one module, which sets `window.DataTable`."""
+    text = (files("itables") / "html" / "dt_bundle.js").read_text("utf-8")
+    exported = re.search(r"export\s*\{([^}]*)\}\s*;?", text)
+    name = re.search(r"([\w$]+) as default", exported[1]) if exported else None
+    if not exported or not name:
+        raise RunError("This version of itables has another bundle.", fix="Install itables 2: pip install 'itables>=2.5,<3'")
+    return _inert(text[: exported.start()] + f"window.DataTable={name[1]};" + text[exported.end() :])
+
+
+@functools.cache
+def table_style() -> str:
+    """The style of DataTables."""
+    return (files("itables") / "html" / "dt_bundle.css").read_text("utf-8").replace("</style", r"<\/style")
+
+
+def _inert(script: str) -> str:
+    """A script that cannot end the element it stands in."""
+    return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")

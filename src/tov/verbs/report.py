@@ -1,0 +1,186 @@
+"""`tov report`: one HTML page of a run, of a comparison or a grid, or of two selections side by side."""
+
+from __future__ import annotations
+
+import os
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tov.comparison.records import read_results
+from tov.config.page import ReportConfig
+from tov.config.settings import build
+from tov.errors import ConfigError, RunError
+from tov.files import checksum, write_text
+from tov.model.builtin import cache_folder
+from tov.progress import file_size
+from tov.report.html.comparison import comparison_page, grid_page
+from tov.report.html.page import Page, html
+from tov.report.html.pair import pair_page
+from tov.report.html.selection import selection_page
+from tov.runs.environment import versions
+from tov.runs.folder import Run, any_run
+from tov.runs.made import alone_in
+from tov.runs.manifest import Manifest
+from tov.scores.store import read_hashes
+from tov.sinks import line
+from tov.verbs import shown as shown_rows
+from tov.verbs import training_file
+
+FILE = "report.html"
+RESULTS = "results.json"
+GAINED, LOST = "only in the second", "only in the first"
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A page that has been written.
+
+    Attributes:
+        file: the page.
+        verdict: its first sentence.
+    """
+
+    file: Path
+    verdict: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the command prints with --json."""
+        return {"page": str(self.file), "bytes": self.file.stat().st_size, "verdict": self.verdict}
+
+    def __str__(self) -> str:
+        """What the command prints."""
+        size = file_size(self.file.stat().st_size)
+        return f"{line(self.verdict)}\npage: {line(self.file)} ({size}; opens in any browser, needs no network)"
+
+    def __fspath__(self) -> str:
+        """It may be given wherever a file may."""
+        return str(self.file)
+
+
+def report(
+    run: str | os.PathLike[str], other: str | os.PathLike[str] | None = None, *, out: str | Path | None = None,
+    open: bool = False,
+) -> Reported:  # fmt: skip
+    """Writes the page of a run, or of two selections side by side.
+
+    Args:
+        run: folder of a selection, a comparison or a grid (or its result).
+        other: a second selection.
+        out: file of the page; default: report.html in the run folder.
+        open: whether to open it in the browser.
+
+    Raises:
+        RunError: there is no such run, it is not finished, or it has no page.
+    """
+    runs = tuple(os.fspath(one) for one in (run, other) if one is not None)
+    return run_report(build(ReportConfig, {"runs": runs, "out": str(out) if out else None, "open": open, "quiet": True}))
+
+
+def run_report(config: ReportConfig) -> Reported:
+    """`report` from a record of settings."""
+    folders = [Path(one).expanduser() for one in config.runs]
+    if len(folders) == 2:
+        page = _pair(*(_selection(folder) for folder in folders))
+    else:
+        page = page_of(folders[0])
+    file = Path(config.out).expanduser() if config.out else folders[0] / (FILE if len(folders) == 1 else f"beside-{folders[1].name}.html")
+    if file.is_dir():
+        raise ConfigError(f"--out {file} is a folder.", fix=f"Name a file, e.g. --out {file / FILE}.")
+    _write(page, file, folders[0])
+    if config.open:
+        webbrowser.open(file.absolute().as_uri())
+    return Reported(file, page.verdict)
+
+
+def page_of(folder: Path) -> Page:
+    """The page of whatever a folder holds.
+
+    Raises:
+        RunError: nothing that has a page.
+    """
+    if not (folder / "manifest.json").exists() and (folder / RESULTS).exists():
+        results = {path.parent.name: read_results(path) for path in sorted(folder.glob(f"*/{RESULTS}"))}
+        if results:
+            return grid_page(results, str(folder))
+    run = any_run(folder)
+    if (folder / RESULTS).exists():
+        return comparison_page(read_results(folder / RESULTS), run.manifest, str(folder))
+    return _page(_selection(folder))
+
+
+def _selection(folder: Path) -> Run:
+    run = any_run(folder)
+    if run.finished and "choice" in run.manifest.summary:
+        return run
+    command = run.manifest.command
+    if not run.finished:
+        raise RunError(f"{folder} is not finished.", fix="Give its command again: it goes on where it was.")
+    raise RunError(
+        f"{folder} is a run of tov {command}, which has no page.",
+        allowed="a selection, a comparison or a grid",
+        fix=f"Choose rows from it first: tov select --from {folder} --n 1000 --out OUT" if command == "score" else "Name another run.",
+    )
+
+
+def _page(run: Run) -> Page:
+    return selection_page(run.manifest, shown_rows.read(run), str(run.place))
+
+
+def write_page(run: Run) -> None:
+    """The page of a selection that is about to be finished."""
+    shown = shown_rows.read_file(run.folder / shown_rows.FILE)
+    write_text(run.folder / FILE, _html(selection_page(run.manifest, shown, str(run.place))))
+
+
+def write_results(folder: Path, results: dict[str, Any], manifest: Manifest, place: Path) -> None:
+    """The page of a comparison."""
+    write_text(folder / FILE, _html(comparison_page(results, manifest, str(place))))
+
+
+def write_grid(folder: Path, results: dict[str, Any]) -> None:
+    """The page of a grid."""
+    write_text(folder / FILE, _html(grid_page(results, str(folder))))
+
+
+def _html(page: Page) -> str:
+    return html(page, version=versions()["tov"], cache=cache_folder())
+
+
+def _write(page: Page, file: Path, folder: Path) -> None:
+    """Writes the page; one that the run has made before is listed anew."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, _html(page))
+    if file == folder / FILE and (folder / "manifest.json").exists():
+        with alone_in(folder):
+            run = any_run(folder)
+            if run.finished:
+                run.note(files={**run.manifest.files, FILE: checksum(file)})
+
+
+def _pair(first: Run, second: Run) -> Page:
+    """Of two selections; rows are the same where their content is."""
+    runs, names = (first, second), _told_apart(first.place, second.place)
+    chosen, hashes = [], []
+    for run in runs:
+        rows = training_file.read_selected(run.check_file(training_file.FILE).parent)
+        row_ids = np.array(rows["tov_row_id"], np.int64)
+        hashes.append(dict(zip(row_ids.tolist(), read_hashes(run.scores, row_ids, run.stamp), strict=True)))
+        chosen.append(dict(zip(hashes[-1].values(), rows["tov_source"], strict=True)))
+    return pair_page(names, (chosen[0], chosen[1]), _gained_and_lost(runs, hashes))
+
+
+def _told_apart(one: Path, two: Path) -> tuple[str, str]:
+    return (one.name, two.name) if one.name != two.name else (str(one), str(two))
+
+
+def _gained_and_lost(runs: tuple[Run, Run], hashes: list[dict[int, str]]) -> dict[str, Any] | None:
+    """Of what both runs have stored to be shown, the chosen rows that the other has not."""
+    both = [shown_rows.read(run) for run in runs]
+    if both[0] is None or both[1] is None:
+        return None
+    return shown_rows.apart(both[0], both[1], hashes, (LOST, GAINED))

@@ -1,0 +1,357 @@
+"""What a reader is shown of a selection: rows chosen, rows just below the cut, rows left out, and numbers for charts.
+
+Made when the run ends, while its pool is at hand, and stored as `shown.json`: pages and `tov inspect` read it and compute
+nothing. Texts are cut so that the file stays small; `selected.jsonl` has the whole rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tov.config.records import SelectionSettings
+from tov.data.cells import BadRow
+from tov.data.pool import Pool
+from tov.engine.models import Models
+from tov.errors import TovError
+from tov.files import write_text
+from tov.inputs.draw import encode_scored
+from tov.inputs.read import Indexed, usable_rows
+from tov.methods.base import Method, TokenGains
+from tov.runs.folder import Run
+from tov.scores.store import columns_in, read_table
+from tov.scores.table import coded, usable_in
+from tov.seeds import generator
+from tov.selection.choose import Choice, length_bins
+from tov.sinks import json_line
+from tov.tasks import TASKS
+from tov.text.encode import Encoded
+from tov.text.pieces import pieces
+
+FILE = "shown.json"
+FORMAT = 1
+MOST_CHOSEN, MOST_BELOW, MOST_LEFT_OUT, MOST_POINTS = 10_000, 200, 20, 3000
+"""Rows that are shown: chosen ones, those just below the cut, of each reason to be left out, and points of a chart."""
+TEXT_CHARACTERS = 6_000_000
+"""Of all rows together; a row has its share, at least `LEAST_TEXT` and at most `MOST_TEXT`."""
+LEAST_TEXT, MOST_TEXT = 200, 4000
+STEPS = 40
+"""Bars of a distribution."""
+CHOSEN, BY_CHANCE, BELOW, LEFT_OUT = "by score", "at random", "below the cut", "left out"
+
+
+def default_explained(usable: int) -> int:
+    """Rows whose tokens are looked at when the run ends, where the user does not say: a small part of the scan's cost."""
+    return min(100, max(16, usable // 20), usable)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A choice with all that says why.
+
+    Attributes:
+        pool: the rows.
+        scores: the score table, with the columns that were ranked by.
+        values: (N,) what rows were ranked by.
+        choice: the rows taken.
+        settings: of the choice.
+    """
+
+    pool: Pool
+    scores: pa.Table
+    values: np.ndarray
+    choice: Choice
+    settings: SelectionSettings
+
+    @property
+    def eligible(self) -> np.ndarray:
+        """Rows that could be taken by score."""
+        free = usable_in(self.scores) & ~self.scores["in_base"].to_numpy() & np.isfinite(self.values)
+        return np.flatnonzero(free)
+
+    def bins(self, eligible: np.ndarray) -> list[np.ndarray]:
+        """Row ids of each length bin of the rule."""
+        by_score = int((self.choice.reasons == "score").sum())
+        count = max(1, min(self.settings.bins or 1, by_score))
+        return [eligible[part] for part in length_bins(self.scores["tokens"].to_numpy()[eligible], eligible, count)]
+
+
+def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
+    """What is shown of a choice, without single tokens.
+
+    Args:
+        run: whose scores were chosen from.
+        ranked: the choice.
+        seed: of what is drawn where there are more rows than are shown.
+    """
+    eligible = ranked.eligible
+    bins = ranked.bins(eligible)
+    codes, names = coded(ranked.scores["source"])
+    loss = _loss(run, len(ranked.values))
+    groups = [*_chosen(ranked, seed), (BELOW, _below(ranked, bins)), *_left_out(ranked, seed)]
+    row_ids = np.concatenate([ids for _, ids in groups]).astype(np.int64)
+    ordered, bin_of = np.sort(ranked.values[eligible]), np.full(len(ranked.values), -1, np.int32)
+    for number, rows in enumerate(bins):
+        bin_of[rows] = number
+    excluded = ranked.scores["excluded"].take(row_ids).to_pylist()
+    values, tokens = ranked.values[row_ids], ranked.scores["tokens"].to_numpy()
+    return {
+        "format": FORMAT,
+        "sources": names,
+        "eligible": len(eligible),
+        "chosen": len(ranked.choice.row_ids),
+        "raw": _is_raw(ranked),
+        "bins": [[int(tokens[rows].min()), int(tokens[rows].max()), len(rows)] for rows in bins if len(rows)],
+        "rows": {
+            "id": row_ids.tolist(),
+            "source": codes[row_ids].tolist(),
+            "group": [name for name, ids in groups for _ in ids],
+            "why": excluded,
+            "score": numbers(values),
+            "loss": numbers(loss[row_ids]),
+            "length": tokens[row_ids].tolist(),
+            "rank": (len(ordered) - np.searchsorted(ordered, values, side="right") + 1).tolist(),
+            "bin": bin_of[row_ids].tolist(),
+            "parts": list(texts(ranked.pool, row_ids)),
+        },
+        "spread": _spread(ranked, codes, len(names)),
+        "points": _points(ranked, codes, loss, seed),
+        "explained": {},
+        "target": {},
+        "unexplained": "",
+    }
+
+
+def _is_raw(ranked: Ranked) -> bool:
+    """Whether rows were ranked by a column of gains in nats, which the noise floor can be held against."""
+    names = [name for name in ranked.scores.column_names if name.startswith("score_")]
+    return any(np.array_equal(ranked.scores[name].to_numpy(), ranked.values, equal_nan=True) for name in names)
+
+
+def numbers(values: np.ndarray) -> list[float | None]:
+    """As JSON has them: five digits, null for none."""
+    return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
+
+
+def _loss(run: Run, rows: int) -> np.ndarray:
+    """(N,) a row's log-loss before the target's step, NaN where the method has none."""
+    name = next((name for name in ("loss_base", "loss_first") if name in columns_in(run.scores)), None)
+    if name is None:
+        return np.full(rows, np.nan)
+    return read_table(run.scores, rows, [name], run.stamp)[name].to_numpy().astype(float)
+
+
+def _chosen(ranked: Ranked, seed: int) -> list[tuple[str, np.ndarray]]:
+    row_ids, reasons = ranked.choice.row_ids, ranked.choice.reasons
+    if len(row_ids) > MOST_CHOSEN:
+        drawn = np.sort(generator(seed, "shown").choice(len(row_ids), MOST_CHOSEN, replace=False))
+        row_ids, reasons = row_ids[drawn], reasons[drawn]
+    return [(CHOSEN, row_ids[reasons == "score"]), (BY_CHANCE, row_ids[reasons == "random"])]
+
+
+def _below(ranked: Ranked, bins: Sequence[np.ndarray]) -> np.ndarray:
+    """The best rows that were not taken, the same number from each length bin."""
+    each, found = max(1, MOST_BELOW // max(len(bins), 1)), [np.empty(0, np.int64)]
+    for rows in bins:
+        rows = np.setdiff1d(rows, ranked.choice.row_ids)
+        values = ranked.values[rows]
+        best = np.argpartition(-values, each)[:each] if len(rows) > each else np.arange(len(rows))
+        found.append(rows[best])
+    rows = np.concatenate(found)
+    return rows[np.lexsort((rows, -ranked.values[rows]))]
+
+
+def _left_out(ranked: Ranked, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    codes, reasons = coded(ranked.scores["excluded"])
+    kinds = np.array([reason.partition(":")[0] for reason in reasons])
+    for kind in sorted({*kinds.tolist()} - {""}):
+        rows = np.flatnonzero((kinds == kind)[codes])
+        yield (
+            LEFT_OUT,
+            np.sort(generator(seed, "left out", kind).choice(rows, min(MOST_LEFT_OUT, len(rows)), replace=False)),
+        )
+
+
+def texts(pool: Pool, row_ids: np.ndarray) -> Iterator[list[list[Any]]]:
+    """Each row's parts: name, text, whether it is scored."""
+    most = int(np.clip(TEXT_CHARACTERS // max(len(row_ids), 1), LEAST_TEXT, MOST_TEXT))
+    task = TASKS[pool.task]
+    for row_id, row in zip(row_ids.tolist(), pool.each(row_ids), strict=True):
+        if isinstance(row, BadRow):
+            raw = json.dumps(pool.original(row_id), ensure_ascii=False, default=str)
+            yield cut([["as it stands in the file", raw, 0]], most)
+        else:
+            yield cut([[part.name, part.text, int(part.scored)] for part in task.parts(row)], most)
+
+
+def cut(parts: list[list[Any]], most: int) -> list[list[Any]]:
+    """Parts of at most so many characters together; what is cut ends in an ellipsis."""
+    kept, left = list[list[Any]](), most
+    for name, text, scored in parts:
+        if left <= 0:
+            kept.append(["", "…", 0])
+            break
+        kept.append([name, text if len(text) <= left else text[:left] + " …", scored])
+        left -= len(text)
+    return kept
+
+
+def _spread(ranked: Ranked, codes: np.ndarray, sources: int) -> dict[str, Any]:
+    """How scores lie, by source, in the pool and among the rows taken by score; the ends hold what lies beyond them."""
+    usable = np.flatnonzero(usable_in(ranked.scores) & np.isfinite(ranked.values))
+    if not len(usable):
+        return {"edges": [], "pool": [], "chosen": []}
+    low, high = np.quantile(ranked.values[usable], [0.002, 0.998])
+    edges = np.linspace(low, high if high > low else low + 1e-6 + abs(low), STEPS + 1)
+    taken = ranked.choice.row_ids[np.isfinite(ranked.values[ranked.choice.row_ids])]
+
+    def counted(rows: np.ndarray) -> list[list[int]]:
+        places = np.clip(np.searchsorted(edges, ranked.values[rows], side="right") - 1, 0, STEPS - 1)
+        flat = np.bincount(codes[rows] * STEPS + places, minlength=sources * STEPS)
+        return flat.reshape(sources, STEPS).tolist()
+
+    return {"edges": numbers(edges), "pool": counted(usable), "chosen": counted(taken)}
+
+
+def _points(ranked: Ranked, codes: np.ndarray, loss: np.ndarray, seed: int) -> dict[str, Any]:
+    """Rows of the pool for the chart of loss against score: as many chosen ones as others at most."""
+    able = np.isfinite(ranked.values) & np.isfinite(loss) & usable_in(ranked.scores)
+    chosen = np.zeros(len(able), bool)
+    chosen[ranked.choice.row_ids] = True
+    random, picked = generator(seed, "points"), []
+    for rows in (np.flatnonzero(able & chosen), np.flatnonzero(able & ~chosen)):
+        picked.append(random.choice(rows, min(MOST_POINTS // 2, len(rows)), replace=False))
+    ids = np.sort(np.concatenate(picked))
+    return {
+        "id": ids.tolist(),
+        "source": codes[ids].tolist(),
+        "score": numbers(ranked.values[ids]),
+        "loss": numbers(loss[ids]),
+        "chosen": chosen[ids].astype(int).tolist(),
+    }
+
+
+def to_explain(shown: dict[str, Any], most: int) -> np.ndarray:
+    """The rows whose tokens are looked at: half of them the best ones, the others just below the cut and drawn at random."""
+    by_group: dict[str, list[int]] = {}
+    for row_id, group in zip(shown["rows"]["id"], shown["rows"]["group"], strict=True):
+        by_group.setdefault(group, []).append(row_id)
+    below, chance = by_group.get(BELOW, []), by_group.get(BY_CHANCE, [])
+    picked = [*below[: most // 3], *chance[: most // 6]]
+    return np.array([*by_group.get(CHOSEN, [])[: most - len(picked)], *picked], np.int64)
+
+
+def explain(
+    shown: dict[str, Any], row_ids: np.ndarray, *, pool: Pool, method: Method, run: Run, settings: Any, models: Models,
+    target: Indexed | None,
+) -> None:  # fmt: skip
+    """Adds what single tokens of some rows gain, and the target rows that those are nearest to.
+
+    Where that cannot be had, `unexplained` says why; a selection is no worse for it.
+
+    Args:
+        shown: of `show`; changed in place.
+        row_ids: of the rows.
+        pool: has them.
+        method: that scored them.
+        run: with its artifacts.
+        settings: of the run.
+        models: opens the model, and keeps it.
+        target: its rows, if they are at hand.
+    """
+    name = method.name
+    try:
+        scorer = method.reuse(run.artifacts, settings, models) if len(row_ids) else None
+        if scorer is None or scorer.model is None:
+            shown["unexplained"] = f"{name} says nothing of single tokens" if len(row_ids) else "no row was to be explained"
+            return
+        encoder = models.open(scorer.model).encode
+        encoded = encoder(usable_rows(pool.at(row_ids)))
+        able = np.flatnonzero(encoded.scored_counts > 0)
+        encoded, row_ids = encoded.take(able), row_ids[able]
+        gains = scorer.explain(models, encoded) if len(able) else None
+    except TovError as error:
+        shown["unexplained"] = error.problem
+        return
+    if gains is None:
+        shown["unexplained"] = f"{name} says nothing of single tokens"
+        return
+    shown["explained"] = explained(row_ids, encoded, gains, encoder.tokenizer, encoder.labels)
+    if target is not None and gains.nearest is not None:
+        _, compared = encode_scored(target.pool, encoder, role="target")  # rows without a scored token were not
+        near = np.unique(gains.nearest)
+        parts = texts(target.pool, compared[near])
+        shown["target"] = dict(zip(map(str, near.tolist()), parts, strict=True))
+
+
+def explained(
+    row_ids: np.ndarray, encoded: Encoded, gains: TokenGains, tokenizer: Any, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) and the nearest target rows."""
+    starts = np.concatenate([[0], np.cumsum(encoded.scored_counts)])
+    found = {}
+    for place, row_id in enumerate(row_ids.tolist()):
+        ids, marks = encoded.row(place)
+        scored = marks != -100
+        loss, gain = np.full((2, len(ids)), np.nan)
+        part = slice(starts[place], starts[place + 1])
+        loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
+        names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
+        near = [] if gains.nearest is None else gains.nearest[place].tolist()
+        found[str(row_id)] = {
+            "tokens": [list(one) for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)],
+            "near": [[one, cosine] for one, cosine in zip(near, numbers(gains.cosines[place]) if near else [], strict=True)],
+        }  # fmt: skip
+    return found
+
+
+def write(run: Run, shown: dict[str, Any]) -> None:
+    """Stores what is shown in the run."""
+    write_text(run.folder / FILE, json_line(shown) + "\n")
+
+
+def read(run: Run) -> dict[str, Any] | None:
+    """What a finished run has stored; None of a run of an earlier version.
+
+    Raises:
+        RunError: the file is not the one that was written.
+    """
+    return read_file(run.check_file(FILE)) if FILE in run.manifest.files else None
+
+
+def read_file(file: Path) -> dict[str, Any] | None:
+    """What a file says; None of one of another format."""
+    found = json.loads(file.read_text("utf-8"))
+    return found if found.get("format") == FORMAT else None
+
+
+def apart(
+    one: dict[str, Any], two: dict[str, Any], hashes: Sequence[dict[int, str]], names: tuple[str, str]
+) -> dict[str, Any]:  # fmt: skip
+    """The chosen rows that only one of two selections has, as a page shows rows.
+
+    Args:
+        one, two: of `show`.
+        hashes: of each selection, chosen row_id -> content.
+        names: of the two groups.
+    """
+    rows: dict[str, list[Any]] = {name: [] for name in one["rows"]}
+    sources = sorted({*one["sources"], *two["sources"]})
+    found: dict[str, Any] = {}
+    for shown, mine, others, name in ((one, hashes[0], hashes[1], names[0]), (two, hashes[1], hashes[0], names[1])):
+        theirs = set(others.values())
+        for place, row_id in enumerate(shown["rows"]["id"]):
+            if row_id not in mine or mine[row_id] in theirs:
+                continue
+            for column in rows:
+                rows[column].append(shown["rows"][column][place])
+            rows["group"][-1] = name
+            rows["source"][-1] = sources.index(shown["sources"][shown["rows"]["source"][place]])
+            found |= {str(row_id): shown["explained"][str(row_id)]} if str(row_id) in shown["explained"] else {}
+    return {**one, "rows": rows, "sources": sources, "explained": found, "target": {}, "bins": []}
