@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """A command: its help, the records (of `tov.config.records`, or `module:name`) that its flags fill, and what runs it, as `module:function`."""
+    """A command: its help, the records that its flags fill, and what runs it, as `module:function`.
+
+    Records are of `tov.config.records`, or named `module:name`.
+    """
 
     help: str
     records: tuple[str, ...] = ()
@@ -116,7 +119,9 @@ def _command(name: str) -> click.Command:
     if name in POSITIONAL:
         from tov.cli.flags import positional
 
-        return positional(name, _record(verb.records[0]), POSITIONAL[name], callback=partial(_given, name), help=verb.help)
+        return positional(
+            name, _record(verb.records[0]), POSITIONAL[name], callback=partial(_given, name), help=verb.help
+        )
     callback = {"select": _select, "train": _train, "compare": _compare}.get(name, partial(_work, name))
     more = [only] if name == "compare" else []
     return command(name, [_record(one) for one in verb.records], callback=callback, help=verb.help, more=more)

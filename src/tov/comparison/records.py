@@ -115,5 +115,6 @@ def _broken(place: str, why: str) -> RunError:
 def renamed(value: Any) -> Any:
     """Records under their present names; 0.1.0 called a variant an arm."""
     if isinstance(value, dict):
-        return {{"arm": "variant", "arms": "variants"}.get(name, name): renamed(item) for name, item in value.items()}
+        named = {{"arm": "variant", "arms": "variants"}.get(name, name): renamed(item) for name, item in value.items()}
+        return named | ({"role": "variant"} if named.get("role") == "arm" else {})
     return [renamed(item) for item in value] if isinstance(value, list) else value

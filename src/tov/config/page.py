@@ -23,7 +23,9 @@ class ExplainSettings(PageSettings):
 class ReportConfig(Settings):
     """Settings of `tov report`."""
 
-    runs: tuple[str, ...] = setting("output", "run folder, or two selections to be shown side by side", min_length=1, max_length=2)
+    runs: tuple[str, ...] = setting(
+        "output", "run folder, or two selections to be shown side by side", min_length=1, max_length=2
+    )
     out: str | None = setting("output", "file of the page; default: report.html in the run folder", None, min_length=1)
     open: bool = setting("output", "open the page in the browser", False)
     json_output: bool = setting("output", "print the result as JSON", False)
@@ -35,7 +37,9 @@ class InspectConfig(Settings):
 
     from_run: str = setting("output", "run folder", min_length=1)
     rows: tuple[int, ...] = setting("output", "row_ids: places in the pool, from 0", min_length=1)
-    tokens: bool = setting("output", "open the model and measure the rows' tokens, where the run has not stored them", True)
+    tokens: bool = setting(
+        "output", "open the model and measure the rows' tokens, where the run has not stored them", True
+    )
     device: str = setting("output", "device: auto, cpu, cuda, cuda:1 or mps", "auto")
     trust_remote_code: bool = consent()
     json_output: bool = setting("output", "print the result as JSON", False)

@@ -344,7 +344,9 @@ class TrainConfig(TrainingSettings, PlaceSettings):
     device: str = setting("training", "device: auto, cpu, cuda, cuda:1 or mps", "auto")
 
 
-class CompareConfig(TrainingSettings, RuleSettings, PathSettings, ScanSettings, GateSettings, PlaceSettings):
+class CompareConfig(
+    TrainingSettings, RuleSettings, PathSettings, ScanSettings, GateSettings, PageSettings, PlaceSettings
+):
     """Settings of `tov compare`."""
 
     from_run: str | None = setting(

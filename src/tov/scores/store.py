@@ -205,7 +205,7 @@ def read_hashes(folder: Path, row_ids: np.ndarray, fingerprint: str | None = Non
 def read_rows(
     folder: Path, row_ids: np.ndarray, columns: Sequence[str] | None = None, fingerprint: str | None = None
 ) -> pa.Table:
-    """(n,) rows of the table, in this order, without a column of all rows in memory. Arguments and errors as of `read_table`."""
+    """(n,) rows of the table, in this order, no column of all rows in memory. Arguments and errors as of `read_table`."""
     files = _files(folder)
     starts = np.array([_first_row(file) for file in files])
     shard_of = np.searchsorted(starts, row_ids, side="right") - 1

@@ -35,6 +35,7 @@ from tov.runs.folder import Run, differences, open_run, run_folder, watch_run, w
 from tov.runs.manifest import Manifest
 from tov.sinks import line
 from tov.tasks import TASKS
+from tov.verbs.report import write_grid, write_results
 
 RULED = ("best", "pilots")
 """Methods whose trials depend on a rule."""
@@ -213,6 +214,8 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
 
     figures.gain_picture(results, folder / "gain.svg")
     figures.curve_picture(results, folder / "loss.svg")
+    if config.page:
+        write_results(folder, results, run.manifest, run.place)
     if not config.report_only:
         asked = {"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds}
         run.note(comparison={"rules": rules, "asked": asked})
@@ -288,6 +291,8 @@ def run_grid(grid: Grid, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
     report = compare_report.grid_markdown(results)
     write_text(out / "report.md", report)
     write_json(out / "results.json", results)
+    if all(config.page for config in configs.values()):
+        write_grid(out, results)
     return report, results
 
 

@@ -21,7 +21,6 @@ from tov.methods.registry import find_method
 from tov.runs.folder import Run, open_run
 from tov.scores.store import columns_in, read_hashes, read_rows, read_table, rows_in
 from tov.sinks import line, terminal
-from tov.tasks import TASKS
 from tov.verbs import shown as shown_rows
 
 MOST_TEXT = 4000
@@ -33,8 +32,8 @@ class Inspected:
     """Rows of a run.
 
     Attributes:
-        rows: a record each: `row_id`, `source`, `scores` (all columns of the table), `parts`, `group`, `rank`, `of`, `bin`, `better_than`,
-            `tokens` (text, log-loss, gain, label), `near` (target rows with cosine and parts).
+        rows: a record each: `row_id`, `source`, `scores` (all columns of the table), `parts`, `group`, `rank`, `of`, `bin`,
+            `better_than`, `tokens` (text, log-loss, gain, label), `near` (target rows with cosine and parts).
         unexplained: why there are no tokens, or "".
     """
 
@@ -140,7 +139,9 @@ def _target(run: Run) -> Indexed | None:
 
 def _better_than(run: Run, table: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Of each row and score: the share of the rows with a score that have less."""
-    names = [name for name in columns_in(run.scores) if name.startswith("score_") and not name.rpartition("_")[2].isdigit()]
+    names = [
+        name for name in columns_in(run.scores) if name.startswith("score_") and not name.rpartition("_")[2].isdigit()
+    ]
     found: list[dict[str, float]] = [{} for _ in table]
     for name in names:
         values = read_table(run.scores, columns=[name], fingerprint=run.stamp)[name].to_numpy()
@@ -168,7 +169,9 @@ def _record(
         place = shown["rows"]["bin"][at]
         record |= {"group": shown["rows"]["group"][at], "of": shown["eligible"]}
         record["rank"] = shown["rows"]["rank"][at] if shown["rows"]["score"][at] is not None else None
-        record["bin"] = [place + 1, len(shown["bins"]), *shown["bins"][place][:2]] if 0 <= place < len(shown["bins"]) else None
+        record["bin"] = (
+            [place + 1, len(shown["bins"]), *shown["bins"][place][:2]] if 0 <= place < len(shown["bins"]) else None
+        )
     if explained:
         record["tokens"] = explained["tokens"]
         record["near"] = [
@@ -216,12 +219,16 @@ def _print_row(console: Any, row: Mapping[str, Any], colours: bool) -> None:
         head = f"[{line(name)}{', scored' if scored else ''}] " if name else ""
         console.print(Text(head, style="dim") + Text(terminal(shown), style="bold" if scored else ""))
     if row["tokens"]:
-        console.print(Text("\nToken by token: + gains by the target's step, - loses; the number is in nats", style="dim"))
+        console.print(
+            Text("\nToken by token: + gains by the target's step, - loses; the number is in nats", style="dim")
+        )
         console.print(_tokens(row["tokens"], colours))
     for near in row["near"]:
         if near["parts"]:
             said = " ".join(text for _, text, _ in near["parts"])[:300]
-            console.print(Text(f"near target row {near['row']} (cosine {near['cosine']:.3f}): ", style="dim") + Text(line(said)))
+            console.print(
+                Text(f"near target row {near['row']} (cosine {near['cosine']:.3f}): ", style="dim") + Text(line(said))
+            )
 
 
 def _measures(row: Mapping[str, Any]) -> Any:

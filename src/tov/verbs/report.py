@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import webbrowser
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +79,20 @@ def report(
         RunError: there is no such run, it is not finished, or it has no page.
     """
     runs = tuple(os.fspath(one) for one in (run, other) if one is not None)
-    return run_report(build(ReportConfig, {"runs": runs, "out": str(out) if out else None, "open": open, "quiet": True}))
+    return run_report(
+        build(ReportConfig, {"runs": runs, "out": str(out) if out else None, "open": open, "quiet": True})
+    )
 
 
 def run_report(config: ReportConfig) -> Reported:
     """`report` from a record of settings."""
     folders = [Path(one).expanduser() for one in config.runs]
-    if len(folders) == 2:
-        page = _pair(*(_selection(folder) for folder in folders))
-    else:
-        page = page_of(folders[0])
-    file = Path(config.out).expanduser() if config.out else folders[0] / (FILE if len(folders) == 1 else f"beside-{folders[1].name}.html")
+    page = _pair(*map(_selection, folders)) if len(folders) == 2 else page_of(folders[0])
+    file = (
+        Path(config.out).expanduser()
+        if config.out
+        else folders[0] / (FILE if len(folders) == 1 else f"beside-{folders[1].name}.html")
+    )
     if file.is_dir():
         raise ConfigError(f"--out {file} is a folder.", fix=f"Name a file, e.g. --out {file / FILE}.")
     _write(page, file, folders[0])
@@ -106,11 +110,24 @@ def page_of(folder: Path) -> Page:
     if not (folder / "manifest.json").exists() and (folder / RESULTS).exists():
         results = {path.parent.name: read_results(path) for path in sorted(folder.glob(f"*/{RESULTS}"))}
         if results:
-            return grid_page(results, str(folder))
+            return _of_results(lambda: grid_page(results, str(folder)), folder)
     run = any_run(folder)
     if (folder / RESULTS).exists():
-        return comparison_page(read_results(folder / RESULTS), run.manifest, str(folder))
+        return _of_results(
+            lambda: comparison_page(read_results(folder / RESULTS), run.manifest, str(folder)), folder / RESULTS
+        )
     return _page(_selection(folder))
+
+
+def _of_results(page: Callable[[], Page], place: Path) -> Page:
+    """Results that are read from a file may be cut, or of another program."""
+    try:
+        return page()
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise RunError(
+            f"The results of {place} lack something that their page shows ({type(error).__name__}: {error}).",
+            fix="Put the file back from a copy, or give the command of the comparison again with --report-only.",
+        ) from None
 
 
 def _selection(folder: Path) -> Run:
@@ -123,7 +140,9 @@ def _selection(folder: Path) -> Run:
     raise RunError(
         f"{folder} is a run of tov {command}, which has no page.",
         allowed="a selection, a comparison or a grid",
-        fix=f"Choose rows from it first: tov select --from {folder} --n 1000 --out OUT" if command == "score" else "Name another run.",
+        fix=f"Choose rows from it first: tov select --from {folder} --n 1000 --out OUT"
+        if command == "score"
+        else "Name another run.",
     )
 
 

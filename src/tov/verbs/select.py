@@ -291,9 +291,18 @@ def _show(
     with run.stage("explain"):
         shown = shown_rows.show(run, ranked, seed)
         most = config.explain_rows
-        row_ids = shown_rows.to_explain(shown, shown_rows.default_explained(shown["eligible"]) if most is None else most)
+        row_ids = shown_rows.to_explain(
+            shown, shown_rows.default_explained(shown["eligible"]) if most is None else most
+        )
         shown_rows.explain(
-            shown, row_ids, pool=ranked.pool, method=variant.method, run=run, settings=config, models=models, target=target
+            shown,
+            row_ids,
+            pool=ranked.pool,
+            method=variant.method,
+            run=run,
+            settings=config,
+            models=models,
+            target=target,
         )
         models.close()
         shown_rows.write(run, shown)

@@ -269,7 +269,9 @@ def explain(
     try:
         scorer = method.reuse(run.artifacts, settings, models) if len(row_ids) else None
         if scorer is None or scorer.model is None:
-            shown["unexplained"] = f"{name} says nothing of single tokens" if len(row_ids) else "no row was to be explained"
+            shown["unexplained"] = (
+                f"{name} says nothing of single tokens" if len(row_ids) else "no row was to be explained"
+            )
             return
         encoder = models.open(scorer.model).encode
         encoded = encoder(usable_rows(pool.at(row_ids)))
@@ -304,9 +306,13 @@ def explained(
         loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
         names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
         near = [] if gains.nearest is None else gains.nearest[place].tolist()
+        cosines = [] if gains.cosines is None else numbers(gains.cosines[place])
         found[str(row_id)] = {
-            "tokens": [list(one) for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)],
-            "near": [[one, cosine] for one, cosine in zip(near, numbers(gains.cosines[place]) if near else [], strict=True)],
+            "tokens": [
+                list(one)
+                for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)
+            ],
+            "near": [[one, cosine] for one, cosine in zip(near, cosines, strict=True)],
         }  # fmt: skip
     return found
 

@@ -79,7 +79,7 @@ class PathScorer(Scorer):
             return noise_floor(model, set_state, rows, state, batch_tokens=self.batch_tokens)
 
     def explain(self, models: Models, rows: Encoded) -> TokenGains:
-        """As of `Scorer.explain`: the gain under the amplified step, and the target rows that are nearest as `nearness` has it."""
+        """As of `Scorer.explain`: gains under the amplified step; the target rows that `nearness` finds nearest."""
         opened, stored = _opened(models, self.model, self.path)
         with scanning(opened.adapted) as set_state:
             return explain_rows(

@@ -124,7 +124,13 @@ def scan_rows(
 
 
 def explain_rows(
-    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, embedded: np.ndarray | None = None
+    model: Any,
+    set_state: Refresh,
+    rows: Encoded,
+    pairs: Pairs,
+    *,
+    batch_tokens: int,
+    embedded: np.ndarray | None = None,
 ) -> TokenGains:
     """The log-loss and the gain of every scored token, means over the epochs; arguments as of `scan_rows`."""
     batches = [collate(rows, group) for group in plan(rows.lengths, rows.scored_counts > 0, batch_tokens)]

@@ -7,9 +7,13 @@ words what it says by colour, so that it can be read in grey.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 DATA = {"name": "data"}
+FLOOR, FLOORS = 50, 5
+"""Gains below both, in their unit and in best gains, are drawn at the edge: they would take the room of the others."""
+EDGE = "What lies beyond the left edge is drawn at the edge; the table has the numbers."
 SHARE = ".0%"
 
 
@@ -36,20 +40,24 @@ def composition(before: str = "pool", after: str = "chosen") -> dict[str, Any]:
     )
     bars = base.mark_bar(height={"band": 0.85}).encode(
         color=alt.Color(
-            "of:N", title=None, scale=alt.Scale(domain=[before, after], range=["@pool", "@chosen"]),
+            "of:N",
+            title=None,
+            scale=alt.Scale(domain=[before, after], range=["@pool", "@chosen"]),
             legend=alt.Legend(orient="top"),
         ),
         tooltip=["source:N", "of:N", "rows:Q", alt.Tooltip("share:Q", format=".1%")],
-    )  # fmt: skip
+    )
     text = base.mark_text(align="left", dx=4, color="@ink").encode(text=alt.Text("share:Q", format=SHARE))
     chart = alt.layer(bars, text, data=alt.NamedData("data")).properties(width=520, height=34)
     facet = chart.facet(
         row=alt.Row(
-            "source:N", title=None, sort=None,
+            "source:N",
+            title=None,
+            sort=None,
             header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=180, labelPadding=8),
         ),
         spacing=6,
-    )  # fmt: skip
+    )
     return _ready(facet, f"Bars: each source's share of the rows, {before} and {after}.")
 
 
@@ -80,14 +88,17 @@ def spread() -> dict[str, Any]:
         .properties(width=520, height=52)
         .facet(
             row=alt.Row(
-                "source:N", title=None, sort=None,
+                "source:N",
+                title=None,
+                sort=None,
                 header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=180, labelPadding=8),
             ),
             spacing=6,
         )
-    )  # fmt: skip
+    )
     return _ready(
-        facet, "Histograms by source: scores of the pool's rows, filled, and of the chosen rows, outlined; the noise floor."
+        facet,
+        "Histograms by source: scores of the pool's rows, filled, and of the chosen rows, outlined; the noise floor.",
     )
 
 
@@ -104,14 +115,15 @@ def lengths() -> dict[str, Any]:
             xOffset=alt.XOffset("of:N", sort=["pool", "by score", "chosen"]),
             y=alt.Y("share:Q", title="share of the rows", axis=alt.Axis(format=SHARE)),
             color=alt.Color(
-                "of:N", title=None,
+                "of:N",
+                title=None,
                 scale=alt.Scale(domain=["pool", "by score", "chosen"], range=["@pool", "@score", "@chosen"]),
                 legend=alt.Legend(orient="top"),
             ),
             tooltip=["length:N", "of:N", "rows:Q", alt.Tooltip("share:Q", format=".1%")],
         )
         .properties(width=640, height=180)
-    )  # fmt: skip
+    )
     return _ready(chart, "Bars: shares of the pool's rows, of those taken by score and of all chosen ones, by length.")
 
 
@@ -124,7 +136,11 @@ def points() -> dict[str, Any]:
     base = (
         alt.Chart()
         .encode(
-            x=alt.X("loss:Q", title="log-loss before the target's step (nats)", scale=alt.Scale(type="symlog", constant=0.05, zero=False)),
+            x=alt.X(
+                "loss:Q",
+                title="log-loss before the target's step (nats)",
+                scale=alt.Scale(type="symlog", constant=0.05, zero=False),
+            ),
             y=alt.Y("score:Q", title="score", scale=alt.Scale(zero=False)),
             tooltip=["id:Q", "source:N", "loss:Q", "score:Q"],
         )
@@ -142,6 +158,27 @@ def points() -> dict[str, Any]:
     )
 
 
+def gain_bars(gains: Sequence[tuple[str, Mapping[str, Any], str]], chosen: str | None) -> list[dict[str, Any]]:
+    """The data of `gains`; `cut` says whether a value lies beyond the edge and is drawn there.
+
+    Args:
+        gains: name, mean with low and high (None for no interval), and what a tooltip says.
+        chosen: the one that stands out.
+    """
+    best = max((gain["mean"] for _, gain, _ in gains), default=0.0)
+    edge = -max(FLOOR, FLOORS * best)
+    data = []
+    for place, (name, gain, text) in enumerate(gains):
+        ends = [gain["mean"] if gain[end] is None else gain[end] for end in ("mean", "low", "high")]
+        mean, low, high = (max(value, edge) for value in ends)
+        role = "chosen" if name == chosen else "other"
+        data.append(
+            {"name": name, "place": place, "role": role, "text": text, "mean": mean, "low": low, "high": high}
+            | {"cut": min(ends) < edge}
+        )
+    return data
+
+
 @functools.cache
 def gains() -> dict[str, Any]:
     """Gains with intervals. Data: name, place, mean, low, high, role, text."""
@@ -155,12 +192,16 @@ def gains() -> dict[str, Any]:
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(
         x="mean:Q",
         color=alt.Color(
-            "role:N", title=None, legend=None,
+            "role:N",
+            title=None,
+            legend=None,
             scale=alt.Scale(domain=["chosen", "other"], range=["@chosen", "@score"]),
         ),
-        shape=alt.Shape("role:N", legend=None, scale=alt.Scale(domain=["chosen", "other"], range=["diamond", "circle"])),
+        shape=alt.Shape(
+            "role:N", legend=None, scale=alt.Scale(domain=["chosen", "other"], range=["diamond", "circle"])
+        ),
         tooltip=["name:N", "text:N"],
-    )  # fmt: skip
+    )
     return _ready(
         alt.layer(zero, bars, dots).properties(width=560, height={"step": 26}),
         "Points with intervals: how much better than random rows each variant is; the dashed line is random rows.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from tov.progress import duration
 from tov.report.html import charts
+from tov.report.html.charts import EDGE, gain_bars
 from tov.report.html.page import Chart, Page, Section, Table
 from tov.runs.manifest import Manifest
 
@@ -33,16 +34,20 @@ def comparison_page(results: Mapping[str, Any], manifest: Manifest, folder: str)
     sections += [*(_composition(size) for size in sizes), _cost(sizes)]
     sections.append(
         Section(
-            "again", "How to repeat it", lead=["The same settings on the same files give the same trials."],
+            "again",
+            "How to repeat it",
+            lead=["The same settings on the same files give the same trials."],
             code=[f"tov compare {shlex.quote(folder + '/config.yaml')}"],
             tables=[Table("Versions", ["package", "version"], list(manifest.versions.items()), fold=True)],
         )
-    )  # fmt: skip
+    )
     seeds = max((len(one["seeds"]) for size in sizes for one in size["variants"]), default=0)
     facts = [
-        ("model", manifest.model.name if manifest.model else ""), ("seeds", str(seeds)),
-        ("test", "rows that no method has seen"), ("finished", (manifest.finished or "")[:16].replace("T", " ")),
-    ]  # fmt: skip
+        *([("model", manifest.model.name)] if manifest.model else []),
+        ("seeds", str(seeds)),
+        ("test", "rows that no method has seen"),
+        ("finished", (manifest.finished or "")[:16].replace("T", " ")),
+    ]
     title = f"Which rows help most: {', '.join(format(size['n'], ',') for size in sizes)} rows"
     return Page("tov comparison", title, verdict(results), facts, sections)
 
@@ -57,13 +62,19 @@ def verdict(results: Mapping[str, Any]) -> str:
         gain, low = best["gain"], best["gain"]["low"]
         how = f"{_interval(gain)} % of the test log-loss over {_count(len(best['paired']), 'seed')}"
         if gain["mean"] <= 0:
-            return f"None of the variants was better than random rows at {size['n']:,} rows; {best['variant']} came nearest ({how})."
-        sure = "" if low is not None and low > 0 else ", but the interval holds 0: it may be luck"
+            return (
+                f"No variant was better than random rows at {size['n']:,} rows; {best['variant']} came nearest ({how})."
+            )
+        luck = (
+            ", a single draw of which no interval can be had"
+            if low is None
+            else ", but the interval holds 0: it may be luck"
+        )
+        sure = "" if low is not None and low > 0 else luck
         worth = _worth(best["equivalent"])
-        return (
-            f"At {size['n']:,} rows {best['variant']} did best: {how} better than random rows{sure}."
-            + (f" Its rows are worth {worth} × as many random ones." if worth != NONE else "")
-        )  # fmt: skip
+        return f"At {size['n']:,} rows {best['variant']} did best: {how} better than random rows{sure}." + (
+            f" Its rows are worth {worth} × as many random ones." if worth != NONE else ""
+        )
     return "No variant has a finished trial beside random rows yet."
 
 
@@ -74,7 +85,9 @@ def _count(count: int, name: str) -> str:
 def _interval(values: Mapping[str, Any], spec: str = "+.1f") -> str:
     if values["mean"] is None:
         return NONE
-    return format(values["mean"], spec) + ("" if values["low"] is None else f" [{values['low']:{spec}}, {values['high']:{spec}}]")
+    return format(values["mean"], spec) + (
+        "" if values["low"] is None else f" [{values['low']:{spec}}, {values['high']:{spec}}]"
+    )
 
 
 def _worth(equivalent: Mapping[str, Any] | None) -> str:
@@ -88,67 +101,92 @@ def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     n, metric = size["n"], results["metric"]
     ranked = [one for one in size["variants"] if one["role"] == "variant" and one["gain"]["mean"] is not None]
     best = ranked[0]["variant"] if ranked else None
-    data = [
-        {
-            "name": one["variant"], "place": place, "role": "chosen" if one["variant"] == best else "other",
-            "mean": one["gain"]["mean"], "text": _interval(one["gain"]) + " %",
-            "low": one["gain"]["mean"] if one["gain"]["low"] is None else one["gain"]["low"],
-            "high": one["gain"]["mean"] if one["gain"]["high"] is None else one["gain"]["high"],
-        }
-        for place, one in enumerate(ranked)
-    ]  # fmt: skip
+    data = gain_bars([(one["variant"], one["gain"], f"{_interval(one['gain'])} %") for one in ranked], best)
     header = ["variant", "rows", "seeds", "test log-loss (nats)", "better than random, %", "wins / ties / losses"]
     header += [metric, f"{metric} over random's"] if metric else []
     rows = []
     for one in size["variants"]:
         gain, loss = one["gain"], one["loss"]
         row = [
-            one["variant"], f"{one['rows']:,}", len(one["seeds"]),
-            (NONE if loss["mean"] is None else f"{loss['mean']:.4f}") + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}"),
-            _interval(gain), NONE if gain["wins"] is None else f"{gain['wins']} / {gain['ties']} / {gain['losses']}",
-        ]  # fmt: skip
+            one["variant"],
+            f"{one['rows']:,}",
+            len(one["seeds"]),
+            (NONE if loss["mean"] is None else f"{loss['mean']:.4f}")
+            + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}"),
+            _interval(gain),
+            NONE if gain["wins"] is None else f"{gain['wins']} / {gain['ties']} / {gain['losses']}",
+        ]
         if metric:
             value = one["metric"]
-            row += [NONE if value["mean"] is None else f"{value['mean']:.3f}", _interval({**value, "mean": value["difference"]}, "+.3f")]
+            row += [
+                NONE if value["mean"] is None else f"{value['mean']:.3f}",
+                _interval({**value, "mean": value["difference"]}, "+.3f"),
+            ]
         rows.append([*row, _worth(one["equivalent"])])
     return Section(
-        f"gains-{n}", f"{n:,} rows",
-        lead=[f"Better: fall of the test log-loss in % of that of random rows of the same seed, with a {100 * results['confidence']:g} % t interval over seeds."],
-        charts=[Chart(f"gains-{n}", charts.gains(), data, words={"gain": "better than random rows, % of the test log-loss"})] if data else [],
+        f"gains-{n}",
+        f"{n:,} rows",
+        lead=[
+            "Better: fall of the test log-loss in % of that of random rows of the same seed, with a "
+            f"{100 * results['confidence']:g} % t interval over seeds."
+        ],
+        charts=[
+            Chart(
+                f"gains-{n}",
+                charts.gains(),
+                data,
+                EDGE * any(one["cut"] for one in data),
+                words={"gain": "better than random rows, % of the test log-loss"},
+            )
+        ]
+        if data
+        else [],
         tables=[Table(f"Variants at {n:,} rows", [*header, "worth × random rows"], rows)],
-    )  # fmt: skip
+    )
 
 
 def _auto(decisions: Sequence[Mapping[str, Any]]) -> Section:
     rows = [[one["variant"], f"{one['n']:,}", one["seed"], one["chosen"], one["verdict"]] for one in decisions]
     return Section(
-        "auto", "What auto took", lead=["By its pilots on held-out target rows alone; no test row was seen."],
+        "auto",
+        "What auto took",
+        lead=["By its pilots on held-out target rows alone; no test row was seen."],
         tables=[Table("Decisions of auto", ["variant", "rows", "seed", "took", "why"], rows)],
-    )  # fmt: skip
+    )
 
 
 def _curve(results: Mapping[str, Any]) -> Section:
-    data = [{"name": "random", "n": point["n"], "loss": point["mean"], "random": True} for point in results["random_curve"]]
+    data = [
+        {"name": "random", "n": point["n"], "loss": point["mean"], "random": True} for point in results["random_curve"]
+    ]
     for size in results["sizes"]:
         best = [one for one in size["variants"] if one["role"] == "variant" and one["loss"]["mean"] is not None][:3]
-        data += [{"name": one["variant"], "n": one["rows"], "loss": one["loss"]["mean"], "random": False} for one in best]
+        data += [
+            {"name": one["variant"], "n": one["rows"], "loss": one["loss"]["mean"], "random": False} for one in best
+        ]
     rows = [[f"{point['n']:,}", len(point["seeds"]), f"{point['mean']:.4f}"] for point in results["random_curve"]]
     return Section(
-        "curve", "Loss against rows",
-        lead=["The line is random rows; the points are the best variants of each size. What a variant is worth is read off the line."],
+        "curve",
+        "Loss against rows",
+        lead=[
+            "The line is random rows, the points the best variants of each size. What one is worth is read off the line."
+        ],
         charts=[Chart("curve", charts.curve(), data)],
         tables=[Table("Random rows", ["rows", "seeds", "test log-loss (nats)"], rows, fold=True)],
-    )  # fmt: skip
+    )
 
 
 def _composition(size: Mapping[str, Any]) -> Section:
     variants = [one for one in size["variants"] if one["chosen"]]
     sources = sorted({source for one in variants for source in one["chosen"]})
-    rows = [[one["variant"], *(f"{100 * one['chosen'].get(source, 0):.1f} %" for source in sources)] for one in variants]
+    rows = [
+        [one["variant"], *(f"{100 * one['chosen'].get(source, 0):.1f} %" for source in sources)] for one in variants
+    ]
     return Section(
-        f"sources-{size['n']}", f"Where the rows come from, {size['n']:,} rows",
+        f"sources-{size['n']}",
+        f"Where the rows come from, {size['n']:,} rows",
         tables=[Table(f"Shares by source at {size['n']:,} rows", ["variant", *sources], rows)],
-    )  # fmt: skip
+    )
 
 
 def _cost(sizes: Sequence[Mapping[str, Any]]) -> Section:
@@ -156,14 +194,23 @@ def _cost(sizes: Sequence[Mapping[str, Any]]) -> Section:
     for size in sizes:
         for one in size["variants"]:
             cost = one["cost"]
-            seconds = [NONE if cost[name] is None else duration(cost[name]) for name in ("scoring_seconds", "train_seconds")]
-            tokens = [NONE if cost[name] is None else f"{cost[name]:,.0f}" for name in ("scoring_tokens_forward", "scoring_tokens_backward")]
+            seconds = [
+                NONE if cost[name] is None else duration(cost[name]) for name in ("scoring_seconds", "train_seconds")
+            ]
+            tokens = [
+                NONE if cost[name] is None else f"{cost[name]:,.0f}"
+                for name in ("scoring_tokens_forward", "scoring_tokens_backward")
+            ]
             rows.append([one["variant"], f"{size['n']:,}", *seconds, *tokens])
     header = ["variant", "rows", "scoring", "training", "tokens forward (scoring)", "tokens backward (scoring)"]
     return Section(
-        "cost", "Cost", lead=["Means over the finished trials. Variants of one path share its fit and scan, and each shows the whole of it."],
+        "cost",
+        "Cost",
+        lead=[
+            "Means over the finished trials. Variants of one path share its fit and scan, and each shows the whole of it."
+        ],
         tables=[Table("Cost of each variant", header, rows)],
-    )  # fmt: skip
+    )
 
 
 def grid_page(experiments: Mapping[str, Mapping[str, Any]], folder: str) -> Page:
@@ -182,19 +229,37 @@ def grid_page(experiments: Mapping[str, Mapping[str, Any]], folder: str) -> Page
                     table.setdefault(one["variant"], {})[name] = one
         rows = []
         for variant, by_name in table.items():
-            gains = [one["gain"]["mean"] for one in by_name.values() if one["role"] == "variant" and one["gain"]["mean"] is not None]
+            gains = [
+                one["gain"]["mean"]
+                for one in by_name.values()
+                if one["role"] == "variant" and one["gain"]["mean"] is not None
+            ]
             wins, cells = wins + sum(gain > 0 for gain in gains), cells + len(gains)
             mean = f"{sum(gains) / len(gains):+.1f}" if gains else NONE
             worse = f"{sum(gain < 0 for gain in gains)} of {len(gains)}" if gains else NONE
-            rows.append([variant, *(_interval(by_name[name]["gain"]) if name in by_name else NONE for name in experiments), mean, worse])
+            rows.append(
+                [
+                    variant,
+                    *(_interval(by_name[name]["gain"]) if name in by_name else NONE for name in experiments),
+                    mean,
+                    worse,
+                ]
+            )
         rows.sort(key=lambda row: -float(row[-2]) if row[-2] != NONE else 1e9)
         sections.append(
             Section(
-                f"grid-{n}", f"{n:,} rows",
+                f"grid-{n}",
+                f"{n:,} rows",
                 lead=["Better than random rows, % of the test log-loss, with intervals over seeds."],
-                tables=[Table(f"Variants by experiments at {n:,} rows", ["variant", *experiments, "mean", "worse than random"], rows)],
+                tables=[
+                    Table(
+                        f"Variants by experiments at {n:,} rows",
+                        ["variant", *experiments, "mean", "worse than random"],
+                        rows,
+                    )
+                ],
             )
-        )  # fmt: skip
+        )
     sections += [
         Section(f"of-{place}", name, lead=[verdict(results)], points=results["notes"])
         for place, (name, results) in enumerate(experiments.items())

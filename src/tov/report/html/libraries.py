@@ -37,7 +37,9 @@ def table_script() -> str:
     exported = re.search(r"export\s*\{([^}]*)\}\s*;?", text)
     name = re.search(r"([\w$]+) as default", exported[1]) if exported else None
     if not exported or not name:
-        raise RunError("This version of itables has another bundle.", fix="Install itables 2: pip install 'itables>=2.5,<3'")
+        raise RunError(
+            "This version of itables has another bundle.", fix="Install itables 2: pip install 'itables>=2.5,<3'"
+        )
     return _inert(text[: exported.start()] + f"window.DataTable={name[1]};" + text[exported.end() :])
 
 

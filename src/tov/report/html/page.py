@@ -131,12 +131,16 @@ def html(page: Page, *, version: str, cache: Path) -> str:
     }
     return str(
         _template().render(
-            page=page, version=version, data=_in_script(data), style=_asset("page.css"), script=_asset("page.js"),
+            page=page,
+            version=version,
+            data=_in_script(data),
+            style=_asset("page.css"),
+            script=_asset("page.js"),
             charts_script=libraries.charts_script(cache) if charts else "",
             table_script=libraries.table_script() if page.rows else "",
             table_style=libraries.table_style() if page.rows else "",
         )
-    )  # fmt: skip
+    )
 
 
 def _in_script(value: Any) -> str:

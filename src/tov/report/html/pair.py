@@ -9,8 +9,12 @@ from tov.report.html import charts
 from tov.report.html.page import Chart, Page, Section, Table
 from tov.report.summary import share
 
+SHOWN = "Rows that only one of the two has chosen; as many as were stored to be shown."
 
-def pair_page(names: tuple[str, str], chosen: tuple[Mapping[str, str], Mapping[str, str]], rows: dict[str, Any]) -> Page:
+
+def pair_page(
+    names: tuple[str, str], chosen: tuple[Mapping[str, str], Mapping[str, str]], rows: dict[str, Any] | None
+) -> Page:
     """The page.
 
     Args:
@@ -23,35 +27,54 @@ def pair_page(names: tuple[str, str], chosen: tuple[Mapping[str, str], Mapping[s
     sources = sorted({*one.values(), *two.values()})
     counts = [{source: sum(value == source for value in of.values()) for source in sources} for of in chosen]
     data = [
-        {"source": source, "of": of, "rows": counts[place][source], "share": counts[place][source] / max(len(chosen[place]), 1)}
+        {
+            "source": source,
+            "of": of,
+            "rows": counts[place][source],
+            "share": counts[place][source] / max(len(chosen[place]), 1),
+        }
         for source in sources
         for place, of in enumerate(names)
-    ]  # fmt: skip
+    ]
     table = Table(
-        "Rows by source", ["source", names[0], "share", names[1], "share", "gained", "lost"],
+        "Rows by source",
+        ["source", names[0], "share", names[1], "share", "gained", "lost"],
         [
             [
-                source, f"{counts[0][source]:,}", share(counts[0][source], len(one)), f"{counts[1][source]:,}",
-                share(counts[1][source], len(two)), f"{sum(two[key] == source for key in gained):,}",
+                source,
+                f"{counts[0][source]:,}",
+                share(counts[0][source], len(one)),
+                f"{counts[1][source]:,}",
+                share(counts[1][source], len(two)),
+                f"{sum(two[key] == source for key in gained):,}",
                 f"{sum(one[key] == source for key in lost):,}",
             ]
             for source in sources
         ],
-    )  # fmt: skip
+    )
     union = len(both) + len(gained) + len(lost)
     said = (
         f"{names[1]} shares {len(both):,} of its {len(two):,} rows with {names[0]} ({share(len(both), len(two))}); "
         f"{len(gained):,} rows are new and {len(lost):,} are gone."
     )
     return Page(
-        kind="two selections", title=f"{names[0]} and {names[1]}", verdict=said,
+        kind="two selections",
+        title=f"{names[0]} and {names[1]}",
+        verdict=said,
         facts=[("first", names[0]), ("second", names[1]), ("overlap (Jaccard)", share(len(both), union))],
         sections=[
             Section(
-                "composition", "How the sources shift",
-                charts=[Chart("composition", charts.composition(*names), data)], tables=[table],
+                "composition",
+                "How the sources shift",
+                charts=[Chart("composition", charts.composition(*names), data)],
+                tables=[table],
             ),
-            Section("rows", "Rows gained and lost", lead=["Rows that only one of the two has chosen; as many as were stored to be shown."], rows=True),
+            Section(
+                "rows",
+                "Rows gained and lost",
+                lead=[SHOWN if rows else "One of the runs is of an earlier version and has stored no rows to show."],
+                rows=rows is not None,
+            ),
         ],
         rows=rows,
-    )  # fmt: skip
+    )

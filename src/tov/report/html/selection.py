@@ -8,6 +8,7 @@ from typing import Any
 
 from tov.progress import duration, file_size
 from tov.report.html import charts
+from tov.report.html.charts import gain_bars
 from tov.report.html.page import Chart, Page, Section, Table
 from tov.report.numbers import QUANTILES
 from tov.report.summary import share
@@ -16,7 +17,9 @@ from tov.tasks import TASKS
 
 MOST_SOURCES = 30
 """Sources that have a bar of their own; the tables have all."""
-NOISE_UNIT = "nats a token"
+UNMEASURED = (
+    "Whether these rows are better than random ones has not been measured. This command trains on both and measures it:"
+)
 
 
 def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: str) -> Page:
@@ -40,21 +43,20 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
         _cost(manifest),
         _again(manifest, folder),
     ]
-    measured = bool(manifest.gate)
     return Page(
         kind="tov selection",
         title=f"{choice['n']:,} rows for {', '.join(_names(manifest.inputs.target)) or 'the target'}",
         verdict=_verdict(manifest, choice),
         facts=_facts(manifest, choice),
         sections=sections,
-        measure_lead=""
-        if measured
-        else "Whether these rows are better than random ones has not been measured. This command trains on both and measures it:",
-        measure=""
-        if measured
-        else f"tov compare --from {shlex.quote(folder)} --test TEST.jsonl --sizes {choice['n']} --out {shlex.quote(folder + '-compared')}",
+        measure_lead="" if manifest.gate else UNMEASURED,
+        measure="" if manifest.gate else _compare(folder, choice["n"]),
         rows=None if shown is None else _table(manifest, shown, folder, task.length),
-    )  # fmt: skip
+    )
+
+
+def _compare(folder: str, n: int) -> str:
+    return f"tov compare --from {shlex.quote(folder)} --test TEST.jsonl --sizes {n} --out {shlex.quote(folder + '-compared')}"
 
 
 def _names(paths: Sequence[str] | None) -> list[str]:
@@ -80,7 +82,11 @@ def _facts(manifest: Manifest, choice: Mapping[str, Any]) -> list[tuple[str, str
         facts.append(("scored by", scoring.method))
     if target:
         facts.append(("target", f"{target.rows:,} rows"))
-    facts += [("length of the chosen rows", f"{choice['tokens']:,} {TASKS[manifest.model.task].length}")] if manifest.model else []
+    facts += (
+        [("length of the chosen rows", f"{choice['tokens']:,} {TASKS[manifest.model.task].length}")]
+        if manifest.model
+        else []
+    )
     return [*facts, ("finished", (manifest.finished or "")[:16].replace("T", " "))]
 
 
@@ -94,31 +100,31 @@ def _warnings(manifest: Manifest) -> list[Section]:
 def _gate(gate: Mapping[str, Any]) -> Section:
     points = gate["judge"] == "metric"
     unit = "points of the metric over random rows" if points else "% better than random rows (log-loss)"
-    data = [
-        {
-            "name": one["variant"], "place": place, "role": "chosen" if one["variant"] == gate["chosen"] else "other",
-            "text": one["outcome"], "mean": one["gain"]["mean"],
-            "low": one["gain"]["mean"] if one["gain"]["low"] is None else one["gain"]["low"],
-            "high": one["gain"]["mean"] if one["gain"]["high"] is None else one["gain"]["high"],
-        }
-        for place, one in enumerate(gate["candidates"]) if one["gain"]
-    ]  # fmt: skip
+    data = gain_bars(
+        [(one["variant"], one["gain"], one["outcome"]) for one in gate["candidates"] if one["gain"]], gate["chosen"]
+    )
     rows = [
         [
-            one["variant"], one["gain"].get("pilots", 0), _interval(one["gain"]), _interval(one["beside"]),
-            duration(one["seconds"]["scoring"]), duration(one["seconds"]["training"]), one["outcome"],
+            one["variant"],
+            one["gain"].get("pilots", 0),
+            _interval(one["gain"]),
+            _interval(one["beside"]),
+            duration(one["seconds"]["scoring"]),
+            duration(one["seconds"]["training"]),
+            one["outcome"],
         ]
         for one in gate["candidates"]
-    ]  # fmt: skip
+    ]
     header = ["candidate", "pilots", unit, "by the other measure", "scoring", "training", "outcome"]
     return Section(
-        "gate", "How the method was chosen",
+        "gate",
+        "How the method was chosen",
         lead=[
             "Pilot trainings were judged on target rows that no score had seen. The interval is the one that the rule goes by."
         ],
         charts=[Chart("gate", charts.gains(), data, words={"gain": unit})] if data else [],
         tables=[Table("Candidates of auto", header, rows)],
-    )  # fmt: skip
+    )
 
 
 def _interval(gain: Mapping[str, Any]) -> str:
@@ -141,17 +147,28 @@ def _composition(choice: Mapping[str, Any]) -> Section:
         ["source", "pool", "share", "by score", "share", "chosen", "share", "mean score"],
         [
             [
-                row["source"], f"{row['pool']:,}", share(row["pool"], pool), f"{row['by_score']:,}",
-                share(row["by_score"], by_score), f"{row['chosen']:,}", share(row["chosen"], chosen), _digits(row["mean_score"]),
+                row["source"],
+                f"{row['pool']:,}",
+                share(row["pool"], pool),
+                f"{row['by_score']:,}",
+                share(row["by_score"], by_score),
+                f"{row['chosen']:,}",
+                share(row["chosen"], chosen),
+                _digits(row["mean_score"]),
             ]
             for row in rows
         ],
-    )  # fmt: skip
-    lead = [f"The {len(shown)} sources that most rows are from have bars; the table has all."] * (len(rows) > len(shown))
+    )
+    lead = [f"The {len(shown)} sources that most rows are from have bars; the table has all."] * (
+        len(rows) > len(shown)
+    )
     return Section(
-        "composition", "Where the rows come from", lead=lead,
-        charts=[Chart("composition", charts.composition(), data)], tables=[table],
-    )  # fmt: skip
+        "composition",
+        "Where the rows come from",
+        lead=lead,
+        charts=[Chart("composition", charts.composition(), data)],
+        tables=[table],
+    )
 
 
 def _digits(value: float | None) -> str:
@@ -165,23 +182,35 @@ def _scores(manifest: Manifest, shown: Mapping[str, Any] | None, choice: Mapping
     raw = bool(shown and shown["raw"])
     if noise is not None:
         lead.append(
-            f"Noise floor: rounding alone moves a row's mean log-loss by {noise:.2g} nat a {unit}. Scores of that size mean nothing."
+            f"Noise floor: rounding alone moves a row's mean log-loss by {noise:.2g} nat a {unit}. "
+            "Scores of that size mean nothing."
         )
         if not raw:
-            lead.append("Rows are ranked by another number here than the gain in nats, so the chart has no band for it.")
+            lead.append(
+                "Rows are ranked by another number here than the gain in nats, so the chart has no band for it."
+            )
     if shown and shown["spread"]["edges"]:
         drawn = [
             Chart(
-                "spread", charts.spread(), _bars(shown, noise if raw else None),
-                "Filled: share of the source's rows in the pool. Outlined: share of all chosen rows. The ends hold what lies beyond.",
+                "spread",
+                charts.spread(),
+                _bars(shown, noise if raw else None),
+                "Filled: share of the source's rows in the pool. Outlined: share of all chosen rows. "
+                "The ends hold what lies beyond.",
             )
-        ]  # fmt: skip
+        ]
     header = [scoring.unit if scoring and scoring.unit else "score", *(f"{100 * level:g} %" for level in QUANTILES)]
     columns = [*facts["quantiles"].items(), ("log-loss", facts.get("loss_base"))]
     rows = [[name, *map(_digits, values)] for name, values in columns if values]
-    rows.append(["ranked by, chosen by score", *map(_digits, choice["score_chosen"] or [])]) if choice["score_chosen"] else None
+    rows.append(["ranked by, chosen by score", *map(_digits, choice["score_chosen"] or [])]) if choice[
+        "score_chosen"
+    ] else None
     return Section(
-        "scores", "Scores by source", lead=lead, charts=drawn, tables=[Table("Quantiles over the pool's rows", header, rows, fold=True)]
+        "scores",
+        "Scores by source",
+        lead=lead,
+        charts=drawn,
+        tables=[Table("Quantiles over the pool's rows", header, rows, fold=True)],
     )
 
 
@@ -220,26 +249,37 @@ def _lengths(choice: Mapping[str, Any], shown: Mapping[str, Any] | None, unit: s
     table = Table(
         f"{unit.capitalize()} a row",
         [unit, "pool", "by score", "chosen"],
-        [[f"{row['from']} to {row['to']}", f"{row['pool']:,}", f"{row['by_score']:,}", f"{row['chosen']:,}"] for row in rows],
+        [
+            [f"{row['from']} to {row['to']}", f"{row['pool']:,}", f"{row['by_score']:,}", f"{row['chosen']:,}"]
+            for row in rows
+        ],
         fold=True,
     )
     return Section(
-        "lengths", "Lengths", lead=[*lead, "The bars of the chart are tenths of the pool."],
-        charts=[Chart("lengths", charts.lengths(), data, words={"length": f"{unit} a row"})], tables=[table],
-    )  # fmt: skip
+        "lengths",
+        "Lengths",
+        lead=[*lead, "The bars of the chart are tenths of the pool."],
+        charts=[Chart("lengths", charts.lengths(), data, words={"length": f"{unit} a row"})],
+        tables=[table],
+    )
 
 
 def _points(shown: Mapping[str, Any]) -> Section:
     points = shown["points"]
     data = [
         {"id": one, "source": shown["sources"][source], "score": score, "loss": loss, "chosen": bool(chosen)}
-        for one, source, score, loss, chosen in zip(*(points[name] for name in ("id", "source", "score", "loss", "chosen")), strict=True)
-    ]  # fmt: skip
+        for one, source, score, loss, chosen in zip(
+            *(points[name] for name in ("id", "source", "score", "loss", "chosen")), strict=True
+        )
+    ]
     return Section(
-        "points", "Loss against score",
-        lead=[f"A sample of {len(data):,} rows; chosen ones are filled. Drag over the chart to filter the table of rows below."],
+        "points",
+        "Loss against score",
+        lead=[
+            f"A sample of {len(data):,} rows; chosen ones are filled. Drag over the chart to filter the table of rows below."
+        ],
         charts=[Chart("points", charts.points(), data)],
-    )  # fmt: skip
+    )
 
 
 def _rows(manifest: Manifest, shown: Mapping[str, Any] | None) -> Section:
@@ -248,9 +288,17 @@ def _rows(manifest: Manifest, shown: Mapping[str, Any] | None) -> Section:
     if facts["lost"]["tokens"]:
         left.append(f"{facts['lost']['tokens']:,} scored tokens of {facts['lost']['rows']:,} rows: beyond --max-length")
     if shown is None:
-        return Section("rows", "Rows", lead=["This run has stored no rows to show. A new run of the same command with --force does."], points=left)
+        return Section(
+            "rows",
+            "Rows",
+            lead=["This run has stored no rows to show. A new run of the same command with --force does."],
+            points=left,
+        )
     chosen = sum(group in ("by score", "at random") for group in shown["rows"]["group"])
-    lead = ["Chosen rows, the best rows just below the cut of each length bin, and some of those that were left out. Open a row to read it."]
+    lead = [
+        "Chosen rows, the best rows just below the cut of each length bin, and some of those that were left out. "
+        "Open a row to read it."
+    ]
     if chosen < n:
         lead.append(f"{chosen:,} of the {n:,} chosen rows are here, drawn at random; selected.jsonl has all.")
     if left:
@@ -261,17 +309,27 @@ def _rows(manifest: Manifest, shown: Mapping[str, Any] | None) -> Section:
 def _table(manifest: Manifest, shown: Mapping[str, Any], folder: str, unit: str) -> dict[str, Any]:
     """What the page's script needs for the table of rows and the view of one."""
     names = ("rows", "sources", "bins", "eligible", "explained", "target", "unexplained")
-    return {**{name: shown[name] for name in names}, "unit": unit, "run": shlex.quote(folder),
-            "inline": bool(manifest.model and TASKS[manifest.model.task].new_head)}  # fmt: skip
+    return {
+        **{name: shown[name] for name in names},
+        "unit": unit,
+        "run": shlex.quote(folder),
+        "inline": bool(manifest.model and TASKS[manifest.model.task].new_head),
+    }
 
 
 def _cost(manifest: Manifest) -> Section:
-    rows = [[name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"] for name, seconds in manifest.timings.items()]
+    rows = [
+        [name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"] for name, seconds in manifest.timings.items()
+    ]
     cost, hardware = manifest.cost, manifest.hardware
-    lead = [
-        f"Scoring in all: {cost['tokens_forward']:,} tokens forward, {cost['tokens_backward']:,} backward, "
-        f"{file_size(cost['bytes'])} stored."
-    ] if cost else []  # fmt: skip
+    lead = (
+        [
+            f"Scoring in all: {cost['tokens_forward']:,} tokens forward, {cost['tokens_backward']:,} backward, "
+            f"{file_size(cost['bytes'])} stored."
+        ]
+        if cost
+        else []
+    )
     gpus = "".join(f", {gpu}" for gpu in hardware.get("gpus", []))
     lead.append(f"On {hardware.get('cpu', '?')}, {hardware.get('cores', '?')} cores{gpus}.")
     return Section("cost", "Cost", lead=lead, tables=[Table("Time by stage", ["stage", "time"], rows)])
@@ -279,13 +337,24 @@ def _cost(manifest: Manifest) -> Section:
 
 def _again(manifest: Manifest, folder: str) -> Section:
     verb = "select" if manifest.command.startswith("select") else manifest.command
-    prints = {"pool": manifest.identity.get("pool", {}).get("fingerprint"), "scores": manifest.scoring.fingerprint if manifest.scoring else None,
-              "model": manifest.model.fingerprint if manifest.model else None,
-              **{f"target {name}": target.fingerprint for name, target in manifest.targets.items()}}  # fmt: skip
+    prints = {
+        "pool": manifest.identity.get("pool", {}).get("fingerprint"),
+        "scores": manifest.scoring.fingerprint if manifest.scoring else None,
+        "model": manifest.model.fingerprint if manifest.model else None,
+        **{f"target {name}": target.fingerprint for name, target in manifest.targets.items()},
+    }
     lines = [f"{name} {value}" for name, value in prints.items() if value]
     return Section(
-        "again", "How to repeat it",
-        lead=["The same settings on the same files give the same rows.", f"Seed {manifest.seed}; " + "; ".join(lines) + "."],
-        code=[f"tov {verb} {shlex.quote(folder + '/config.yaml')}", f"tov select --from {shlex.quote(folder)} --n 1000 --out {shlex.quote(folder + '-1000')}    # other rows, nothing rescored"],
+        "again",
+        "How to repeat it",
+        lead=[
+            "The same settings on the same files give the same rows.",
+            f"Seed {manifest.seed}; " + "; ".join(lines) + ".",
+        ],
+        code=[
+            f"tov {verb} {shlex.quote(folder + '/config.yaml')}",
+            "# other rows, nothing scored again:\n"
+            f"tov select --from {shlex.quote(folder)} --n 1000 --out {shlex.quote(folder + '-1000')}",
+        ],
         tables=[Table("Versions", ["package", "version"], list(manifest.versions.items()), fold=True)],
-    )  # fmt: skip
+    )

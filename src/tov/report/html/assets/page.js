@@ -13,6 +13,7 @@ const number = (value) => (value === null || value === undefined ? "–" : Numbe
 // Charts. They are drawn again where the style changes and before printing.
 let brush = null;
 async function draw() {
+  document.documentElement.classList.toggle("dark", dark.matches); // what DataTables goes by
   for (const place of document.querySelectorAll("[data-chart]")) {
     const chart = page.charts[place.dataset.chart];
     let text = JSON.stringify(chart.spec);
