@@ -369,15 +369,16 @@ def test_classifiers_are_judged_by_their_metric(tmp_path: Path) -> None:
 def test_sizes_of_pilots() -> None:
     settings = build(SelectConfig, {"model": "m", "pool": "p", "target": "t", "n": 8192, "out": "o"})
     large = pilot_sizes(settings, 100_000, 8192)
-    assert (large.n, large.pool, large.passes) == (512, 5632, 1024)
-    assert pilot_sizes(settings, 1000, 100).pool == 1000, "never more than there are"
+    assert (large.n, large.pool, large.passes) == (512, 4166, 1024)
+    assert pilot_sizes(settings.for_task("ner"), 100_000, 8192).passes == 2048, "a new head needs steps, not epochs"
+    assert pilot_sizes(settings, 1000, 200).pool == 1000, "never more than there are"
     assert pilot_sizes(settings, 1000, 100).n == 100
     assert alive_in(8, 3) == [8, 4, 2]
     assert alive_in(5, 4) == [5, 3, 2, 2]
     assert alive_in(1, 3) == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("usable", "least", "most"), [(20_000, 1, 2), (100_000, 0, 1 / 3), (1_000_000, 0, 1 / 4)])
+@pytest.mark.parametrize(("usable", "least", "most"), [(20_000, 0.9, 2), (100_000, 0, 1 / 3), (1_000_000, 0, 1 / 4)])
 @pytest.mark.parametrize("task", ["instruction", "ner"])
 def test_what_pilots_cost_beside_scoring_the_whole_pool(usable: int, least: float, most: float, task: str) -> None:
     """Figures of docs/auto.md: tokens, a backward pass counted as two, for rows of equal length."""

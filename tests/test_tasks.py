@@ -73,6 +73,7 @@ class Pairs(Task[Pair]):
         amplify=1.0,
         normalize="none",
         train_learning_rate=1e-2,
+        pilot_train_rows=1024,
     )
     columns = ("tov_relation",)
 

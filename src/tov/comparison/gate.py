@@ -44,8 +44,9 @@ from tov.tasks import TASKS
 
 PILOT_SEEDS = 1_000_000
 """Pilot k of a run of seed s has seed s + k times this: no comparison's seed."""
-PILOT_RATE = 0.5
-"""Learning rate of a pilot over that of the final training: small runs rank alike at reduced rates (arXiv 2512.24503)."""
+PILOT_RATE = {False: 0.5, True: 1.0}
+"""Learning rate of a pilot over that of the final training, by whether the model has a new head: language models rank alike at
+reduced rates in small runs (arXiv 2512.24503), but a new head has then not learned yet what the labels are."""
 LOSS, METRIC = "loss", "metric"
 
 
@@ -167,7 +168,7 @@ def _pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> Compare
         given["base_size"] = max(1, min(config.base_size, sizes.pool // 4))
     given |= {
         "sizes": (sizes.n,), "methods": (BASELINE,), "train_rows": sizes.passes, "num_train_epochs": None,
-        "train_learning_rate": PILOT_RATE * rate, "exact_match": target_rows if asks else 0, "out": "auto", "force": False,
+        "train_learning_rate": PILOT_RATE[task.new_head] * rate, "exact_match": target_rows if asks else 0, "out": "auto", "force": False,
         "rule": None, "bins": None, "from_run": None, "report_only": False, "near_duplicates": "exclude",
     }  # fmt: skip
     return build(CompareConfig, given).for_task(config.task)

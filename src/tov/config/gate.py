@@ -31,9 +31,9 @@ class GateSettings(Settings):
     pilot_rows: int = setting(
         "pilots", "maximum rows that a candidate chooses in a pilot of auto", 512, ge=16, used_by=("gate",)
     )
-    pilot_train_rows: int = setting(
-        "pilots", "maximum rows passed in the training of a pilot of auto; else its epochs are those of the final training",
-        1024, ge=1, used_by=("gate",),
+    pilot_train_rows: int | None = setting(
+        "pilots", "maximum rows passed in the training of a pilot of auto; auto: 1024, or 2048 for a new head (ner, "
+        "classification)", None, ge=1, used_by=("gate",),
     )  # fmt: skip
     pilot_folds: int = setting(
         "pilots", "folds of the target; each is held out from all scoring in one pilot of auto", 3, ge=2, used_by=("gate",),

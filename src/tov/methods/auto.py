@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 
 from tov.config.records import TrainingSettings
 from tov.methods.base import Method, PoolStats, Stage
+from tov.tasks import TASKS
 
-PILOT_POOL, PILOT_PART = 11, 18
+PILOT_POOL, PILOT_PART = 8, 24
 """Pool rows in a pilot: so many times the rows that it chooses, but at least one of so many usable rows."""
 PILOTS = "pilots"
 LEAST = 2
@@ -40,7 +41,8 @@ class PilotSizes:
 def pilot_sizes(settings: Any, usable: int, n: int) -> PilotSizes:
     """The sizes of the pilots for a choice of n rows out of so many usable ones.
 
-    A pilot has as many epochs as the final training, but passes no more than `pilot_train_rows` rows (or its n once).
+    A pilot has as many epochs as the final training, but passes no more than `pilot_train_rows` rows (or its n once). A new head
+    must first learn what the labels are, so it has as many steps as in the final training, within the same bound.
 
     Args:
         settings: of the run, with those of the pilots; of a comparison also with those of the final training.
@@ -48,9 +50,11 @@ def pilot_sizes(settings: Any, usable: int, n: int) -> PilotSizes:
         n: rows to choose in the end.
     """
     rows = max(2, min(n, settings.pilot_rows, usable // 2))
+    task = TASKS[settings.task or "instruction"]
     budget = getattr(settings, "train_rows", TrainingSettings.model_fields["train_rows"].default)
     epochs = getattr(settings, "num_train_epochs", None) or max(1, round(budget / n))
-    passes = rows * max(1, min(epochs, settings.pilot_train_rows // rows))
+    of_pilot = max(1, round(epochs * n / rows)) if task.new_head else epochs
+    passes = rows * max(1, min(of_pilot, (settings.pilot_train_rows or task.defaults.pilot_train_rows) // rows))
     return PilotSizes(rows, min(usable, max(PILOT_POOL * rows, usable // PILOT_PART)), passes)
 
 

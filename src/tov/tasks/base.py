@@ -52,6 +52,7 @@ class Defaults:
         amplify: factor on the target's step.
         normalize: `none` or `initial-loss`.
         train_learning_rate: of the final training.
+        pilot_train_rows: most rows passed in the training of a pilot.
     """
 
     lora_r: int
@@ -60,6 +61,7 @@ class Defaults:
     amplify: float
     normalize: str
     train_learning_rate: float
+    pilot_train_rows: int
 
 
 class Task(ABC, Generic[R]):

@@ -77,7 +77,7 @@ class Classification(Task[Labelled]):
     length = "tokens"
     defaults = Defaults(
         lora_r=8, learning_rate=2e-3, target_learning_rate_ratio=1.0, amplify=1.0,
-        normalize="initial-loss", train_learning_rate=2e-3,
+        normalize="initial-loss", train_learning_rate=2e-3, pilot_train_rows=2048,
     )  # fmt: skip
     columns = ("tov_label",)
 

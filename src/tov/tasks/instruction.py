@@ -289,7 +289,7 @@ class Instruction(Task[Conversation]):
     length = "scored tokens"
     defaults = Defaults(
         lora_r=16, learning_rate=5e-4, target_learning_rate_ratio=0.1, amplify=4.0,
-        normalize="none", train_learning_rate=5e-4,
+        normalize="none", train_learning_rate=5e-4, pilot_train_rows=1024,
     )  # fmt: skip
     by_trl = True
     generates = True

@@ -197,7 +197,7 @@ class NamedEntities(Task[Tagged]):
     length = "words"
     defaults = Defaults(
         lora_r=8, learning_rate=2e-3, target_learning_rate_ratio=1.0, amplify=1.0,
-        normalize="none", train_learning_rate=2e-3,
+        normalize="none", train_learning_rate=2e-3, pilot_train_rows=2048,
     )  # fmt: skip
     columns = ("tov_tokens", "tov_tags")
 
