@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError, StorageError, TovError
     from tov.verbs.compare import Compared, compare
+    from tov.verbs.inspect import Inspected, inspect
     from tov.verbs.plan import Plan, plan
+    from tov.verbs.report import Reported, report
     from tov.verbs.result import Picked, Result
     from tov.verbs.score import fit, score
     from tov.verbs.select import reselect, select
@@ -30,13 +32,16 @@ _HOME = {
     **dict.fromkeys(("compare", "Compared"), "tov.verbs.compare"),
     **dict.fromkeys(("train", "Trained"), "tov.verbs.train"),
     **dict.fromkeys(("plan", "Plan"), "tov.verbs.plan"),
+    **dict.fromkeys(("report", "Reported"), "tov.verbs.report"),
+    **dict.fromkeys(("inspect", "Inspected"), "tov.verbs.inspect"),
     **dict.fromkeys(
         ("TovError", "ConfigError", "DataError", "ModelError", "NumericError", "RunError", "StorageError"), "tov.errors"
     ),
 }
 __all__ = [
-    "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Plan", "Result", "RunError",
-    "StorageError", "TovError", "Trained", "compare", "fit", "plan", "reselect", "score", "select", "train",
+    "Compared", "ConfigError", "DataError", "Inspected", "ModelError", "NumericError", "Picked", "Plan", "Reported", "Result",
+    "RunError", "StorageError", "TovError", "Trained", "compare", "fit", "inspect", "plan", "report", "reselect", "score",
+    "select", "train",
 ]  # fmt: skip
 
 

@@ -30,9 +30,9 @@ async function draw() {
     const room = place.closest("figure").clientWidth;
     fit(spec, room);
     const drawn = await window.vegaEmbed(place, spec, { actions: false, renderer: "svg" });
+    place.querySelector("svg").setAttribute("aria-hidden", "true"); // the element around it says what it shows
     if (place.dataset.chart === "points" && page.rows) {
-      const listen = Object.keys(drawn.view.getState({ signals: (name) => /^brush/.test(name) }).signals || {});
-      if (listen.includes("brush")) drawn.view.addSignalListener("brush", (_, value) => filterBy(value));
+      drawn.view.addSignalListener("brush", (_, value) => filterBy(value));
     }
   }
   document.documentElement.dataset.drawn = "yes";
