@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError, StorageError, TovError
     from tov.verbs.compare import Compared, compare
+    from tov.verbs.export import Exported, export
     from tov.verbs.plan import Plan, plan
     from tov.verbs.result import Picked, Result
     from tov.verbs.score import fit, score
@@ -30,13 +31,14 @@ _HOME = {
     **dict.fromkeys(("compare", "Compared"), "tov.verbs.compare"),
     **dict.fromkeys(("train", "Trained"), "tov.verbs.train"),
     **dict.fromkeys(("plan", "Plan"), "tov.verbs.plan"),
+    **dict.fromkeys(("export", "Exported"), "tov.verbs.export"),
     **dict.fromkeys(
         ("TovError", "ConfigError", "DataError", "ModelError", "NumericError", "RunError", "StorageError"), "tov.errors"
     ),
 }
 __all__ = [
-    "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Plan", "Result", "RunError",
-    "StorageError", "TovError", "Trained", "compare", "fit", "plan", "reselect", "score", "select", "train",
+    "Compared", "ConfigError", "DataError", "Exported", "ModelError", "NumericError", "Picked", "Plan", "Result", "RunError",
+    "StorageError", "TovError", "Trained", "compare", "export", "fit", "plan", "reselect", "score", "select", "train",
 ]  # fmt: skip
 
 

@@ -50,6 +50,10 @@ VERBS = {
         "Train on the rows that each method chooses, and measure the gain over random rows.",
         ("CompareConfig",), "tov.verbs.compare:run_compare",
     ),
+    "export": Verb(
+        "Write the chosen rows of a run for a trainer, with the configuration that reads them.",
+        ("ExportConfig",), "tov.verbs.export:run_export",
+    ),
     "methods": Verb("List the methods that choose rows, or describe one of them."),
 }  # fmt: skip
 
@@ -98,7 +102,7 @@ def _command(name: str) -> click.Command:
     only = click.Option(
         ["--only"], multiple=True, metavar="NAME...", help="experiments of the grid file to run; default: all"
     )
-    callback = {"select": _select, "train": _train, "compare": _compare}.get(name, partial(_work, name))
+    callback = {"select": _select, "compare": _compare}.get(name, partial(_of_run if name in ("train", "export") else _work, name))
     more = [only] if name == "compare" else []
     return command(name, [_record(one) for one in verb.records], callback=callback, help=verb.help, more=more)
 
@@ -147,10 +151,10 @@ def _select(config: str | None, **flags: Any) -> None:
     return _run("tov.verbs.select:run_reselect", "ReselectConfig", settings)
 
 
-def _train(config: str | None, **flags: Any) -> None:
+def _of_run(name: str, config: str | None, **flags: Any) -> None:
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config
-    _work("train", config, **flags)
+    _work(name, config, **flags)
 
 
 def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:

@@ -85,6 +85,8 @@ class Task(ABC, Generic[R]):
     """Whether answers can be generated, which the metric then is one of; rows have what `tov.model.generate.Asked` lists."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that the training file gets where labels were read otherwise than they stand in the user's."""
+    read_from: ClassVar[Mapping[str, str]] = {}
+    """The column of a layout -> that of `columns` which is read in its place, where a training file has it."""
 
     @abstractmethod
     def encode(self, tokenizer: Any, rows: Sequence[R], /, *, max_length: int, labels: tuple[str, ...]) -> Encoded:
@@ -160,6 +162,10 @@ class Task(ABC, Generic[R]):
     def traits(self, row: R) -> Collection[str]:
         """What of a row is counted before training, as the end of a sentence `30 % of the rows ...`: `have no entity`."""
         return ()
+
+    def kind(self, row: R) -> str:
+        """What a row is, for trainers that take rows of one kind at a time: a word."""
+        return self.name
 
     def columns_as_read(self, rows: Sequence[R]) -> Mapping[str, Sequence[Any]]:
         """A value a row for each of `columns`."""

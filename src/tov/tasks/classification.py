@@ -80,6 +80,7 @@ class Classification(Task[Labelled]):
         normalize="initial-loss", train_learning_rate=2e-3,
     )  # fmt: skip
     columns = ("tov_label",)
+    read_from = {"label": "tov_label"}
 
     def encode(
         self, tokenizer: Any, rows: Sequence[Labelled], /, *, max_length: int, labels: tuple[str, ...]

@@ -200,6 +200,7 @@ class NamedEntities(Task[Tagged]):
         normalize="none", train_learning_rate=2e-3,
     )  # fmt: skip
     columns = ("tov_tokens", "tov_tags")
+    read_from = {"tokens": "tov_tokens", "ner_tags": "tov_tags"}
 
     def encode(self, tokenizer: Any, rows: Sequence[Tagged], /, *, max_length: int, labels: tuple[str, ...]) -> Encoded:
         """The first sub-token of a word carries its tag, the others and the special tokens none."""

@@ -1,0 +1,86 @@
+"""Conversations in the forms that trainers share: turns with roles, and a prompt with what is to be learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tov.export.base import NotTaken
+from tov.tasks.instruction import Conversation
+from tov.text.chat import Message, is_answer
+
+BEHIND = "a turn that is not to be learnt stands behind one that is"
+DOCUMENTS = "it has documents"
+SETTINGS = "it has chat_template_kwargs"
+
+
+def scored(row: Conversation) -> list[int]:
+    """The places of the turns that are scored.
+
+    Raises:
+        NotTaken: there are none.
+    """
+    places = [at for at, turn in enumerate(row.messages) if at not in row.unscored and is_answer(turn)]
+    if not places:
+        raise NotTaken("no turn of it says anything that is to be learnt")
+    return places
+
+
+def answers(row: Conversation) -> list[int]:
+    """The places of the assistant's turns."""
+    return [at for at, turn in enumerate(row.messages) if turn["role"] == "assistant"]
+
+
+def split(row: Conversation) -> tuple[list[Message], list[Message]]:
+    """The turns before the first that is scored, and the rest, of which every assistant's turn is scored.
+
+    Raises:
+        NotTaken: there is no such place, or nothing stands before it.
+    """
+    places = scored(row)
+    if [at for at in answers(row) if at >= places[0]] != places:
+        raise NotTaken(BEHIND)
+    if not places[0]:
+        raise NotTaken("it begins with the answer")
+    return list(row.messages[: places[0]]), list(row.messages[places[0] :])
+
+
+def pair(row: Conversation) -> tuple[list[Message], Message, Message]:
+    """The turns that both answers follow, the chosen answer and the rejected one.
+
+    Raises:
+        NotTaken: an answer has several turns.
+    """
+    assert row.rejected
+    prompt, chosen = split(row)
+    rejected = list(row.rejected.messages[len(prompt) :])
+    if len(chosen) != 1 or len(rejected) != 1 or list(row.rejected.messages[: len(prompt)]) != prompt:
+        raise NotTaken("one of its two answers has several turns")
+    return prompt, chosen[0], rejected[0]
+
+
+def no_context(row: Conversation, *, tools: bool = True, settings: bool = False) -> None:
+    """Raises NotTaken if the row has something beside its turns that the trainer does not hand to the chat template.
+
+    Args:
+        row: of which it is asked.
+        tools: whether the trainer hands on tools.
+        settings: likewise `chat_template_kwargs`.
+    """
+    if row.context.documents:
+        raise NotTaken(DOCUMENTS)
+    if row.context.settings and not settings:
+        raise NotTaken(SETTINGS)
+    if row.context.tools and not tools:
+        raise NotTaken("it has tools")
+
+
+def as_text(value: Any) -> str:
+    """A value as JSON text: what every reader of tables takes for one type, whatever its keys."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def has(rows: Sequence[Any], key: str) -> bool:
+    """Whether a turn of a conversation has a key."""
+    return any(key in turn for row in rows for turn in row.messages)

@@ -1,0 +1,41 @@
+"""Unsloth: its SFTTrainer takes the rows of TRL's, and masks prompts as TRL does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tov.export.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
+from tov.export.scripts import UNSLOTH
+from tov.export.trl import SCRIPT, conversation, notes_on, sft, several_turns, template_file, text, with_settings
+from tov.tasks.instruction import Conversation
+
+
+class Unsloth(Trainer):
+    """Conversations and text."""
+
+    name = "unsloth"
+    title = "Unsloth"
+    kinds = ("conversations", "text")
+
+    def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
+        """A script and the rows."""
+        taken, formed, left_out = fitted(rows, text if kind == "text" else _conversation, self.title)
+        formed = with_settings(formed)
+        files = {DATA: json_lines(formed), SCRIPT: sft(UNSLOTH, formed, facts), **template_file(facts, formed)}
+        notes = [note for note in notes_on(taken, formed, kind) if "TRL" not in note]
+        if several_turns(formed):
+            notes.append(
+                "some rows have several answers to learn; where the chat template does not mark them by {% generation %}, "
+                "Unsloth finds them by the texts that begin a turn"
+            )
+        return Written(
+            files, taken, left_out, notes,
+            ["pip install unsloth 'datasets>=4.8'", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
+        )  # fmt: skip
+
+
+def _conversation(row: Conversation) -> dict[str, Any]:
+    """As TRL has it, but with tools as a list, which is handed to the template as it is."""
+    columns = conversation(row)
+    return {**columns, "tools": list(row.context.tools)} if row.context.tools else columns
