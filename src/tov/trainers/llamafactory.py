@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from tov.export.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
-from tov.export.turns import answers, as_text, no_context, pair, scored
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.turns import answers, as_text, learnt, no_context, pair
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
 
@@ -47,20 +47,23 @@ def _last_alone(rows: Sequence[Chosen]) -> bool:
     """Whether more rows learn their last answer alone than all of theirs: LLaMA-Factory has one rule for all."""
     kept = {"all": 0, "last": 0}
     for chosen in rows:
-        said, learnt = answers(chosen.row), [at for at in answers(chosen.row) if at not in chosen.row.unscored]
-        kept["all"] += learnt == said
-        kept["last"] += learnt == said[-1:]
+        try:
+            turns, places = learnt(chosen.row)
+        except NotTaken:
+            continue
+        kept["all"] += places == answers(turns)
+        kept["last"] += places == answers(turns)[-1:]
     return kept["last"] > kept["all"]
 
 
 def _conversation(row: Conversation, *, last: bool) -> dict[str, Any]:
     no_context(row)
-    learnt = scored(row)
-    if learnt != (answers(row)[-1:] if last else answers(row)):
+    turns, places = learnt(row)
+    if places != answers(turns)[-1 if last else 0 :]:
         raise NotTaken(
             "it learns more than the last answer, as most rows do not" if last else "it does not learn all of its answers"
         )
-    return _shared(list(row.messages), row)
+    return _shared(turns, row)
 
 
 def _shared(messages: Sequence[Message], row: Conversation) -> dict[str, Any]:

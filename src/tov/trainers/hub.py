@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tov.export.base import Chosen, Facts, Trainer, Written
+from tov.trainers.base import Chosen, Facts, Trainer, Written
 
 PARQUET = "data/train-00000-of-00001.parquet"
 

@@ -21,9 +21,10 @@ MODEL, REVISION = @model@, @revision@
 _TOKENIZER = '''
     tokenizer = AutoTokenizer.from_pretrained(model, revision=REVISION if model == MODEL else None)
 '''
-_PLAIN = '''    if @template@ and tokenizer.chat_template is None:  # the format that the rows were scored in
+PLAIN = '''    if tokenizer.chat_template is None:  # the format that the rows were scored in
         tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
 '''
+"""The lines that a model without a chat template needs; the scripts for other models are without them."""
 _ADAPTER = 'LoraConfig(r=@lora_r@, lora_alpha=@lora_alpha@, target_modules="all-linear", task_type="CAUSAL_LM")'
 _SAME = '''output_dir=out,
         max_steps=max_steps,
@@ -51,7 +52,7 @@ from trl import SFTConfig, SFTTrainer
 
 def make_trainer(model, max_steps, out):'''
     + _TOKENIZER
-    + _PLAIN
+    + PLAIN
     + f'''    settings = SFTConfig(
         {_SAME}
         max_length=@max_length@,
@@ -99,7 +100,7 @@ def make_trainer(model, max_steps, out):
         revision=REVISION if model == MODEL else None,
     )
 '''
-    + _PLAIN
+    + PLAIN
     + f'''    adapted = FastLanguageModel.get_peft_model(loaded, r=@lora_r@, lora_alpha=@lora_alpha@, random_state=@seed@)
     settings = SFTConfig(
         {_SAME}

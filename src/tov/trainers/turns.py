@@ -6,17 +6,17 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tov.export.base import NotTaken
+from tov.trainers.base import NotTaken
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message, is_answer
 
-BEHIND = "a turn that is not to be learnt stands behind one that is"
+BETWEEN = "an answer that is not to be learnt stands between two that are"
 DOCUMENTS = "it has documents"
 SETTINGS = "it has chat_template_kwargs"
 
 
-def scored(row: Conversation) -> list[int]:
-    """The places of the turns that are scored.
+def learnt(row: Conversation) -> tuple[list[Message], list[int]]:
+    """The turns up to the last that is scored (those behind it change nothing that is learnt), and the places of the scored.
 
     Raises:
         NotTaken: there are none.
@@ -24,26 +24,26 @@ def scored(row: Conversation) -> list[int]:
     places = [at for at, turn in enumerate(row.messages) if at not in row.unscored and is_answer(turn)]
     if not places:
         raise NotTaken("no turn of it says anything that is to be learnt")
-    return places
+    return [dict(turn) for turn in row.messages[: places[-1] + 1]], places
 
 
-def answers(row: Conversation) -> list[int]:
+def answers(turns: Sequence[Message]) -> list[int]:
     """The places of the assistant's turns."""
-    return [at for at, turn in enumerate(row.messages) if turn["role"] == "assistant"]
+    return [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
 
 
 def split(row: Conversation) -> tuple[list[Message], list[Message]]:
-    """The turns before the first that is scored, and the rest, of which every assistant's turn is scored.
+    """The turns before the first that is scored, and the rest up to the last, of which every assistant's turn is scored.
 
     Raises:
         NotTaken: there is no such place, or nothing stands before it.
     """
-    places = scored(row)
-    if [at for at in answers(row) if at >= places[0]] != places:
-        raise NotTaken(BEHIND)
+    turns, places = learnt(row)
+    if [at for at in answers(turns) if at >= places[0]] != places:
+        raise NotTaken(BETWEEN)
     if not places[0]:
         raise NotTaken("it begins with the answer")
-    return list(row.messages[: places[0]]), list(row.messages[places[0] :])
+    return turns[: places[0]], turns[places[0] :]
 
 
 def pair(row: Conversation) -> tuple[list[Message], Message, Message]:

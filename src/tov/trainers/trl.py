@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tov.export.base import DATA, Chosen, Facts, Trainer, Written, filled, fitted, json_lines
-from tov.export.scripts import DPO, HEAD, SFT, TAGGER
-from tov.export.turns import as_text, has, no_context, pair, split
+from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, filled, fitted, json_lines
+from tov.trainers.scripts import DPO, HEAD, PLAIN, SFT, TAGGER
+from tov.trainers.turns import as_text, has, no_context, pair, split
 from tov.tasks.instruction import Conversation
 
 SCRIPT, TEMPLATE = "train.py", "chat_template.jinja"
@@ -29,7 +29,7 @@ class Trl(Trainer):
         form = {"conversations": conversation, "pairs": _pair, "text": text}[kind]
         taken, formed, left_out = fitted(rows, form, self.title)
         formed = with_settings(formed)
-        script = _dpo(facts) if kind == "pairs" else sft(SFT, formed, facts)
+        script = _dpo(formed, facts) if kind == "pairs" else sft(SFT, formed, facts)
         notes = notes_on(taken, formed, kind)
         return Written(
             {DATA: json_lines(formed), SCRIPT: script, **template_file(facts, formed)}, taken, left_out, notes,
@@ -76,21 +76,34 @@ def several_turns(formed: Sequence[Mapping[str, Any]]) -> bool:
 def sft(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
     """A script of SFTTrainer."""
     return filled(
-        script, model=facts.model, revision=facts.revision, max_length=facts.max_length, rate=facts.rate, seed=facts.seed,
-        lora_r=facts.lora_r, lora_alpha=facts.lora_alpha, several=several_turns(formed), template=facts.template is not None,
+        _with_template(script, facts, formed), model=facts.model, revision=facts.revision, max_length=facts.max_length, rate=facts.rate, seed=facts.seed,
+        lora_r=facts.lora_r, lora_alpha=facts.lora_alpha, several=several_turns(formed),
     )  # fmt: skip
 
 
-def _dpo(facts: Facts) -> str:
+def _dpo(formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
     return filled(
-        DPO, model=facts.model, revision=facts.revision, max_length=facts.max_length, rate=DPO_RATE, seed=facts.seed,
-        lora_r=facts.lora_r, lora_alpha=facts.lora_alpha, template=facts.template is not None,
+        _with_template(DPO, facts, formed), model=facts.model, revision=facts.revision, max_length=facts.max_length, rate=DPO_RATE, seed=facts.seed,
+        lora_r=facts.lora_r, lora_alpha=facts.lora_alpha,
     )  # fmt: skip
 
 
 def template_file(facts: Facts, formed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The format of tov for a model without a chat template, where rows are turns."""
-    return {} if facts.template is None or "text" in formed[0] else {TEMPLATE: facts.template}
+    return {} if facts.template is None or "text" in formed[0] else {TEMPLATE: marked(facts.template)}
+
+
+def _with_template(script: str, facts: Facts, formed: Sequence[Mapping[str, Any]]) -> str:
+    return script if template_file(facts, formed) else script.replace(PLAIN, "")
+
+
+def marked(template: str) -> str:
+    """The plain format with what the assistant says marked by `{% generation %}`, from which TRL makes its mask."""
+    head, begins, rest = template.partition("{% if message['reasoning_content'] %}")
+    body, ends, tail = rest.partition("{{ '\n\n' }}{% endfor %}")
+    said = begins + body
+    one = "{% if message['role'] == 'assistant' %}{% generation %}" + said + "{% endgeneration %}"
+    return head + one + "{% else %}" + said + "{% endif %}" + ends + tail
 
 
 def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind: str) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from tov.export.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
-from tov.export.turns import answers, as_text, has, no_context, pair, scored
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.turns import answers, as_text, has, learnt, no_context, pair
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
 
@@ -34,18 +34,26 @@ class Axolotl(Trainer):
             notes.append("a text over sequence_len is cut into several; tov scored its first tokens alone")
         if has([chosen.row for chosen in taken], "reasoning_content"):
             notes.append("reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it")
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=128)
+        text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=128)
         use = ["pip install axolotl", f"axolotl preprocess {CONFIG}", f"axolotl train {CONFIG}"]
         return Written({DATA: json_lines(formed), CONFIG: text}, taken, left_out, notes, use)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines line by line."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
 def _conversation(row: Conversation) -> dict[str, Any]:
     no_context(row)
-    learnt = scored(row)
-    kept = [
-        {**_turn(turn), **({TRAINED: False} if at in answers(row) and at not in learnt else {})}
-        for at, turn in enumerate(row.messages)
-    ]
+    turns, places = learnt(row)
+    unscored = {at: {TRAINED: False} for at in answers(turns) if at not in places}
+    kept = [{**_turn(turn), **unscored.get(at, {})} for at, turn in enumerate(turns)]
     return {"messages": kept, **({"tools": as_text(row.context.tools)} if row.context.tools else {})}
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tov.export.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
-from tov.export.scripts import UNSLOTH
-from tov.export.trl import SCRIPT, conversation, notes_on, sft, several_turns, template_file, text, with_settings
+from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
+from tov.trainers.scripts import UNSLOTH
+from tov.trainers.trl import SCRIPT, conversation, notes_on, sft, several_turns, template_file, text, with_settings
 from tov.tasks.instruction import Conversation
 
 
