@@ -102,7 +102,9 @@ def _command(name: str) -> click.Command:
     only = click.Option(
         ["--only"], multiple=True, metavar="NAME...", help="experiments of the grid file to run; default: all"
     )
-    callback = {"select": _select, "compare": _compare}.get(name, partial(_of_run if name in ("train", "export") else _work, name))
+    callback = {"select": _select, "compare": _compare}.get(
+        name, partial(_of_run if name in ("train", "export") else _work, name)
+    )
     more = [only] if name == "compare" else []
     return command(name, [_record(one) for one in verb.records], callback=callback, help=verb.help, more=more)
 

@@ -7,7 +7,7 @@ default is written nowhere else. Each setting declares what it invalidates and w
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 

@@ -1,7 +1,7 @@
 """Chosen rows in the forms of trainers, each with the configuration that reads them.
 
-A trainer is a file of this room: a `Trainer` (`tov.trainers.base`) that says which kinds of rows it takes and turns them into files.
-Trainers are data to the verb: nothing elsewhere asks which one it is. No trainer is imported here.
+A trainer is a file of this room: a `Trainer` (`tov.trainers.base`) that says which kinds of rows it takes and turns them into
+files. Nothing elsewhere asks which one it is. No trainer's own package is imported.
 """
 
 from __future__ import annotations

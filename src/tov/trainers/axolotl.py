@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
-from tov.trainers.turns import answers, as_text, has, learnt, no_context, pair
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.turns import answers, as_text, has, learnt, no_context, pair
 
 CONFIG = "axolotl.yaml"
 TRAINED = "train"
@@ -33,7 +33,9 @@ class Axolotl(Trainer):
         if kind == "text":
             notes.append("a text over sequence_len is cut into several; tov scored its first tokens alone")
         if has([chosen.row for chosen in taken], "reasoning_content"):
-            notes.append("reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it")
+            notes.append(
+                "reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it"
+            )
         text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=128)
         use = ["pip install axolotl", f"axolotl preprocess {CONFIG}", f"axolotl train {CONFIG}"]
         return Written({DATA: json_lines(formed), CONFIG: text}, taken, left_out, notes, use)
@@ -58,7 +60,7 @@ def _conversation(row: Conversation) -> dict[str, Any]:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """A turn whose calls have arguments as text, which Axolotl reads: as objects they would be padded to the keys of all rows."""
+    """A turn with arguments of calls as text, which Axolotl reads: objects would be padded to the keys of all rows."""
     if not message.get("tool_calls"):
         return dict(message)
     calls = [
@@ -92,12 +94,13 @@ def _config(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> dic
         source |= {"type": "chat_template", **turns, "roles_to_train": ["assistant"], "train_on_eos": "turn"}
         if any(TRAINED in turn for row in formed for turn in row["messages"]):
             source["message_field_training"] = TRAINED
-    template: dict[str, Any] = {"chat_template": "tokenizer_default"}
+    template = {"chat_template": "tokenizer_default"}
     if facts.template is not None:
         template = {"chat_template": "jinja", "chat_template_jinja": facts.template}
+    source |= {} if kind == "text" else template
     return {
         "base_model": facts.model, **({"revision_of_model": facts.revision} if facts.revision else {}),
-        **({"rl": "dpo"} if kind == "pairs" else {}), **({} if kind == "text" else template), "datasets": [source],
+        **({"rl": "dpo"} if kind == "pairs" else {}), "datasets": [source],
         "train_on_inputs": False, "sequence_len": facts.max_length, "sample_packing": False, "adapter": "lora",
         "lora_r": facts.lora_r, "lora_alpha": int(facts.lora_alpha), "lora_target_linear": True, "num_epochs": 1,
         "micro_batch_size": 4, "gradient_accumulation_steps": 4, "optimizer": "adamw_torch", "lr_scheduler": "linear",

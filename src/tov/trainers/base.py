@@ -82,7 +82,7 @@ class Written:
         use: the commands that use the files, to be given in the folder.
     """
 
-    files: dict[str, str | Path]
+    files: Mapping[str, str | Path]
     rows: list[Chosen]
     left_out: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -115,7 +115,7 @@ class Trainer(ABC):
 def fitted(
     rows: Sequence[Chosen], form: Callable[[Any], Mapping[str, Any]], title: str
 ) -> tuple[list[Chosen], list[dict[str, Any]], Counter[str]]:
-    """The rows that a trainer takes, each in its form with the columns `tov_row_id` and `tov_source`, and why others are left out.
+    """The rows that a trainer takes; each in its form, with `tov_row_id` and `tov_source`; and why others are left out.
 
     Args:
         rows: at least one.

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from tov.trainers.base import TITLES, Chosen, Trainer, Written
 from tov.report.summary import table, versions_line
 from tov.runs.manifest import Manifest
 from tov.sinks import code, note
+from tov.trainers.base import TITLES, Chosen, Trainer, Written
 
 LICENCES = (
     "The licences of the sources remain in force for their rows. tov does not know them: look them up before you train on the "

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
-from tov.trainers.turns import answers, as_text, learnt, no_context, pair
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.turns import answers, as_text, learnt, no_context, pair
 
 NAME, INFO, CONFIG = "tov", "dataset_info.json", "llamafactory.yaml"
 SPEAKERS = {"user": "human", "tool": "observation", "assistant": "gpt"}
@@ -61,7 +61,9 @@ def _conversation(row: Conversation, *, last: bool) -> dict[str, Any]:
     turns, places = learnt(row)
     if places != answers(turns)[-1 if last else 0 :]:
         raise NotTaken(
-            "it learns more than the last answer, as most rows do not" if last else "it does not learn all of its answers"
+            "it learns more than the last answer, as most rows do not"
+            if last
+            else "it does not learn all of its answers"
         )
     return _shared(turns, row)
 
@@ -81,7 +83,9 @@ def _shared(messages: Sequence[Message], row: Conversation) -> dict[str, Any]:
 def _turn(message: Message) -> dict[str, str]:
     role, said, thought = message["role"], message["content"], message.get("reasoning_content")
     if role not in SPEAKERS:
-        raise NotTaken(f"it has a turn of role {role} that is not the first" if role == "system" else f"it has a {role} turn")
+        raise NotTaken(
+            f"it has a turn of role {role} that is not the first" if role == "system" else f"it has a {role} turn"
+        )
     before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
     if not message.get("tool_calls"):
         return {"from": SPEAKERS[role], "value": before + said}
@@ -117,16 +121,18 @@ def _info(kind: str) -> dict[str, Any]:
 def _config(kind: str, facts: Facts, *, last: bool) -> dict[str, Any]:
     """What `llamafactory-cli train` reads; without `template` it takes the tokenizer's own."""
     stage = {"conversations": "sft", "pairs": "dpo", "text": "pt"}[kind]
+    of_kind: dict[str, Any] = {"text": {"packing": False}, "pairs": {"pref_beta": 0.1}}.get(kind, {})
+    if facts.template is not None and kind != "text":
+        of_kind["template"] = "default"
+    if last:
+        of_kind["mask_history"] = True
     return {
         "model_name_or_path": facts.model, **({"model_revision": facts.revision} if facts.revision else {}),
         "stage": stage, "do_train": True, "finetuning_type": "lora", "lora_rank": facts.lora_r,
         "lora_alpha": int(facts.lora_alpha), "lora_target": "all", "dataset_dir": ".", "dataset": NAME,
-        "cutoff_len": facts.max_length, **({"mask_history": True} if last else {}),
-        **({"packing": False} if kind == "text" else {}),
-        **({"pref_beta": 0.1} if kind == "pairs" else {}), "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 4, "learning_rate": 1e-5 if kind == "pairs" else facts.rate,
-        "num_train_epochs": 1.0, "lr_scheduler_type": "linear", "seed": facts.seed, "report_to": "none",
-        "output_dir": "model",
+        "cutoff_len": facts.max_length, **of_kind, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
+        "learning_rate": 1e-5 if kind == "pairs" else facts.rate, "num_train_epochs": 1.0,
+        "lr_scheduler_type": "linear", "seed": facts.seed, "report_to": "none", "output_dir": "model",
     }  # fmt: skip
 
 
@@ -134,9 +140,14 @@ def _notes(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> list
     """In what LLaMA-Factory differs from what was scored."""
     if kind == "text":
         return []
-    notes = ["what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"]
+    notes = [
+        "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
+    ]
     if facts.template is not None:
-        notes.append("the model has no chat template: LLaMA-Factory gives turns no format; name one as template: in the YAML")
+        notes.append(
+            "the model has no chat template, and LLaMA-Factory does not know the format that stands in for it: the YAML "
+            "names its template 'default'"
+        )
     turns = [turn for row in formed for turn in row["conversations"]]
     if any(row["tools"] for row in formed) or any(turn["from"] in ("function_call", "observation") for turn in turns):
         notes.append(

@@ -12,15 +12,17 @@ from tov.data.pool import Pool, open_pool
 from tov.data.rows import Row, content_hash
 from tov.data.tables import without_padding
 from tov.errors import RunError
-from tov.trainers.base import Chosen
 from tov.runs.folder import Run
 from tov.scores.store import read_hashes
 from tov.tasks import Task, all_layouts
+from tov.trainers.base import Chosen
 
 Cells = dict[str, Any]
 
 
-def read_chosen(run: Run, file: Path, ours: Sequence[str], task: Task[Any]) -> tuple[list[Chosen], dict[str, list[str]]]:
+def read_chosen(
+    run: Run, file: Path, ours: Sequence[str], task: Task[Any]
+) -> tuple[list[Chosen], dict[str, list[str]]]:
     """The rows in their order, as the model saw them; and source -> the columns that it did not see.
 
     Each has the content hash that the score table has of it. A row of a Parquet or Arrow file is tried without the nulls of its
@@ -41,10 +43,12 @@ def read_chosen(run: Run, file: Path, ours: Sequence[str], task: Task[Any]) -> t
     columns = run.manifest.inputs.reading.get("columns", {})
     found: dict[int, Row] = {}
     unseen: dict[str, list[str]] = {}
+    read = {name for layout in task.layouts for name in layout.columns if layout.converted}
     for source, places in _by_source(rows).items():
         cells = [_cells(rows[place], ours, task) for place in places]
         pool = _pool(cells, columns, task)
-        unseen |= {source: names for names in pool.unseen().values()}
+        left = [name for names in pool.unseen().values() for name in names if name not in read]
+        unseen |= {source: left} if left else {}
         for place, row in zip(places, _scored(pool, cells, columns, task, [wanted[at] for at in places]), strict=True):
             if row is None:
                 raise RunError(

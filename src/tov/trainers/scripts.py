@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_END = '''
+_END = """
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -13,27 +13,27 @@ if __name__ == "__main__":
     trainer = make_trainer(given.model, given.max_steps, given.out)
     trainer.train()
     trainer.save_model(given.out)
-'''
-_CONSTANTS = '''
+"""
+_CONSTANTS = """
 HERE = Path(__file__).resolve().parent
 MODEL, REVISION = @model@, @revision@
-'''
-_TOKENIZER = '''
+"""
+_TOKENIZER = """
     tokenizer = AutoTokenizer.from_pretrained(model, revision=REVISION if model == MODEL else None)
-'''
-PLAIN = '''    if tokenizer.chat_template is None:  # the format that the rows were scored in
+"""
+PLAIN = """    if tokenizer.chat_template is None:  # the format that the rows were scored in
         tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
-'''
+"""
 """The lines that a model without a chat template needs; the scripts for other models are without them."""
 _ADAPTER = 'LoraConfig(r=@lora_r@, lora_alpha=@lora_alpha@, target_modules="all-linear", task_type="CAUSAL_LM")'
-_SAME = '''output_dir=out,
+_SAME = """output_dir=out,
         max_steps=max_steps,
         num_train_epochs=1,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=4,
         learning_rate=@rate@,
         seed=@seed@,
-        report_to="none",'''
+        report_to="none","""
 
 SFT = (
     '''"""Trains an adapter on train.jsonl by TRL's SFTTrainer."""
@@ -47,13 +47,13 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 '''
     + _CONSTANTS
-    + '''SEVERAL = @several@  # whether a row has several answers to learn, with turns of others between
+    + """SEVERAL = @several@  # whether a row has several answers to learn, with turns of others between
 
 
-def make_trainer(model, max_steps, out):'''
+def make_trainer(model, max_steps, out):"""
     + _TOKENIZER
     + PLAIN
-    + f'''    settings = SFTConfig(
+    + f"""    settings = SFTConfig(
         {_SAME}
         max_length=@max_length@,
         assistant_only_loss=SEVERAL,
@@ -66,7 +66,7 @@ def make_trainer(model, max_steps, out):'''
         processing_class=tokenizer,
         peft_config={_ADAPTER},
     )
-'''
+"""
     + _END
 )
 DPO = (
@@ -88,7 +88,7 @@ from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 '''
     + _CONSTANTS
-    + '''MAX_LENGTH = @max_length@
+    + """MAX_LENGTH = @max_length@
 SEVERAL = @several@  # whether a row has several answers to learn, with turns of others between
 
 
@@ -99,9 +99,9 @@ def make_trainer(model, max_steps, out):
         load_in_4bit=False,
         revision=REVISION if model == MODEL else None,
     )
-'''
+"""
     + PLAIN
-    + f'''    adapted = FastLanguageModel.get_peft_model(loaded, r=@lora_r@, lora_alpha=@lora_alpha@, random_state=@seed@)
+    + f"""    adapted = FastLanguageModel.get_peft_model(loaded, r=@lora_r@, lora_alpha=@lora_alpha@, random_state=@seed@)
     settings = SFTConfig(
         {_SAME}
         max_length=MAX_LENGTH,
@@ -113,22 +113,37 @@ def make_trainer(model, max_steps, out):
         train_dataset=load_dataset("json", data_files=str(HERE / "train.jsonl"), split="train"),
         processing_class=tokenizer,
     )
-'''
+"""
     + _END
 )
 
 _CLASSIFIER = (
-    _CONSTANTS
-    + '''LABELS = @labels@
+    '''"""<SAYS>"""
+
+import argparse
+from pathlib import Path
+
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    <AUTO>,
+    AutoTokenizer,
+    <COLLATOR>,
+    Trainer,
+    TrainingArguments,
+)
+'''
+    + _CONSTANTS
+    + """LABELS = @labels@
 
 
 def encode(tokenizer, row):
-BODY
+<BODY>
 
 def make_trainer(model, max_steps, out):
     revision = REVISION if model == MODEL else None
     tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, add_prefix_space=True)
-    base = AUTO.from_pretrained(
+    base = <AUTO>.from_pretrained(
         model,
         revision=revision,
         num_labels=len(LABELS),
@@ -137,41 +152,29 @@ def make_trainer(model, max_steps, out):
     )
     if base.config.pad_token_id is None:
         base.config.pad_token_id = tokenizer.pad_token_id
-    adapter = LoraConfig(r=@lora_r@, lora_alpha=@lora_alpha@, target_modules="all-linear", task_type="TYPE")
+    adapter = LoraConfig(r=@lora_r@, lora_alpha=@lora_alpha@, target_modules="all-linear", task_type="<TYPE>")
     rows = load_dataset("json", data_files=str(HERE / "train.jsonl"), split="train")
     settings = TrainingArguments(
-        '''
-    + _SAME.replace("batch_size=4", "batch_size=16").replace(
-        "\n        gradient_accumulation_steps=4,", "\n        warmup_steps=0,"
-    )
-    + '''
+        """
+    + _SAME.replace("batch_size=4", "batch_size=16").replace("\n        gradient_accumulation_steps=4,", "")
+    + """
     )
     return Trainer(
         model=get_peft_model(base, adapter),
         args=settings,
         train_dataset=rows.map(lambda row: encode(tokenizer, row), remove_columns=rows.column_names),
-        data_collator=COLLATOR(tokenizer),
+        data_collator=<COLLATOR>(tokenizer),
         processing_class=tokenizer,
     )
-'''
+"""
     + _END
 )
-_IMPORTS = '''
-import argparse
-from pathlib import Path
-
-from datasets import load_dataset
-from peft import LoraConfig, get_peft_model
-from transformers import AUTO, AutoTokenizer, COLLATOR, Trainer, TrainingArguments
-'''
 
 
 def _classifier(says: str, auto: str, collator: str, kind: str, body: str) -> str:
-    text = f'"""{says}"""\n' + _IMPORTS + _CLASSIFIER
-    for name, value in (("AUTO", auto), ("COLLATOR", collator), ("TYPE", kind), ("BODY", body)):
-        text = text.replace(f"import {name},", f"import {value},").replace(f" {name}.", f" {value}.")
-        text = text.replace(f", {name},", f", {value},").replace(f"={name}(", f"={value}(").replace(f'"{name}"', f'"{value}"')
-        text = text.replace(f"\n{name}\n", f"\n{value}\n")
+    text = _CLASSIFIER
+    for name, value in {"SAYS": says, "AUTO": auto, "COLLATOR": collator, "TYPE": kind, "BODY": body}.items():
+        text = text.replace(f"<{name}>", value)
     return text
 
 

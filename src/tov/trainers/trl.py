@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tov.tasks.instruction import Conversation
 from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, filled, fitted, json_lines
 from tov.trainers.scripts import DPO, HEAD, PLAIN, SFT, TAGGER
 from tov.trainers.turns import as_text, has, no_context, pair, split
-from tov.tasks.instruction import Conversation
 
 SCRIPT, TEMPLATE = "train.py", "chat_template.jinja"
-LINE_BREAK = "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
+LINE_BREAK = (
+    "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
+)
 DPO_RATE = 1e-5
 """TRL's own default, ten times as high because an adapter is trained; tov has not measured it."""
 
@@ -75,17 +77,18 @@ def several_turns(formed: Sequence[Mapping[str, Any]]) -> bool:
 
 def sft(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
     """A script of SFTTrainer."""
-    return filled(
-        _with_template(script, facts, formed), model=facts.model, revision=facts.revision, max_length=facts.max_length, rate=facts.rate, seed=facts.seed,
-        lora_r=facts.lora_r, lora_alpha=facts.lora_alpha, several=several_turns(formed),
-    )  # fmt: skip
+    script = _with_template(script, facts, formed)
+    return filled(script, several=several_turns(formed), rate=facts.rate, **_values(facts))
 
 
 def _dpo(formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
-    return filled(
-        _with_template(DPO, facts, formed), model=facts.model, revision=facts.revision, max_length=facts.max_length, rate=DPO_RATE, seed=facts.seed,
-        lora_r=facts.lora_r, lora_alpha=facts.lora_alpha,
-    )  # fmt: skip
+    return filled(_with_template(DPO, facts, formed), rate=DPO_RATE, **_values(facts))
+
+
+def _values(facts: Facts) -> dict[str, Any]:
+    """What every script is given, but for the rate."""
+    names = ("model", "revision", "max_length", "seed", "lora_r", "lora_alpha")
+    return {name: getattr(facts, name) for name in names}
 
 
 def template_file(facts: Facts, formed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -117,7 +120,9 @@ def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind:
             "such templates for many models and says so where it has none"
         )
     if has([chosen.row for chosen in taken], "reasoning_content"):
-        notes.append("reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it")
+        notes.append(
+            "reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it"
+        )
     return notes
 
 
@@ -130,11 +135,7 @@ def _with_head(rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
     formed = [
         {**row, "tov_row_id": one.row_id, "tov_source": one.source} for row, one in zip(formed, rows, strict=True)
     ]
-    script = filled(
-        TAGGER if kind == "ner" else HEAD, model=facts.model, revision=facts.revision, labels=list(facts.labels),
-        max_length=facts.max_length, rate=facts.rate, seed=facts.seed, lora_r=facts.lora_r, lora_alpha=facts.lora_alpha,
-    )  # fmt: skip
+    values = {"labels": list(facts.labels), "rate": facts.rate, **_values(facts)}
+    script = filled(TAGGER if kind == "ner" else HEAD, **values)
     use = ["pip install transformers datasets peft", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"]
     return Written({DATA: json_lines(formed), SCRIPT: script}, list(rows), use=use)
-
-

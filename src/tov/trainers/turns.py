@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tov.trainers.base import NotTaken
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message, is_answer
+from tov.trainers.base import NotTaken
 
 BETWEEN = "an answer that is not to be learnt stands between two that are"
 DOCUMENTS = "it has documents"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tov.tasks.instruction import Conversation
 from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
 from tov.trainers.scripts import UNSLOTH
-from tov.trainers.trl import SCRIPT, conversation, notes_on, sft, several_turns, template_file, text, with_settings
-from tov.tasks.instruction import Conversation
+from tov.trainers.trl import SCRIPT, conversation, notes_on, several_turns, sft, template_file, text, with_settings
 
 
 class Unsloth(Trainer):

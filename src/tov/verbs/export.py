@@ -18,12 +18,8 @@ import yaml
 
 from tov.config import records
 from tov.config.records import ExportConfig
-from tov.config.settings import build
+from tov.config.settings import Settings, build
 from tov.errors import DataError, ModelError, RunError
-from tov.trainers import TRAINERS
-from tov.trainers.base import TITLES, Chosen, Facts, Trainer
-from tov.trainers.card import Origin, bare, card
-from tov.trainers.rows import read_chosen
 from tov.files import atomic, write_text
 from tov.model.load import resolve
 from tov.runs.folder import Run, run_folder, work_on
@@ -32,6 +28,10 @@ from tov.runs.manifest import ModelRecord, read_manifest
 from tov.sinks import line
 from tov.tasks import TASKS
 from tov.text.chat import PLAIN_TEMPLATE
+from tov.trainers import TRAINERS
+from tov.trainers.base import TITLES, Facts, Trainer
+from tov.trainers.card import Origin, bare, card
+from tov.trainers.rows import read_chosen
 from tov.verbs import training_file
 from tov.verbs.result import Result
 from tov.verbs.training_file import open_choice
@@ -218,7 +218,10 @@ def _origin(origin: Run, chosen: int) -> Origin:
     return Origin(origin.manifest, scored, [one for one in commands if one], chosen)
 
 
-_RECORDS = {"select": records.SelectConfig, "select --from": records.ReselectConfig, "score": records.ScoreConfig}
+_RECORDS: dict[str, type[Settings]] = {
+    "select": records.SelectConfig, "select --from": records.ReselectConfig, "score": records.ScoreConfig,
+}  # fmt: skip
+"""The commands that a run with scores or chosen rows is made by."""
 
 
 def _command(folder: Path, command: str) -> str:
@@ -232,8 +235,9 @@ def _command(folder: Path, command: str) -> str:
         value = found.get(name)
         if name in ("out", "label_map") or value is None or value == field.default or value == [] or value == {}:
             continue
-        flag = "--from" if name == "from_run" else f"--{name.replace('_', '-')}"
-        words += [flag, *(shlex.quote(one) for one in _said(value))] if value is not True else [flag]
+        flag = "from" if name == "from_run" else name.replace("_", "-")
+        words.append(f"--no-{flag}" if value is False else f"--{flag}")
+        words += [] if isinstance(value, bool) else [shlex.quote(one) for one in _said(value)]
     return " ".join(words)
 
 
