@@ -121,7 +121,7 @@ def _info(kind: str) -> dict[str, Any]:
 def _config(kind: str, facts: Facts, *, last: bool) -> dict[str, Any]:
     """What `llamafactory-cli train` reads; without `template` it takes the tokenizer's own."""
     stage = {"conversations": "sft", "pairs": "dpo", "text": "pt"}[kind]
-    of_kind: dict[str, Any] = {"text": {"packing": False}, "pairs": {"pref_beta": 0.1}}.get(kind, {})
+    of_kind: dict[str, Any] = {"packing": False} if kind == "text" else {"pref_beta": 0.1} if kind == "pairs" else {}
     if facts.template is not None and kind != "text":
         of_kind["template"] = "default"
     if last:

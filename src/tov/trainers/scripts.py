@@ -41,6 +41,7 @@ SFT = (
 import argparse
 from pathlib import Path
 
+import torch
 from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer
@@ -56,6 +57,7 @@ def make_trainer(model, max_steps, out):"""
     + f"""    settings = SFTConfig(
         {_SAME}
         max_length=@max_length@,
+        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         assistant_only_loss=SEVERAL,
         model_init_kwargs={{"revision": REVISION}} if REVISION and model == MODEL else None,
     )
@@ -152,7 +154,13 @@ def make_trainer(model, max_steps, out):
     )
     if base.config.pad_token_id is None:
         base.config.pad_token_id = tokenizer.pad_token_id
-    adapter = LoraConfig(r=@lora_r@, lora_alpha=@lora_alpha@, target_modules="all-linear", task_type="<TYPE>")
+    adapter = LoraConfig(
+        r=@lora_r@,
+        lora_alpha=@lora_alpha@,
+        target_modules="all-linear",
+        exclude_modules=r".*\\b(classifier|score)\\b.*",  # the new head, which is trained in full
+        task_type="<TYPE>",
+    )
     rows = load_dataset("json", data_files=str(HERE / "train.jsonl"), split="train")
     settings = TrainingArguments(
         """
