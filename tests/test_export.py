@@ -29,7 +29,6 @@ from tov.data.rows import Layout
 from tov.tasks import TASKS, all_layouts
 from tov.text.chat import PLAIN_TEMPLATE
 from tov.trainers import TRAINERS
-from tov.trainers.trl import marked
 
 IGNORED = -100
 Rows = Sequence[Mapping[str, Any]]
@@ -153,13 +152,6 @@ def scored(picked: Any, rows: Rows, layout: str) -> dict[int, tuple[list[int], l
     return {at: tuple(part.tolist() for part in encoded.row(at)) for at in range(len(rows))}  # type: ignore[misc]
 
 
-def checked(ours: tuple[list[int], list[int]], theirs: tuple[list[int], list[int]], breaks: set[int]) -> None:
-    """The same tokens; learnt are those that were scored, and beside them line breaks at most."""
-    assert theirs[0] == ours[0]
-    more = [at for at, (one, two) in enumerate(zip(ours[1], theirs[1], strict=True)) if one != two]
-    assert all(ours[1][at] == IGNORED and theirs[0][at] in breaks for at in more)
-
-
 def run_script(folder: Path, *words: str) -> None:
     """The script itself, in a process of its own, as a user starts it."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -203,20 +195,23 @@ def test_trl_learns_what_was_scored(name: str, layout: str, runs: Runs, tmp_path
         picked.manifest.model.name, 1, str(tmp_path / "model")
     )
     row_ids = [row["tov_row_id"] for row in lines(tmp_path / "out" / "train.jsonl")]
-    assert len(row_ids) == out.summary["rows"] == len(made.train_dataset)
-    wanted = scored(picked, rows, layout)
-    breaks = {tiny_tokenizer().encode("\n")[0]} if name == "single" else set()
+    wanted, breaks = scored(picked, rows, layout), set(tiny_tokenizer().encode("\n"))
+    assert set(row_ids) == set(range(len(rows)))
+    assert out.summary["rows"] == len(rows)
+    learnt = {row_id: np.full(len(ids), IGNORED) for row_id, (ids, _) in wanted.items()}
     for row_id, found in zip(row_ids, made.train_dataset, strict=True):
-        ids, ours = wanted[row_id]
-        if name == "labelled":
-            assert found["input_ids"] == ids
-            assert found["label"] == ours[0]
-            continue
-        cut = len(found["input_ids"])  # turns behind the last that is learnt are not written
-        assert all(label == IGNORED for label in ours[cut:])
-        theirs = np.array(found["labels"])
-        theirs[0] = IGNORED  # nothing predicts the first token
-        checked((ids[:cut], ours[:cut]), (found["input_ids"], theirs.tolist()), breaks)
+        ids = found["input_ids"]
+        assert ids == wanted[row_id][0][: len(ids)], "turns behind an answer are not written, those before it are"
+        labels = [found["label"]] if name == "labelled" else found["labels"]
+        for place, label in enumerate(labels):
+            if label != IGNORED and not (label in breaks and name in ("several", "tools", "single")):
+                assert learnt[row_id][place] == IGNORED, "an answer is learnt once"
+                learnt[row_id][place] = label
+    for row_id, (_, labels) in wanted.items():
+        ours = [IGNORED if label in breaks and name in ("several", "tools", "single") else label for label in labels]
+        if name == "text":
+            learnt[row_id][0] = IGNORED  # nothing predicts the first token
+        assert learnt[row_id].tolist() == ours
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -236,15 +231,6 @@ def test_trl_prefers_the_chosen_answers(runs: Runs, tmp_path: Path) -> None:
         )
         assert tokenizer.decode(found["chosen_ids"]) == f"{pair['chosen']}<|im_end|>\n"
         assert tokenizer.decode(found["rejected_ids"]) == "bad<|im_end|>\n"
-
-
-def test_the_marked_plain_format_says_the_same() -> None:
-    plain, with_marks = (tiny_tokenizer(chat_template=one) for one in (PLAIN_TEMPLATE, marked(PLAIN_TEMPLATE)))
-    for row in (*SEVERAL, *TOOLS):
-        given = {"tools": row.get("tools"), "tokenize": False}
-        assert with_marks.apply_chat_template(row["messages"], **given) == plain.apply_chat_template(
-            row["messages"], **given
-        )
 
 
 # The files of trainers that need not be installed
@@ -295,15 +281,22 @@ def test_llamafactory_masks_history_where_most_rows_do(runs: Runs, tmp_path: Pat
     assert list(out.summary["left_out"].values()) == [1]
 
 
+def test_several_answers_are_a_line_each(runs: Runs, tmp_path: Path) -> None:
+    out = tov.export(runs.of("several"), to="trl", out=tmp_path / "out")
+    said = [row for row in lines(tmp_path / "out" / "train.jsonl") if row["tov_row_id"] == 6]
+    assert [row["completion"][0]["content"] for row in said] == ["first", "last"]
+    assert [turn["content"] for turn in said[1]["prompt"]] == ["o", "first", "r", "hm", "r"]
+    (note,) = [one for one in out.summary["notes"] if "several answers" in one]
+    assert note.startswith("5 rows have several answers to learn")
+    assert note.endswith("12 lines in all")
+
+
 def test_unsloth_gets_a_script_that_compiles_and_tools_as_a_list(runs: Runs, tmp_path: Path) -> None:
     tov.export(runs.of("tools"), to="unsloth", out=tmp_path / "out")
-    script = (tmp_path / "out" / "train.py").read_text()
-    compile(script, "train.py", "exec")
-    assert "assistant_only_loss=SEVERAL" in script
-    assert "SEVERAL = True" in script
-    assert {row["tov_row_id"]: row for row in lines(tmp_path / "out" / "train.jsonl")}[0]["tools"] == [
-        tool("weather", "city")
-    ]
+    compile((tmp_path / "out" / "train.py").read_text(), "train.py", "exec")
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == PLAIN_TEMPLATE
+    said = [row for row in lines(tmp_path / "out" / "train.jsonl") if row["tov_row_id"] == 0]
+    assert [row["tools"] for row in said] == [[tool("weather", "city")]] * 2
 
 
 LLAMAFACTORY = """

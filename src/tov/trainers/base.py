@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from tov.errors import DataError
 from tov.tasks import Task
@@ -19,6 +19,8 @@ TITLES = {
 }  # fmt: skip
 """Kind of rows (`Task.kind`) -> as a sentence calls it; a kind of another's task is called by its own word."""
 DATA = "train.jsonl"
+Form: TypeAlias = Callable[[Any], "Mapping[str, Any] | list[dict[str, Any]]"]
+"""From a row to a trainer's columns: of one line, or of several."""
 
 
 class NotTaken(ValueError):
@@ -112,14 +114,12 @@ class Trainer(ABC):
         """
 
 
-def fitted(
-    rows: Sequence[Chosen], form: Callable[[Any], Mapping[str, Any]], title: str
-) -> tuple[list[Chosen], list[dict[str, Any]], Counter[str]]:
+def fitted(rows: Sequence[Chosen], form: Form, title: str) -> tuple[list[Chosen], list[dict[str, Any]], Counter[str]]:
     """The rows that a trainer takes; each in its form, with `tov_row_id` and `tov_source`; and why others are left out.
 
     Args:
         rows: at least one.
-        form: from a row to the trainer's columns; raises NotTaken.
+        form: from a row to the trainer's columns, of one line or of several; raises NotTaken.
         title: of the trainer.
 
     Raises:
@@ -128,12 +128,13 @@ def fitted(
     taken, formed, left_out = list[Chosen](), list[dict[str, Any]](), Counter[str]()
     for chosen in rows:
         try:
-            columns = form(chosen.row)
+            lines = form(chosen.row)
         except NotTaken as reason:
             left_out[str(reason)] += 1
             continue
         taken.append(chosen)
-        formed.append({**columns, "tov_row_id": chosen.row_id, "tov_source": chosen.source})
+        ours = {"tov_row_id": chosen.row_id, "tov_source": chosen.source}
+        formed += [{**line, **ours} for line in (lines if isinstance(lines, list) else [lines])]
     if not taken:
         reasons = "; ".join(f"{count:,} because {reason}" for reason, count in left_out.most_common())
         raise DataError(

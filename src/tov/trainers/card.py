@@ -103,7 +103,8 @@ def _made(origin: Origin) -> str:
         options = ", ".join(f"{name}={value}" for name, value in scoring.options.items())
         lines.append(f"method: {code(scoring.method)}{f' ({note(options)})' if options else ''}; {note(scoring.about)}")
     if model:
-        weights = f"; fingerprint of its weights {code(model.fingerprint)}" if model.fingerprint else ""
+        known = f"; fingerprint of its weights {code(model.fingerprint)}"
+        weights = known if model.fingerprint else "; the method read none of its weights"
         tokenizer = f"; of its tokenizer and chat template {code(model.tokenizer)}" if model.tokenizer else ""
         lines.append(f"model: {code(bare(model.name))}{weights}{tokenizer}; at most {model.max_length} tokens a row")
     pool = scored.identity.get("pool")

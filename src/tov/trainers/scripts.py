@@ -48,8 +48,7 @@ from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 '''
     + _CONSTANTS
-    + """SEVERAL = @several@  # whether a row has several answers to learn, with turns of others between
-
+    + """
 
 def make_trainer(model, max_steps, out):"""
     + _TOKENIZER
@@ -58,7 +57,6 @@ def make_trainer(model, max_steps, out):"""
         {_SAME}
         max_length=@max_length@,
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        assistant_only_loss=SEVERAL,
         model_init_kwargs={{"revision": REVISION}} if REVISION and model == MODEL else None,
     )
     return SFTTrainer(
@@ -74,8 +72,7 @@ def make_trainer(model, max_steps, out):"""
 DPO = (
     SFT.replace("SFTTrainer", "DPOTrainer")
     .replace("SFTConfig", "DPOConfig")
-    .replace("SEVERAL = @several@  # whether a row has several answers to learn, with turns of others between\n", "")
-    .replace("        assistant_only_loss=SEVERAL,\n", "        beta=0.1,\n")
+    .replace("        max_length=", "        beta=0.1,\n        max_length=")
 )
 
 UNSLOTH = (
@@ -91,7 +88,6 @@ from trl import SFTConfig, SFTTrainer
 '''
     + _CONSTANTS
     + """MAX_LENGTH = @max_length@
-SEVERAL = @several@  # whether a row has several answers to learn, with turns of others between
 
 
 def make_trainer(model, max_steps, out):
@@ -107,7 +103,6 @@ def make_trainer(model, max_steps, out):
     settings = SFTConfig(
         {_SAME}
         max_length=MAX_LENGTH,
-        assistant_only_loss=SEVERAL,
     )
     return SFTTrainer(
         model=adapted,

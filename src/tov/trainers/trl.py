@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from tov.tasks.instruction import Conversation
-from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, filled, fitted, json_lines
+from tov.trainers.base import DATA, Chosen, Facts, Form, Trainer, Written, filled, fitted, json_lines
 from tov.trainers.scripts import DPO, HEAD, PLAIN, SFT, TAGGER
-from tov.trainers.turns import as_text, has, no_context, pair, split
+from tov.trainers.turns import as_text, by_answer, has, no_context, pair
 
 SCRIPT, TEMPLATE = "train.py", "chat_template.jinja"
 LINE_BREAK = (
@@ -28,8 +29,8 @@ class Trl(Trainer):
         """A script and the rows."""
         if kind in ("ner", "classification"):
             return _with_head(rows, kind, facts)
-        form = {"conversations": conversation, "pairs": _pair, "text": text}[kind]
-        taken, formed, left_out = fitted(rows, form, self.title)
+        forms: dict[str, Form] = {"conversations": conversation, "pairs": _pair, "text": text}
+        taken, formed, left_out = fitted(rows, forms[kind], self.title)
         formed = with_settings(formed)
         script = _dpo(formed, facts) if kind == "pairs" else sft(SFT, formed, facts)
         notes = notes_on(taken, formed, kind)
@@ -39,11 +40,10 @@ class Trl(Trainer):
         )  # fmt: skip
 
 
-def conversation(row: Conversation) -> dict[str, Any]:
-    """`prompt` and `completion` as turns: TRL masks the first, and by the template what others say in the second."""
+def conversation(row: Conversation) -> list[dict[str, Any]]:
+    """`prompt` and `completion` as turns, for each answer: TRL masks the first, whatever the chat template."""
     no_context(row, settings=True)
-    prompt, completion = split(row)
-    return {"prompt": prompt, "completion": completion, **_context(row)}
+    return [{"prompt": before, "completion": [answer], **_context(row)} for before, answer in by_answer(row)]
 
 
 def _pair(row: Conversation) -> dict[str, Any]:
@@ -70,15 +70,10 @@ def with_settings(formed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"chat_template_kwargs": {}, **row} for row in formed]
 
 
-def several_turns(formed: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether what is to be learnt of a row has turns of others between its own."""
-    return any(len(row.get("completion", ())) > 1 for row in formed)
-
-
 def sft(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
     """A script of SFTTrainer."""
     script = _with_template(script, facts, formed)
-    return filled(script, several=several_turns(formed), rate=facts.rate, **_values(facts))
+    return filled(script, rate=facts.rate, **_values(facts))
 
 
 def _dpo(formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
@@ -93,20 +88,11 @@ def _values(facts: Facts) -> dict[str, Any]:
 
 def template_file(facts: Facts, formed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The format of tov for a model without a chat template, where rows are turns."""
-    return {} if facts.template is None or "text" in formed[0] else {TEMPLATE: marked(facts.template)}
+    return {} if facts.template is None or "text" in formed[0] else {TEMPLATE: facts.template}
 
 
 def _with_template(script: str, facts: Facts, formed: Sequence[Mapping[str, Any]]) -> str:
     return script if template_file(facts, formed) else script.replace(PLAIN, "")
-
-
-def marked(template: str) -> str:
-    """The plain format with what the assistant says marked by `{% generation %}`, from which TRL makes its mask."""
-    head, begins, rest = template.partition("{% if message['reasoning_content'] %}")
-    body, ends, tail = rest.partition("{{ '\n\n' }}{% endfor %}")
-    said = begins + body
-    one = "{% if message['role'] == 'assistant' %}{% generation %}" + said + "{% endgeneration %}"
-    return head + one + "{% else %}" + said + "{% endif %}" + ends + tail
 
 
 def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
@@ -114,10 +100,13 @@ def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind:
     if kind == "text":
         return []
     notes = [LINE_BREAK]
-    if several_turns(formed):
+    if len(formed) > len(taken):
+        several = len(
+            {row["tov_row_id"] for row, after in pairwise(formed) if row["tov_row_id"] == after["tov_row_id"]}
+        )
         notes.append(
-            "some rows have several answers to learn, for which the chat template must mark them by {% generation %}; TRL has "
-            "such templates for many models and says so where it has none"
+            f"{several:,} rows have several answers to learn, and are written once for each, behind all turns before it: "
+            f"{len(formed):,} lines in all"
         )
     if has([chosen.row for chosen in taken], "reasoning_content"):
         notes.append(

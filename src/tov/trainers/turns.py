@@ -10,7 +10,6 @@ from tov.tasks.instruction import Conversation
 from tov.text.chat import Message, is_answer
 from tov.trainers.base import NotTaken
 
-BETWEEN = "an answer that is not to be learnt stands between two that are"
 DOCUMENTS = "it has documents"
 SETTINGS = "it has chat_template_kwargs"
 
@@ -32,18 +31,16 @@ def answers(turns: Sequence[Message]) -> list[int]:
     return [at for at, turn in enumerate(turns) if turn["role"] == "assistant"]
 
 
-def split(row: Conversation) -> tuple[list[Message], list[Message]]:
-    """The turns before the first that is scored, and the rest up to the last, of which every assistant's turn is scored.
+def by_answer(row: Conversation) -> list[tuple[list[Message], Message]]:
+    """Each answer that is learnt, behind all turns before it: what a trainer learns that masks a prompt and nothing else.
 
     Raises:
-        NotTaken: there is no such place, or nothing stands before it.
+        NotTaken: there is none, or nothing stands before one.
     """
     turns, places = learnt(row)
-    if [at for at in answers(turns) if at >= places[0]] != places:
-        raise NotTaken(BETWEEN)
     if not places[0]:
         raise NotTaken("it begins with the answer")
-    return turns[: places[0]], turns[places[0] :]
+    return [(turns[:place], turns[place]) for place in places]
 
 
 def pair(row: Conversation) -> tuple[list[Message], Message, Message]:
@@ -53,9 +50,10 @@ def pair(row: Conversation) -> tuple[list[Message], Message, Message]:
         NotTaken: an answer has several turns.
     """
     assert row.rejected
-    prompt, chosen = split(row)
-    rejected = list(row.rejected.messages[len(prompt) :])
-    if len(chosen) != 1 or len(rejected) != 1 or list(row.rejected.messages[: len(prompt)]) != prompt:
+    turns, places = learnt(row)
+    prompt, chosen = turns[: places[0]], turns[places[0] :]
+    rejected = [dict(turn) for turn in row.rejected.messages[len(prompt) :]]
+    if not prompt or len(chosen) != 1 or len(rejected) != 1 or list(row.rejected.messages[: len(prompt)]) != prompt:
         raise NotTaken("one of its two answers has several turns")
     return prompt, chosen[0], rejected[0]
 

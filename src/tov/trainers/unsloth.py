@@ -8,7 +8,7 @@ from typing import Any
 from tov.tasks.instruction import Conversation
 from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
 from tov.trainers.scripts import UNSLOTH
-from tov.trainers.trl import SCRIPT, conversation, notes_on, several_turns, sft, template_file, text, with_settings
+from tov.trainers.trl import SCRIPT, conversation, notes_on, sft, template_file, text, with_settings
 
 
 class Unsloth(Trainer):
@@ -23,19 +23,14 @@ class Unsloth(Trainer):
         taken, formed, left_out = fitted(rows, text if kind == "text" else _conversation, self.title)
         formed = with_settings(formed)
         files = {DATA: json_lines(formed), SCRIPT: sft(UNSLOTH, formed, facts), **template_file(facts, formed)}
-        notes = [note for note in notes_on(taken, formed, kind) if "TRL" not in note]
-        if several_turns(formed):
-            notes.append(
-                "some rows have several answers to learn; where the chat template does not mark them by {% generation %}, "
-                "Unsloth finds them by the texts that begin a turn"
-            )
+        notes = notes_on(taken, formed, kind)
         return Written(
             files, taken, left_out, notes,
             ["pip install unsloth 'datasets>=4.8'", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
         )  # fmt: skip
 
 
-def _conversation(row: Conversation) -> dict[str, Any]:
+def _conversation(row: Conversation) -> list[dict[str, Any]]:
     """As TRL has it, but with tools as a list, which is handed to the template as it is."""
-    columns = conversation(row)
-    return {**columns, "tools": list(row.context.tools)} if row.context.tools else columns
+    tools = {"tools": list(row.context.tools)} if row.context.tools else {}
+    return [{**columns, **tools} for columns in conversation(row)]
