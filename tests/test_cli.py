@@ -554,8 +554,9 @@ def test_fit_then_score_equals_select(place: Path, tmp_path: Path, capsys: pytes
 
 def test_dir_lists_the_front_door_and_no_more() -> None:
     assert dir(tov) == [
-        "Compared", "ConfigError", "DataError", "ModelError", "NumericError", "Picked", "Plan", "Result", "RunError",
-        "StorageError", "TovError", "Trained", "__version__", "compare", "fit", "plan", "reselect", "score", "select", "train",
+        "Compared", "ConfigError", "DataError", "Exported", "ModelError", "NumericError", "Picked", "Plan", "Result",
+        "RunError", "StorageError", "TovError", "Trained", "__version__", "compare", "export", "fit", "plan",
+        "reselect", "score", "select", "train",
     ]  # fmt: skip
     assert all(getattr(tov, name) is not None for name in dir(tov))
     with pytest.raises(AttributeError, match="selekt"):

@@ -23,7 +23,7 @@ def test_the_python_page_runs_as_it_stands(tiny_folder: Path, tmp_path: Path, mo
     assert len(picked.dataset) == 16  # type: ignore[attr-defined]
     assert len(fewer.dataset) == 8  # type: ignore[attr-defined]
     assert "| rds " in compared.report  # type: ignore[attr-defined]
-    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"a", "a8", "b", "path", "c", "model"}
+    assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"a", "a8", "b", "path", "c", "export", "model"}
 
 
 def test_the_page_of_errors_is_what_the_code_says() -> None:

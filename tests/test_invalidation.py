@@ -99,6 +99,7 @@ MADE_WITH: dict[str, dict[str, Any]] = {
     "score": {"quiet": True},
     "train": {"num_train_epochs": 1, "device": "cpu", "quiet": True},
     "compare": {**ALWAYS, **FITTED, "methods": ["tov", "random"], "sizes": [4], "seeds": 1, "train_rows": 8},
+    "export": {"to": "trl", "quiet": True},
 }
 
 # The tables
@@ -265,11 +266,17 @@ TABLES: dict[str, list[Row]] = {
         Row("sizes", [4, 6], ADDED),
         Row("seeds", 2, ADDED),
     ],
+    "export": [
+        *PLACE,
+        Row("from_run", lambda given: given.second, differs=("chosen", "scores")),
+        Row("to", "axolotl"),
+        Row("kind", "conversations"),
+    ],
 }
 RECORDS = {
     **{name: records.SelectConfig for name in TABLES if name.startswith("select")},
     "fit": records.FitConfig, "reselect": records.ReselectConfig, "score": records.ScoreConfig, "train": records.TrainConfig,
-    "compare": records.CompareConfig,
+    "compare": records.CompareConfig, "export": records.ExportConfig,
 }  # fmt: skip
 NAMED_OTHERWISE = {("score", "from_run"): "path"}
 """Settings that are another argument in Python."""
@@ -289,6 +296,7 @@ SAID: dict[str, dict[str, Any]] = {
     "score": {"amplify": 4.0, "shard_rows": 2048},
     "train": {"train_learning_rate": 5e-4, "train_rows": 16 * 1024, "seed": 0},
     "compare": {"rule": "score+random", "bins": 10, "train_learning_rate": 5e-4, "methods": "random,tov"},
+    "export": {},
 }  # fmt: skip
 """Defaults and given values, said otherwise: the same run."""
 FROM_TAKES = (
@@ -342,6 +350,7 @@ class Given:
         return {
             "reselect": chosen, "score": {**chosen, "pool": rows(12, seed=7)}, "train": {**chosen, "test": test},
             "compare": {"model": self.model, "pool": pool, "target": target, "test": test},
+            "export": {"from_run": self.folder / "select"},
         }.get(name, {"model": self.model, "pool": pool, "target": target})  # fmt: skip
 
     def run(self, name: str, **changed: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError, StorageError, TovError
     from tov.verbs.compare import Compared, compare
+    from tov.verbs.export import Exported, export
     from tov.verbs.inspect import Inspected, inspect
     from tov.verbs.plan import Plan, plan
     from tov.verbs.report import Reported, report
@@ -34,14 +35,15 @@ _HOME = {
     **dict.fromkeys(("plan", "Plan"), "tov.verbs.plan"),
     **dict.fromkeys(("report", "Reported"), "tov.verbs.report"),
     **dict.fromkeys(("inspect", "Inspected"), "tov.verbs.inspect"),
+    **dict.fromkeys(("export", "Exported"), "tov.verbs.export"),
     **dict.fromkeys(
         ("TovError", "ConfigError", "DataError", "ModelError", "NumericError", "RunError", "StorageError"), "tov.errors"
     ),
 }
 __all__ = [
-    "Compared", "ConfigError", "DataError", "Inspected", "ModelError", "NumericError", "Picked", "Plan", "Reported", "Result",
-    "RunError", "StorageError", "TovError", "Trained", "compare", "fit", "inspect", "plan", "report", "reselect", "score",
-    "select", "train",
+    "Compared", "ConfigError", "DataError", "Exported", "Inspected", "ModelError", "NumericError", "Picked", "Plan", "Reported",
+    "Result", "RunError", "StorageError", "TovError", "Trained", "compare", "export", "fit", "inspect", "plan", "report",
+    "reselect", "score", "select", "train",
 ]  # fmt: skip
 
 

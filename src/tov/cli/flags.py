@@ -20,7 +20,8 @@ _GROUPS = {
     "fit": "Data, model and fit (a change makes another run)", "scan": "Scoring the pool",
     "choice": "Choosing rows (with --from, no row is scored again)", "pilots": "Pilots of --method auto",
     "training": "Final training",
-    "trials": "Trials of the comparison (more can be added later)", "output": "Output",
+    "trials": "Trials of the comparison (more can be added later)",
+    "export": "What is exported, and for whom", "output": "Output",
 }  # fmt: skip
 
 

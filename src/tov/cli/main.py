@@ -61,6 +61,10 @@ VERBS = {
         "Show rows of a run: text, scores, what each token gains, the nearest target rows.",
         ("tov.config.page:InspectConfig",), "tov.verbs.inspect:run_inspect",
     ),
+    "export": Verb(
+        "Write the chosen rows of a run for a trainer, with the configuration that reads them.",
+        ("ExportConfig",), "tov.verbs.export:run_export",
+    ),
     "methods": Verb("List the methods that choose rows, or describe one of them."),
 }  # fmt: skip
 
@@ -122,7 +126,9 @@ def _command(name: str) -> click.Command:
         return positional(
             name, _record(verb.records[0]), POSITIONAL[name], callback=partial(_given, name), help=verb.help
         )
-    callback = {"select": _select, "train": _train, "compare": _compare}.get(name, partial(_work, name))
+    callback = {"select": _select, "compare": _compare}.get(
+        name, partial(_of_run if name in ("train", "export") else _work, name)
+    )
     more = [only] if name == "compare" else []
     return command(name, [_record(one) for one in verb.records], callback=callback, help=verb.help, more=more)
 
@@ -179,10 +185,10 @@ def _select(config: str | None, **flags: Any) -> None:
     return _run("tov.verbs.select:run_reselect", "ReselectConfig", settings)
 
 
-def _train(config: str | None, **flags: Any) -> None:
+def _of_run(name: str, config: str | None, **flags: Any) -> None:
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         config, flags["from_run"] = None, config
-    _work("train", config, **flags)
+    _work(name, config, **flags)
 
 
 def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> None:

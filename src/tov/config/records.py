@@ -7,14 +7,16 @@ default is written nowhere else. Each setting declares what it invalidates and w
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from tov.config.export import ExportConfig as ExportConfig
 from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
 from tov.config.page import ExplainSettings, PageSettings
+from tov.config.place import PlaceSettings
 from tov.config.presets import filled, known_preset
-from tov.config.settings import NOT_KEPT, Settings, consent, setting
+from tov.config.settings import Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
 from tov.errors import ConfigError
 from tov.tasks import TASKS
@@ -95,19 +97,6 @@ class ScanSettings(Settings):
         "scan", "score of a preference pair: its chosen answer's, or by how much that exceeds the rejected one's (margin)",
         "chosen", used_by=("gain",), unless="chosen",
     )  # fmt: skip
-
-
-class PlaceSettings(Settings):
-    """Where results go and what is printed."""
-
-    out: str = setting("output", "run folder; an interrupted run in it is resumed", min_length=1)
-    force: bool = setting("output", "make the run anew; when finished, it replaces what --out holds", False)
-    json_output: bool = setting("output", "print the result as JSON", False)
-    quiet: bool = setting("output", "print no progress and no result", False)
-
-    def shown(self) -> dict[str, Any]:
-        """The settings that `config.yaml` holds: all but how this call behaves."""
-        return self.model_dump(mode="json", exclude=NOT_KEPT)
 
 
 class PathSettings(DataSettings):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tov.config.yaml_files import read_label_map
 from tov.errors import ConfigError, did_you_mean
 
-Invalidates = Literal["pilots", "fit", "scan", "choice", "training", "trials", "output"]
+Invalidates = Literal["pilots", "fit", "scan", "choice", "training", "trials", "export", "output"]
 Choices = Callable[[], Sequence[str]]
 _RENAME = "Correct it, or rename the file. Where the language of the system is C, set PYTHONUTF8=1."
 NOT_KEPT = {"force", "json_output", "quiet", "report_only", "trust_remote_code", "metric"}
@@ -31,7 +31,8 @@ class Declared:
     Attributes:
         invalidates: the first thing that is made anew when it changes, and with it all that is made from that: `pilots` (what
             `auto` decides by), `fit` (what a method prepares), `scan` (scores), `choice` (the chosen rows), `training` (models
-            trained on them), `trials` (which trials a comparison has), `output` (nothing: where and how results go).
+            trained on them), `trials` (which trials a comparison has), `export` (files for
+            a trainer), `output` (nothing: where and how results go).
         used_by: what reads it: `path` (methods that scan ToV's path), `gain` (those that rank by its gain), `rule` (choosing
             rows), `training` (the final training). Empty: every method.
         variant: whether a variant of a method of the path may change it although every method reads it.

@@ -101,6 +101,8 @@ class Task(ABC, Generic[R]):
     """Whether answers can be generated, which the metric then is one of; rows have what `tov.model.generate.Asked` lists."""
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that the training file gets where labels were read otherwise than they stand in the user's."""
+    read_from: ClassVar[Mapping[str, str]] = {}
+    """The column of a layout -> that of `columns` which is read in its place, where a training file has it."""
 
     @abstractmethod
     def encode(self, tokenizer: Any, rows: Sequence[R], /, *, max_length: int, labels: tuple[str, ...]) -> Encoded:
@@ -180,6 +182,10 @@ class Task(ABC, Generic[R]):
     def parts(self, row: R) -> list[Part]:
         """The row for a reader, in its order; at least one part."""
         return [Part("", row.text, False)]
+
+    def kind(self, row: R) -> str:
+        """What a row is, for trainers that take rows of one kind at a time: a word."""
+        return self.name
 
     def columns_as_read(self, rows: Sequence[R]) -> Mapping[str, Sequence[Any]]:
         """A value a row for each of `columns`."""

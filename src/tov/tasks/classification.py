@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tov.data.cells import BadRow, as_text, check_gold
 from tov.data.labels import LabelMap, Reading, agreed_labels, label_text, listed, nothing_to_tell_apart
@@ -80,6 +80,7 @@ class Classification(Task[Labelled]):
         normalize="initial-loss", train_learning_rate=2e-3, pilot_train_rows=2048,
     )  # fmt: skip
     columns = ("tov_label",)
+    read_from: ClassVar[Mapping[str, str]] = {"label": "tov_label"}
 
     def encode(
         self, tokenizer: Any, rows: Sequence[Labelled], /, *, max_length: int, labels: tuple[str, ...]

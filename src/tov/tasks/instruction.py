@@ -300,6 +300,10 @@ class Instruction(Task[Conversation]):
         """A scored token's label is its own id."""
         return encode(tokenizer, rows, max_length=max_length)
 
+    def kind(self, row: Conversation) -> str:
+        """`text` without a template, `pairs` of answers, or `conversations`."""
+        return "text" if row.plain else "pairs" if row.rejected else "conversations"
+
     def open_tokenizer(self, name: str, load: Callable[..., Any]) -> Any:
         """One with a chat template, the plain one if it has none."""
         return prepare(load())

@@ -10,7 +10,7 @@ import bisect
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tov.data.cells import BadRow, as_list, as_text, check_gold, named_kind
 from tov.data.labels import LabelMap, Reading, agreed_labels, label_text, nothing_to_tell_apart
@@ -200,6 +200,7 @@ class NamedEntities(Task[Tagged]):
         normalize="none", train_learning_rate=2e-3, pilot_train_rows=2048,
     )  # fmt: skip
     columns = ("tov_tokens", "tov_tags")
+    read_from: ClassVar[Mapping[str, str]] = {"tokens": "tov_tokens", "ner_tags": "tov_tags"}
 
     def encode(self, tokenizer: Any, rows: Sequence[Tagged], /, *, max_length: int, labels: tuple[str, ...]) -> Encoded:
         """The first sub-token of a word carries its tag, the others and the special tokens none."""

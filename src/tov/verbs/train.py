@@ -32,7 +32,7 @@ from tov.model.consent import Expected
 from tov.model.evaluate import Evaluation, evaluate
 from tov.progress import Progress, track
 from tov.report.training import printed, training_markdown
-from tov.runs.folder import Run, open_run, run_folder, work_on
+from tov.runs.folder import Run, run_folder, work_on
 from tov.runs.manifest import ModelRecord
 from tov.scores.store import read_hashes, rows_in
 from tov.seeds import derive
@@ -43,6 +43,7 @@ from tov.training.final import train as train_by_tov
 from tov.training.trl import train_by_trl
 from tov.verbs import training_file
 from tov.verbs.result import Result
+from tov.verbs.training_file import open_choice
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def run_train(
     config: TrainConfig, pools: Sequence[Input] | None = None, tests: Sequence[Input] | None = None
 ) -> Trained:
     """`train` from a record of settings; inputs in memory are passed beside it."""
-    origin = _open_choice(config.from_run)
+    origin = open_choice(config.from_run)
     assert origin.manifest.model
     model = origin.manifest.model
     config, settings = _resolved(config, origin, model)
@@ -137,22 +138,6 @@ def run_train(
                 if name.startswith("adapter/"):
                     run.check_file(name)
     return Trained(run, config.trust_remote_code)
-
-
-def _open_choice(folder: str) -> Run:
-    """A finished run that has chosen rows."""
-    origin = open_run(folder)
-    if not origin.finished:
-        raise RunError(
-            f"{folder} holds no chosen rows yet: its run is not finished.",
-            fix="Finish it first: give its command again.",
-        )
-    if not (origin.folder / training_file.FILE).exists():
-        scored = origin.manifest.scoring is not None
-        fix = f"Choose: tov select --from {folder} --n N --out DIR" if scored else "Name the --out of a tov select."
-        raise RunError(f"{folder} holds no chosen rows (no selected.parquet).", fix=fix)
-    training_file.check_selected(origin)
-    return origin
 
 
 def _resolved(config: TrainConfig, origin: Run, model: ModelRecord) -> tuple[TrainConfig, PathSettings]:

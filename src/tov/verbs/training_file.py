@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from tov.data.cells import BadRow
 from tov.data.pool import Pool
 from tov.data.written import Columns, JsonLines, columns_of, joined
-from tov.errors import DataError
+from tov.errors import DataError, RunError
 from tov.files import atomic
-from tov.runs.folder import Run
+from tov.runs.folder import Run, open_run
 from tov.tasks import TASKS
 
 FILE, LINES = "selected.parquet", "selected.jsonl"
@@ -129,6 +129,26 @@ def _table(pool: Pool, row_ids: np.ndarray, ours: dict[str, pa.Array]) -> tuple[
         f"selected.parquet: {', '.join(as_text)} as JSON text, because no one type holds all of its values"
     ] * bool(as_text)
     return pa.table({**columns, **ours}), notes
+
+
+def open_choice(folder: str) -> Run:
+    """A finished run that has chosen rows, which are those that were written.
+
+    Raises:
+        RunError: there is none, it is not finished or has chosen none, or its files are not those that were made.
+    """
+    run = open_run(folder)
+    if not run.finished:
+        raise RunError(
+            f"{folder} holds no chosen rows yet: its run is not finished.",
+            fix="Finish it first: give its command again.",
+        )
+    if not (run.folder / FILE).exists():
+        scored = run.manifest.scoring is not None
+        fix = f"Choose: tov select --from {folder} --n N --out DIR" if scored else "Name the --out of a tov select."
+        raise RunError(f"{folder} holds no chosen rows (no selected.parquet).", fix=fix)
+    check_selected(run)
+    return run
 
 
 def check_selected(run: Run) -> None:
