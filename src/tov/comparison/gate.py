@@ -168,7 +168,8 @@ def _pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> Compare
         given["base_size"] = max(1, min(config.base_size, sizes.pool // 4))
     given |= {
         "sizes": (sizes.n,), "methods": (BASELINE,), "train_rows": sizes.passes, "num_train_epochs": None,
-        "train_learning_rate": PILOT_RATE[task.new_head] * rate, "exact_match": target_rows if asks else 0, "out": "auto", "force": False,
+        "train_learning_rate": PILOT_RATE[task.new_head] * rate, "exact_match": target_rows if asks else 0, "out": "auto",
+        "force": False,
         "rule": None, "bins": None, "from_run": None, "report_only": False, "near_duplicates": "exclude",
     }  # fmt: skip
     return build(CompareConfig, given).for_task(config.task)

@@ -41,8 +41,8 @@ class PilotSizes:
 def pilot_sizes(settings: Any, usable: int, n: int) -> PilotSizes:
     """The sizes of the pilots for a choice of n rows out of so many usable ones.
 
-    A pilot has as many epochs as the final training, but passes no more than `pilot_train_rows` rows (or its n once). A new head
-    must first learn what the labels are, so it has as many steps as in the final training, within the same bound.
+    A pilot has as many epochs as the final training, but passes no more than `pilot_train_rows` rows (or its n once). A new
+    head must first learn what the labels are, so it has as many steps as in the final training, within the same bound.
 
     Args:
         settings: of the run, with those of the pilots; of a comparison also with those of the final training.
