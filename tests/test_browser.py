@@ -96,7 +96,7 @@ def test_brushing_the_chart_filters_the_table(opened: Opened) -> None:
     page.locator("[data-chart=points] svg").scroll_into_view_if_needed()
     box = page.locator("[data-chart=points] svg").bounding_box()
     assert box
-    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 10)
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.95, box["y"] + box["height"] * 0.6, steps=5)
     page.mouse.up()
