@@ -1,4 +1,4 @@
-"""Progress on a terminal as a bar, elsewhere as plain lines; both with rate and time left. Speaks rows and tokens.
+"""Progress on a terminal or in a notebook as a bar, elsewhere as plain lines; with rate and time left. Speaks rows and tokens.
 
 What is reported are rows that are done and kept. A shard may take half an hour, so what walks through a part of the rows
 (`each`) is heard too, wherever it is called from.
@@ -18,6 +18,8 @@ from tov.sinks import line, terminal
 T = TypeVar("T")
 EVERY = 10.0
 """Seconds between two plain lines."""
+EVERY_SHOWN = 0.5
+"""Seconds between two changes of a bar in a notebook."""
 _heard: ContextVar[Callable[[float], None]] = ContextVar("heard", default=lambda share: None)
 
 
@@ -74,6 +76,33 @@ def _lines(out: TextIO) -> Callable[[float, str], None]:
     return show
 
 
+def in_notebook() -> bool:
+    """Whether this runs in a kernel of Jupyter, whose cells show HTML."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def _displayed(total: int) -> Callable[[float, str], None]:
+    """A bar in the cell's output, changed in place, at most twice a second."""
+    from html import escape
+
+    from IPython.display import DisplayHandle
+
+    handle, last, there = DisplayHandle(), 0.0, False
+
+    def show(rows: float, text: str) -> None:
+        nonlocal last, there
+        if time.monotonic() - last < EVERY_SHOWN and rows < total:
+            return
+        bar = f'<progress value="{rows:.0f}" max="{total}" aria-label="{escape(text)}"></progress> {escape(text)}'
+        bundle = {"text/plain": text, "text/html": bar}
+        (handle.update if there else handle.display)(bundle, raw=True)
+        last, there = time.monotonic(), True
+
+    return show
+
+
 def tell(text: str, out: TextIO | None = None) -> None:
     """A line for whoever watches; that nobody can read it stops nothing."""
     with suppress(OSError, ValueError):
@@ -112,6 +141,8 @@ def track(label: str, total: int, *, quiet: bool = False) -> Iterator[Progress]:
     """A progress report to standard error for the length of a `with` block."""
     if quiet or sys.stderr is None:
         yield Silent()
+    elif in_notebook():
+        yield _Report(label, total, _displayed(total))
     elif not sys.stderr.isatty():
         yield _Report(label, total, _lines(sys.stderr))
     else:

@@ -74,6 +74,12 @@ class Compared:
         """What the command prints."""
         return f"{self.report}\nreport: {line(self.folder / 'report.md')}, with the figures gain.svg and loss.svg"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, the variants, and where the page is."""
+        from tov.report.html.card import comparison_card
+
+        return comparison_card(self.results, str(self.folder))
+
 
 def compare(
     *,

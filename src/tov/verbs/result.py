@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
@@ -18,6 +18,13 @@ from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
 from tov.sinks import line
 from tov.verbs import training_file
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd  # type: ignore[import-untyped]
+
+    from tov.verbs.report import Reported
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,18 @@ class Result:
             f"choose from them: tov select --from {line(self.folder)} --n 1000 --out OUT",
         ])  # fmt: skip
 
+    def report(
+        self, other: str | os.PathLike[str] | None = None, *, out: str | Path | None = None, open: bool = False
+    ) -> Reported:
+        """Writes the page of a selection, or of this and another one side by side: as `tov.report`."""
+        from tov.verbs.report import report
+
+        return report(self, other, out=out, open=open)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The score table as a DataFrame: a line a pool row."""
+        return self.scores.to_pandas()
+
     def __fspath__(self) -> str:
         """A result may be given wherever its folder may."""
         return str(self.folder)
@@ -95,6 +114,16 @@ class Picked(Result):
     def dataset(self) -> datasets.Dataset:
         """(n rows) the chosen rows: original columns, then tov_row_id, tov_source, tov_score, tov_reason."""
         return training_file.read_selected(self.run.check_file(training_file.FILE).parent)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The chosen rows as a DataFrame, with our columns; `.scores.to_pandas()` is the table of all rows."""
+        return self.dataset.to_pandas()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, where the rows come from, and where the page is."""
+        from tov.report.html.card import selection_card
+
+        return selection_card(self.manifest, str(self.folder))
 
     def __str__(self) -> str:
         """What the command prints: the composition, notes, and where the rows are."""

@@ -60,7 +60,7 @@ def verdict(results: Mapping[str, Any]) -> str:
             continue
         best = max(variants, key=lambda one: one["gain"]["mean"])
         gain, low = best["gain"], best["gain"]["low"]
-        how = f"{_interval(gain)} % of the test log-loss over {_count(len(best['paired']), 'seed')}"
+        how = f"{interval(gain)} % of the test log-loss over {_count(len(best['paired']), 'seed')}"
         if gain["mean"] <= 0:
             return (
                 f"No variant was better than random rows at {size['n']:,} rows; {best['variant']} came nearest ({how})."
@@ -71,9 +71,9 @@ def verdict(results: Mapping[str, Any]) -> str:
             else ", but the interval holds 0: it may be luck"
         )
         sure = "" if low is not None and low > 0 else luck
-        worth = _worth(best["equivalent"])
+        ratio = worth(best["equivalent"])
         return f"At {size['n']:,} rows {best['variant']} did best: {how} better than random rows{sure}." + (
-            f" Its rows are worth {worth} × as many random ones." if worth != NONE else ""
+            f" Its rows are worth {ratio} × as many random ones." if ratio != NONE else ""
         )
     return "No variant has a finished trial beside random rows yet."
 
@@ -82,7 +82,8 @@ def _count(count: int, name: str) -> str:
     return f"{count} {name}" + ("" if count == 1 else "s")
 
 
-def _interval(values: Mapping[str, Any], spec: str = "+.1f") -> str:
+def interval(values: Mapping[str, Any], spec: str = "+.1f") -> str:
+    """`+8.4 [+1.7, +15.1]`, or a dash."""
     if values["mean"] is None:
         return NONE
     return format(values["mean"], spec) + (
@@ -90,7 +91,8 @@ def _interval(values: Mapping[str, Any], spec: str = "+.1f") -> str:
     )
 
 
-def _worth(equivalent: Mapping[str, Any] | None) -> str:
+def worth(equivalent: Mapping[str, Any] | None) -> str:
+    """How many times the rows random would need, or a dash."""
     if equivalent is None:
         return NONE
     point = equivalent["point"]
@@ -101,7 +103,7 @@ def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     n, metric = size["n"], results["metric"]
     ranked = [one for one in size["variants"] if one["role"] == "variant" and one["gain"]["mean"] is not None]
     best = ranked[0]["variant"] if ranked else None
-    data = gain_bars([(one["variant"], one["gain"], f"{_interval(one['gain'])} %") for one in ranked], best)
+    data = gain_bars([(one["variant"], one["gain"], f"{interval(one['gain'])} %") for one in ranked], best)
     header = ["variant", "rows", "seeds", "test log-loss (nats)", "better than random, %", "wins / ties / losses"]
     header += [metric, f"{metric} over random's"] if metric else []
     rows = []
@@ -113,16 +115,16 @@ def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
             len(one["seeds"]),
             (NONE if loss["mean"] is None else f"{loss['mean']:.4f}")
             + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}"),
-            _interval(gain),
+            interval(gain),
             NONE if gain["wins"] is None else f"{gain['wins']} / {gain['ties']} / {gain['losses']}",
         ]
         if metric:
             value = one["metric"]
             row += [
                 NONE if value["mean"] is None else f"{value['mean']:.3f}",
-                _interval({**value, "mean": value["difference"]}, "+.3f"),
+                interval({**value, "mean": value["difference"]}, "+.3f"),
             ]
-        rows.append([*row, _worth(one["equivalent"])])
+        rows.append([*row, worth(one["equivalent"])])
     return Section(
         f"gains-{n}",
         f"{n:,} rows",
@@ -240,7 +242,7 @@ def grid_page(experiments: Mapping[str, Mapping[str, Any]], folder: str) -> Page
             rows.append(
                 [
                     variant,
-                    *(_interval(by_name[name]["gain"]) if name in by_name else NONE for name in experiments),
+                    *(interval(by_name[name]["gain"]) if name in by_name else NONE for name in experiments),
                     mean,
                     worse,
                 ]

@@ -46,7 +46,7 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
     return Page(
         kind="tov selection",
         title=f"{choice['n']:,} rows for {', '.join(_names(manifest.inputs.target)) or 'the target'}",
-        verdict=_verdict(manifest, choice),
+        verdict=verdict(manifest),
         facts=_facts(manifest, choice),
         sections=sections,
         measure_lead="" if manifest.gate else UNMEASURED,
@@ -63,7 +63,9 @@ def _names(paths: Sequence[str] | None) -> list[str]:
     return [path.rpartition("/")[2] for path in paths or ()]
 
 
-def _verdict(manifest: Manifest, choice: Mapping[str, Any]) -> str:
+def verdict(manifest: Manifest) -> str:
+    """The first thing to read: how many rows, from where, and what `auto` has found."""
+    choice = manifest.summary["choice"]
     pool, n = sum(row["pool"] for row in choice["composition"]), choice["n"]
     best = sorted(choice["composition"], key=lambda row: -row["chosen"])[:2]
     most = " and ".join(f"{row['source']} ({share(row['chosen'], n)})" for row in best if row["chosen"])
