@@ -24,7 +24,8 @@ import tov
 from faults import killed
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.cli.main import main
-from tov.config.records import RuleSettings, SelectConfig
+from tov.config.choice import RuleSettings
+from tov.config.records import SelectConfig
 from tov.config.settings import build
 from tov.engine.models import Models, ModelSpec
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError

@@ -62,7 +62,7 @@ class Purse:
         return np.array(taken, np.int64)
 
     def _has_quota(self, row: int) -> bool:
-        if self.quotas is None:
+        if self.quotas is None or self.lengths[row] > self.left:  # then nothing more is taken
             return True
         source = self.quotas.sources[row]
         if self.lengths[row] <= self.quotas.left[source]:
@@ -154,7 +154,7 @@ def _check_enough(whose: str, there: int, n: int, fix: str) -> None:
 def _bins(
     tokens: np.ndarray, lengths: np.ndarray, eligible: np.ndarray, wanted: int, bins: int, notes: list[str]
 ) -> list[np.ndarray]:
-    """The row ids of each length bin; no more bins than rows of mean length fit into the tokens wanted."""
+    """The row ids of each length bin; no more bins than rows of mean length reach the tokens wanted."""
     if not len(eligible):
         return []
     rows = max(1, -(-wanted * len(eligible) // int(lengths[eligible].sum())))

@@ -42,7 +42,7 @@ class Result:
 
     @cached_property
     def scores(self) -> pa.Table:
-        """The score table: a row per pool row (row_id, source, hash, tokens, length, in_base, excluded, the method's columns)."""
+        """The score table: a row a pool row (row_id, source, hash, tokens, length, in_base, excluded, the method's columns)."""
         return read_table(self.run.scores, fingerprint=self.run.stamp)
 
     @property

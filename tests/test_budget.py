@@ -1,0 +1,255 @@
+"""Budgets of tokens and shares of sources: what must hold for any scores and lengths, and what a user is told."""
+
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import tov
+from oracle import budget as oracle
+from tiny import make_rows, tiny_model_folder, write_jsonl
+from tov.config.choice import tokens_of
+from tov.config.records import ReselectConfig
+from tov.config.settings import build
+from tov.errors import ConfigError, DataError
+from tov.seeds import generator
+from tov.selection.budget import choose_tokens
+from tov.selection.choose import Choice, choose, quotas_for
+from tov.selection.round_robin import top_candidates
+from tov.selection.sampling import gumbel_noise
+from tov.selection.shares import choose_by_source, parts_of
+
+RULES = ("score+random", "score-only", "sample", "round-robin")
+NAMES = ("a", "b", "c")
+
+
+@st.composite
+def tables(draw: Any) -> dict[str, Any]:
+    """A score table with few different scores and lengths, so that ties are common; NaN among the scores; three sources."""
+    size = draw(st.integers(1, 50))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    columns = random.normal(size=(size, 3)).round(draw(st.sampled_from([0, 6])))
+    columns[random.random(size) < 0.1] = np.nan
+    return {
+        "columns": columns, "scores": columns.max(1), "tokens": random.integers(1, 8, size),
+        "lengths": random.integers(1, draw(st.sampled_from([2, 30])) + 1, size),
+        "in_base": random.random(size) < draw(st.sampled_from([0.0, 0.3])),
+        "usable": random.random(size) < draw(st.sampled_from([0.7, 1.0])), "codes": random.integers(0, 3, size),
+    }  # fmt: skip
+
+
+def eligible(table: dict[str, Any]) -> np.ndarray:
+    return table["usable"] & ~table["in_base"] & np.isfinite(table["scores"])
+
+
+def given_to(table: dict[str, Any], rule: str, bins: int, **more: Any) -> dict[str, Any]:
+    """What `choose` takes, but for quotas, n and lengths."""
+
+    def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        rows = top_candidates(table["columns"], k, usable=usable)
+        return rows, [table["columns"][part, place] for place, part in enumerate(rows)]
+
+    named = {name: table[name] for name in ("scores", "tokens", "in_base", "usable")}
+    bins = 1 if rule == "round-robin" else bins
+    return {**named, "rule": rule, "bins": bins, "seed": 3, "best": best if rule == "round-robin" else None, **more}
+
+
+def by_tokens(table: dict[str, Any], n: int, rule: str, bins: int, caps: dict[str, float]) -> Choice:
+    quotas = quotas_for(table["codes"], NAMES, caps, n)
+    return choose_tokens(**given_to(table, rule, bins), lengths=table["lengths"], n=n, quotas=quotas)
+
+
+def twin(table: dict[str, Any], n: int, rule: str, bins: int, caps: dict[str, float]) -> tuple[list[int], list[int]]:
+    """Rows by score in the order of taking, and rows by chance."""
+    lengths, sources = table["lengths"].tolist(), [NAMES[code] for code in table["codes"]]
+    limit = {name: math.floor(caps.get(name, caps.get("*", 1)) * n + 1e-9) for name in NAMES}
+    left, may = oracle.Left(n, limit), np.flatnonzero(eligible(table)).tolist()
+    able = sum(min(limit[name], sum(lengths[row] for row in may if sources[row] == name)) for name in NAMES)
+    wanted = min(-(-n // 2) if rule == "score+random" else n, able)
+    if rule == "round-robin":
+        columns = table["columns"]
+        lists = [sorted(may, key=lambda row: (-columns[row, target], row)) for target in range(3)]
+    else:
+        keys = table["scores"] + (gumbel_noise(len(lengths), 3) if rule == "sample" else 0)
+        rows = [(row, int(table["tokens"][row]), float(keys[row])) for row in may]
+        fit = math.ceil(Fraction(wanted * len(may), sum(lengths[row] for row in may))) if may else 1
+        lists = oracle.bins_best_first(rows, min(bins, max(1, fit), max(1, len(may))))
+    chosen = oracle.by_turns(lists, lengths, sources, left, until=n - wanted)
+    if rule != "score+random":
+        return chosen, []
+    free = [row for row in np.flatnonzero(table["usable"]).tolist() if row not in chosen]
+    random = generator(3, "random half")
+    base = random.permutation([row for row in free if table["in_base"][row]]).astype(int).tolist()
+    others = random.permutation([row for row in free if not table["in_base"][row]]).astype(int).tolist()
+    return chosen, oracle.by_turns([base + others], lengths, sources, left)
+
+
+CAPS = st.dictionaries(st.sampled_from([*NAMES, "*"]), st.sampled_from([0.2, 0.5, 1.0]), max_size=2)
+
+
+@given(tables(), st.data(), st.sampled_from(RULES), st.integers(1, 6), CAPS)
+def test_what_a_budget_takes_is_what_a_loop_takes(table, data, rule, bins, caps):
+    """Never over the budget nor a source's part of it, never a row twice; refused exactly where the tokens are not there."""
+    lengths, codes = table["lengths"], table["codes"]
+    n = data.draw(st.integers(1, max(1, int(lengths.sum()))))
+    may = table["usable"] if rule == "score+random" else eligible(table)
+    limits = [math.floor(caps.get(name, caps.get("*", 1)) * n + 1e-9) for name in NAMES]
+    able = sum(min(limit, int(lengths[may & (codes == code)].sum())) for code, limit in enumerate(limits))
+    try:
+        choice = by_tokens(table, n, rule, bins, caps)
+    except DataError:
+        assert able < n, "tokens enough, but refused"
+        return
+    assert able >= n, "more tokens than there are"
+    chosen = choice.row_ids.tolist()
+    assert lengths[chosen].sum() <= n, "over the budget"
+    assert len(set(chosen)) == len(chosen), "a row was taken twice"
+    assert table["usable"][chosen].all(), "an excluded row was taken"
+    for code, limit in enumerate(limits):
+        assert lengths[chosen][codes[chosen] == code].sum() <= limit, f"{NAMES[code]} is over its cap"
+    by_score, by_chance = twin(table, n, rule, bins, caps)
+    found = choice.row_ids[choice.reasons == "score"].tolist()
+    assert (found if rule == "round-robin" else sorted(found)) == (
+        by_score if rule == "round-robin" else sorted(by_score)
+    )
+    assert choice.row_ids[choice.reasons == "random"].tolist() == sorted(by_chance)
+    if rule in ("score+random", "score-only"):
+        assert (np.diff(table["scores"][found]) <= 0).all(), "the rows by score are not sorted best first"
+
+
+@given(tables(), st.data(), st.sampled_from(RULES), st.integers(1, 12), st.integers(1, 9))
+def test_rows_of_one_length_are_those_of_so_many_rows(table, data, rule, bins, length):
+    """The same rows in the same order as by --n; the random half, where n draws by its quotas, too."""
+    table["lengths"] = np.full(len(table["scores"]), length)
+    may = table["usable"] if rule == "score+random" else eligible(table)
+    assume(may.any())
+    n = data.draw(st.integers(1, int(may.sum())))
+    caps = data.draw(st.sampled_from([{}, {"a": 0.5}, {"*": 0.4}])) if bins == 1 else {}
+    quotas = quotas_for(table["codes"], NAMES, caps or {"*": 1.0}, n)
+    assert quotas
+    assume(quotas.of(np.flatnonzero(may)) >= n)
+    plain = rule != "score+random" and not caps and bins % 2
+    wanted = choose(**given_to(table, rule, bins), n=n, quotas=None if plain else quotas)
+    found = by_tokens(table, n * length, rule, bins, caps)
+    if not (plain or caps or bins == 1):  # caps of 1 lead another way to the same rows
+        assert sorted(found.row_ids.tolist()) == sorted(wanted.row_ids.tolist())
+    else:
+        assert found.row_ids.tolist() == wanted.row_ids.tolist()
+    assert found.reasons.tolist() == wanted.reasons.tolist()
+    assert found.bin_edges == wanted.bin_edges
+
+
+@given(tables(), st.randoms(use_true_random=False), st.integers(1, 4), st.data())
+def test_the_order_of_rows_changes_nothing(table, random, bins, data):
+    """Of rows that tie neither in score nor in length."""
+    size = len(table["scores"])
+    table["scores"], table["tokens"] = np.random.default_rng(1).normal(size=size), np.arange(size)
+    assume(eligible(table).any())
+    n = data.draw(st.integers(1, int(table["lengths"][eligible(table)].sum())))
+    order = list(range(size))
+    random.shuffle(order)
+    shuffled = {name: values[order] for name, values in table.items()}
+    one, two = (by_tokens(each, n, "score-only", bins, {"a": 1.0}).row_ids for each in (table, shuffled))
+    assert one.tolist() == np.array(order)[two].tolist()
+
+
+@given(tables(), st.data())
+def test_a_larger_budget_keeps_the_rows_of_a_smaller_one(table, data):
+    assume(eligible(table).any())
+    most = int(table["lengths"][eligible(table)].sum())
+    small = data.draw(st.integers(1, most))
+    large = data.draw(st.integers(small, most))
+    one, two = (by_tokens(table, n, "score-only", 1, {}).row_ids.tolist() for n in (small, large))
+    assert two[: len(one)] == one
+
+
+SHARES = st.dictionaries(st.sampled_from(NAMES), st.sampled_from([0.0, 0.1, 0.25, 0.3]), min_size=1, max_size=2)
+
+
+@given(tables(), st.data(), st.sampled_from(RULES), st.integers(1, 4), SHARES, st.booleans())
+def test_each_source_with_a_share_is_chosen_from_by_itself(table, data, rule, bins, shares, of_tokens):
+    """Its rows are those of a choice from it alone; its share is met to within a row; the rest is the others'."""
+    codes, lengths = table["codes"], table["lengths"] if of_tokens else np.ones(len(table["codes"]), np.int64)
+    assume(set(codes.tolist()) == {0, 1, 2})
+    n = data.draw(st.integers(1, max(1, int(lengths.sum()) // 2)))
+    common = {"lengths": lengths} if of_tokens else {}
+    given = given_to(table, rule, bins)
+    try:
+        choice = choose_by_source(shares=shares, caps={}, codes=codes, names=NAMES, n=n, **given, **common)
+    except DataError:
+        assume(False)
+    chosen = choice.row_ids
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert lengths[chosen].sum() <= n
+    longest = lengths.max()
+    for name, share in shares.items():
+        mine = lengths[chosen][codes[chosen] == NAMES.index(name)].sum()
+        assert abs(mine - Fraction(str(share)) * n) <= longest, f"{name} has {mine} of {n}, {share} was asked for"
+    first, *_ = sorted(shares)
+    alone = {**given, **common, "usable": table["usable"] & (codes == NAMES.index(first))}
+    wanted = math.floor(Fraction(str(shares[first])) * n)
+    rows = (choose_tokens if of_tokens else choose)(**alone, n=wanted).row_ids.tolist() if wanted else []
+    assert sorted(chosen[codes[chosen] == NAMES.index(first)].tolist()) == sorted(rows)
+    if not of_tokens:
+        assert len(chosen) == n
+    by_score = choice.reasons == "score"
+    assert (np.diff(by_score.astype(int)) <= 0).all(), "rows by score stand before those by chance"
+    if rule in ("score+random", "score-only"):
+        assert (np.diff(table["scores"][chosen[by_score]]) <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "n", "until"),
+    [({"a": 0.3}, 10, [3, 10]), ({"b": 0.15, "a": 0.15}, 10, [1, 3, 10]), ({"a": 0.1, "b": 0.2, "c": 0.7}, 5, [0, 1, 5]),
+     ({"a": 0.0}, 7, [0, 7]), ({"a": 0.29}, 100, [29, 100])],
+)  # fmt: skip
+def test_parts_add_up_to_the_whole(shares, n, until):
+    assert [part.until for part in parts_of(shares, NAMES, {}, n)] == until
+
+
+@pytest.mark.parametrize(
+    ("shares", "caps", "said"),
+    [({"d": 0.3}, {}, "no source 'd'"), ({"a": 0.3}, {"a": 0.2}, "above --source-cap"), 
+     ({"a": 0.3}, {"*": 0.2}, "which allows 0.2"), ({"a": 0.3, "b": 0.3, "c": 0.3}, {}, "names every source")],
+)  # fmt: skip
+def test_shares_that_cannot_be(shares, caps, said):
+    with pytest.raises(ConfigError, match=said):
+        parts_of(shares, NAMES, caps, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [(7, 7), ("7", 7), ("2_000_000", 2_000_000), ("2e6", 2_000_000), (2e6, 2_000_000), ("500k", 500_000), ("2M", 2_000_000),
+     ("1.5G", 1_500_000_000), (" 2m ", 2_000_000)],
+)  # fmt: skip
+def test_ways_to_write_a_number_of_tokens(text, tokens):
+    assert tokens_of(text) == tokens
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "M", "two", "2T", "1.5", "0", -3, "2e", "nan", "inf", "1e99999999", "1e99999999G", True, "0.0001k", [1]],
+)
+def test_what_is_no_number_of_tokens(text):
+    with pytest.raises(ConfigError, match="2_000_000, 2e6, 500k, 2M"):
+        build(ReselectConfig, {"from_run": "r", "out": "o", "tokens": text})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({}, "Neither --n nor --tokens"), ({"n": 1, "tokens": 1}, "both say how much"),
+     ({"n": 1, "share": {"a": 0.6, "b": 0.41}}, "1.01 together"), ({"n": 1, "share": ("0.3",)}, "pairs SOURCE=SHARE"),
+     ({"n": 1, "share": ("a=0.3", "a=0.2")}, "twice"), ({"n": 1, "share": 0.3}, "pairs"),
+     ({"n": 1, "share": {"a": 1.1}}, "less than or equal to 1"), ({"n": 1, "share": ("a=x",)}, "valid number")],
+)  # fmt: skip
+def test_amounts_that_cannot_be(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        build(ReselectConfig, {"from_run": "r", "out": "o", **settings})
