@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tov
+from golden.records import HERE
+from golden.runs import ROOT, move
 from oracle import budget as oracle
-from tiny import make_rows, tiny_model_folder, write_jsonl
+from test_invalidation import tov_command as command
+from tiny import make_rows, tiny_model_folder, tiny_tokenizer, write_jsonl
 from tov.config.choice import tokens_of
 from tov.config.records import ReselectConfig
 from tov.config.settings import build
-from tov.errors import ConfigError, DataError
+from tov.errors import ConfigError, DataError, RunError
 from tov.seeds import generator
 from tov.selection.budget import choose_tokens
 from tov.selection.choose import Choice, choose, quotas_for
@@ -217,7 +222,7 @@ def test_parts_add_up_to_the_whole(shares, n, until):
 
 @pytest.mark.parametrize(
     ("shares", "caps", "said"),
-    [({"d": 0.3}, {}, "no source 'd'"), ({"a": 0.3}, {"a": 0.2}, "above --source-cap"), 
+    [({"d": 0.3}, {}, "no source 'd'"), ({"a": 0.3}, {"a": 0.2}, "above --source-cap"),
      ({"a": 0.3}, {"*": 0.2}, "which allows 0.2"), ({"a": 0.3, "b": 0.3, "c": 0.3}, {}, "names every source")],
 )  # fmt: skip
 def test_shares_that_cannot_be(shares, caps, said):
@@ -253,3 +258,126 @@ def test_what_is_no_number_of_tokens(text):
 def test_amounts_that_cannot_be(settings, said):
     with pytest.raises(ConfigError, match=said):
         build(ReselectConfig, {"from_run": "r", "out": "o", **settings})
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool of two sources, a target and a tiny model of one token a byte."""
+    folder = tmp_path_factory.mktemp("budget")
+    write_jsonl(folder / "web.jsonl", make_rows(40, seed=1))
+    write_jsonl(folder / "books.jsonl", make_rows(20, seed=2, shortest=20, longest=60))
+    write_jsonl(folder / "target.jsonl", make_rows(6, seed=3))
+    tiny_model_folder(folder, name="model")
+    return folder
+
+
+def settings(place: Path, **more: Any) -> dict[str, Any]:
+    pool = [str(place / "web.jsonl"), str(place / "books.jsonl")]
+    common = {"dtype": "fp32", "device": "cpu", "max_length": 64, "quiet": True, "method": "random"}
+    return {"model": str(place / "model"), "pool": pool, "target": str(place / "target.jsonl"), **common, **more}
+
+
+def lengths_by_template(rows: Any) -> list[int]:
+    """Tokens of rows in the model's chat template, within 64, by its tokenizer alone."""
+    tokenizer, found = tiny_tokenizer(), []
+    for row in rows:
+        turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        found.append(min(64, len(tokenizer(text, add_special_tokens=False)["input_ids"])))
+    return found
+
+
+@pytest.mark.parametrize("method", ["random", "tov/epochs=1/base_size=8", "rds", "dsir", "bm25"])
+def test_a_budget_is_spent_on_tokens_as_the_template_shows_them(method: str, place: Path, tmp_path: Path) -> None:
+    picked = tov.select(**settings(place, method=method), tokens="1_000", out=tmp_path / "run")
+    spent = sum(lengths_by_template(picked.dataset))
+    assert spent <= 1000
+    assert picked.summary["choice"]["budget"] == {"tokens": 1000, "spent": spent}
+    assert json.loads(json.dumps(picked.record))["summary"]["choice"]["budget"]["spent"] == spent
+    said = f"{spent:,} of 1,000 tokens are spent, on {len(picked.dataset):,} rows"
+    assert said in str(picked)
+    assert said in (picked.folder / "summary.md").read_text()
+    assert spent > 1000 - 64, "less is left over than the longest row has"
+    again = tov.select(**settings(place, method=method), tokens=1000, out=tmp_path / "run")
+    assert again.manifest.started == picked.manifest.started, "the same budget is the same run"
+
+
+def test_a_plan_foretells_rows_and_tokens(place: Path) -> None:
+    given = {name: value for name, value in settings(place).items() if name != "method"}
+    by_tokens, by_rows = tov.plan(**given, tokens="1k"), tov.plan(**given, n=20)
+    rows = [
+        json.loads(line) for name in ("web", "books") for line in (place / f"{name}.jsonl").read_text().splitlines()
+    ]
+    mean = float(np.mean(lengths_by_template(rows)))
+    assert by_tokens.facts["choice"] == {"rows": round(1000 / mean), "tokens": 1000, "estimated": "rows"}
+    assert by_rows.facts["choice"] == {"rows": 20, "tokens": round(20 * mean), "estimated": "tokens"}
+    assert f"about {round(1000 / mean)} rows of 1,000 tokens" in str(by_tokens)
+    assert tov.plan(**given).facts["choice"] is None
+    pilots = [tov.plan(**given, method="auto", methods=(), candidates=["rds", "dsir"], **amount) for amount in
+              ({"tokens": 1000}, {"n": round(1000 / mean)})]  # fmt: skip
+    assert pilots[0].facts["methods"] == pilots[1].facts["methods"]
+
+
+def test_shares_and_budgets_from_a_file_from_flags_and_from_scores(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The YAML mapping, the flags and the Python names are one thing; nothing of it is scored again."""
+    file = tmp_path / "run.yaml"
+    plain = {name: value for name, value in settings(place).items() if name != "quiet"}
+    file.write_text(yaml.safe_dump({**plain, "n": 20, "share": {"books": 0.25}, "out": str(tmp_path / "yaml")}))
+    assert command("select", str(file), "--json", monkeypatch=monkeypatch) == 0
+    told = json.loads(capsys.readouterr().out)["summary"]["choice"]
+    assert told["shares"] == {"books": {"asked": 0.25, "reached": 0.25}}
+    assert "budget" not in told
+    out = ["--from", str(tmp_path / "yaml"), "--out", str(tmp_path / "flags"), "--tokens", "1k", "--json"]
+    assert command("select", *out, "--share", "books=0.6", "--share", "web=0.4", monkeypatch=monkeypatch) == 0
+    told = json.loads(capsys.readouterr().out)["summary"]["choice"]
+    again = tov.reselect(
+        tmp_path / "yaml", tokens=1000, share={"books": 0.6, "web": 0.4}, out=tmp_path / "flags", quiet=True
+    )
+    lengths, sources = lengths_by_template(again.dataset), again.dataset["tov_source"]
+    of_books = sum(length for length, source in zip(lengths, sources, strict=True) if source == "books")
+    assert told["budget"]["spent"] == sum(lengths)
+    assert told["shares"]["books"] == {"asked": 0.6, "reached": of_books / sum(lengths)}
+    assert abs(of_books - 600) <= 64
+    assert f"books gives {100 * of_books / sum(lengths):.2f} % of the tokens; 60 % were asked for" in str(again)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [({"tokens": "1M"}, "60 usable rows of the pool have"), ({"tokens": 900, "share": {"boks": 0.5}}, "did you mean 'books'"),
+     ({"n": 40, "share": {"books": 0.6}}, r"--share books=0.6 is 24 of 40 rows, but at most 20"),
+     ({"tokens": "2k", "share": {"books": 0.9}}, r"--share books=0.9 is 1,800 of 2,000 tokens, but at most"),
+     ({"n": 50, "share": {"books": 0.1}}, r"What --share leaves to the others is 45 of 50 rows, but at most 40"),
+     ({"n": 10, "share": {"books": 0.4}, "source_cap": {"*": 0.3}}, "above --source-cap"),
+     ({"n": 10, "share": {"books": 0.2}, "source_cap": {"web": 0.3}}, "--source-cap allows 3 rows")],
+)  # fmt: skip
+def test_what_cannot_be_chosen_is_told_before_anything_is_scored(
+    more: dict[str, Any], said: str, place: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(tov.TovError, match=said):
+        tov.select(**settings(place), **more, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    planned = {name: value for name, value in settings(place).items() if name != "quiet"}
+    with pytest.raises(tov.TovError, match=said):
+        tov.plan(**{**planned, "methods": ("random",), "method": "tov"}, **more)
+
+
+def test_scores_of_an_earlier_version_have_no_lengths_and_say_so(tmp_path: Path) -> None:
+    shutil.copytree(HERE / "run-0.1.0", tmp_path / "kept")
+    move(tmp_path / "kept", ROOT, tmp_path / "kept")
+    with pytest.raises(RunError, match="did not keep how many tokens a row has"):
+        tov.reselect(tmp_path / "kept" / "select-less", tokens=500, out=tmp_path / "again", quiet=True)
+    assert not (tmp_path / "again").exists()
+    shared = tov.reselect(
+        tmp_path / "kept" / "select-less", n=10, share={"web": 0.3}, out=tmp_path / "again", quiet=True
+    )
+    assert list(shared.dataset["tov_source"]).count("web") == 3
+
+
+def test_a_first_row_beyond_the_budget_is_an_error(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--tokens 2 is too few"):
+        tov.select(**settings(place), tokens=2, out=tmp_path / "run")

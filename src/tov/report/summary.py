@@ -146,10 +146,8 @@ def composition_table(choice: dict[str, Any]) -> str:
 def amount_lines(choice: dict[str, Any]) -> list[str]:
     """Of a budget and of shares, where they were given: a line each."""
     budget, unit = choice.get("budget"), "tokens" if "budget" in choice else "rows"
-    lines = (
-        [f"{choice['n']:,} rows of {budget['spent']:,} tokens, of a budget of {budget['tokens']:,}"] if budget else []
-    )
-    return lines + [
+    spent = [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {choice['n']:,} rows"] if budget else []
+    return spent + [
         f"{markdown(name)} gives {100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
         for name, one in choice.get("shares", {}).items()
     ]

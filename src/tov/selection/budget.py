@@ -165,10 +165,8 @@ def _bins(
 
 def _best_first(parts: Sequence[np.ndarray], keys: np.ndarray) -> list[np.ndarray]:
     """The row ids of each part, the largest key first, ties by row id."""
-    row_ids = np.concatenate([np.empty(0, np.int64), *parts])
-    part_of = np.repeat(np.arange(len(parts), dtype=np.min_scalar_type(len(parts))), [len(part) for part in parts])
-    order = np.lexsort((row_ids, -keys[row_ids], part_of))
-    return np.split(row_ids[order], np.cumsum([len(part) for part in parts])[:-1])
+    parts = [np.sort(part) for part in parts]
+    return [part[np.argsort(-keys[part], kind="stable")] for part in parts]
 
 
 def _turns(best: Best, purse: Purse, eligible: np.ndarray) -> np.ndarray:

@@ -102,6 +102,8 @@ def _too_few(n: int, rows: int) -> DataError:
 
 def _first_free(rows: np.ndarray, start: int, free: np.ndarray) -> int:
     """The first place from `start` on whose row is free; the length of the list if there is none."""
+    if start < len(rows) and free[rows[start]]:
+        return start
     for ahead in range(start, len(rows), _LOOK_AHEAD):
         places = np.flatnonzero(free[rows[ahead : ahead + _LOOK_AHEAD]])
         if len(places):

@@ -166,5 +166,5 @@ def _joined(choices: Sequence[Choice], keys: np.ndarray | None) -> Choice:
 
 def _not_empty(choice: Choice, n: int) -> Choice:
     if not len(choice.row_ids):
-        raise DataError(f"--tokens {n:,} is less than the first row has.", fix="Raise --tokens.")
+        raise DataError(f"--tokens {n:,} is too few: not even the first row fits.", fix="Raise --tokens.")
     return choice

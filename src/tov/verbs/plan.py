@@ -125,8 +125,6 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     tokens = times * int(encoded.lengths[scored].sum())
     lengths = Lengths.of(encoded, usable)
     amount = amount_of(config, rows, lengths) if config.n or config.tokens else None
-    if amount:
-        check_tokens(config, rows, amount, opened.encode, first.seed)
     n, prepared, flag = (amount.least, amount.prepared, amount.flag) if amount else (None, usable, "--n")
     trained, methods = _counter(spec, opened), []
     for settings, variant in chosen:
@@ -135,7 +133,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         if len(chosen) == 1:  # of several, no folder is meant
             _check_place(config, settings, variant, rows, target)
         stats = PoolStats(
-            settings=settings.model_copy(update={"n": amount.rows}) if amount else settings,
+            settings=settings.model_copy(update={"n": amount.rows, "tokens": None}) if amount else settings,
             options=variant.method.resolve(variant.options, prepared),
             rows=len(rows.pool), usable=usable,
             scored=times * int(scored.sum()), tokens=tokens, target_rows=len(wanted),
@@ -143,6 +141,8 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             trained=trained,
         )  # fmt: skip
         methods.append(_of_method(variant, variant.method.cost(stats), tokens))
+    if amount:
+        check_tokens(config, rows, amount, opened.encode, first.seed)
     sources, counts = np.unique(rows.pool.source_names(np.arange(len(rows.pool))), return_counts=True)
     return Plan({
         "pool": {
