@@ -25,6 +25,7 @@ from tov.config.choice import tokens_of
 from tov.config.records import ReselectConfig
 from tov.config.settings import build
 from tov.errors import ConfigError, DataError, RunError
+from tov.inputs import draw
 from tov.seeds import generator
 from tov.selection.budget import choose_tokens
 from tov.selection.choose import Choice, choose, quotas_for
@@ -364,6 +365,22 @@ def test_what_cannot_be_chosen_is_told_before_anything_is_scored(
     planned = {name: value for name, value in settings(place).items() if name != "quiet"}
     with pytest.raises(tov.TovError, match=said):
         tov.plan(**{**planned, "methods": ("random",), "method": "tov"}, **more)
+
+
+def test_of_a_large_pool_tokens_are_estimated_and_refused_only_where_that_is_certain(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw, "SAMPLE", 20)
+    rows = [
+        json.loads(line) for name in ("web", "books") for line in (place / f"{name}.jsonl").read_text().splitlines()
+    ]
+    total = sum(lengths_by_template(rows))
+    with pytest.raises(DataError, match=r"60 usable rows of the pool have about [\d,]+ tokens"):
+        tov.select(**settings(place), tokens=2 * total, out=tmp_path / "run")
+    picked = tov.select(**settings(place), tokens=total - 1, out=tmp_path / "run")
+    assert picked.summary["choice"]["budget"]["spent"] > total - 65, "an estimate has cut the budget"
+    with pytest.raises(DataError, match=f"The usable rows have {total:,} tokens, but --tokens asks for {total + 1:,}"):
+        tov.select(**settings(place), tokens=total + 1, out=tmp_path / "more")
 
 
 def test_scores_of_an_earlier_version_have_no_lengths_and_say_so(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: En
 
 
 def sample_rows(
-    rows: PoolRows, encode: Encoder, seed: int, among: np.ndarray | None = None, most: int = SAMPLE
+    rows: PoolRows, encode: Encoder, seed: int, among: np.ndarray | None = None, most: int | None = None
 ) -> tuple[Encoded, int | None]:
     """Usable rows of the pool as tokens, and how many they are where they are not all.
 
@@ -79,10 +79,10 @@ def sample_rows(
         encode: rows to tokens.
         seed: of the draw.
         among: (N,) bool, those of which they are; all if not given.
-        most: rows.
+        most: rows; `SAMPLE` if not given.
     """
     usable = np.flatnonzero(rows.usable if among is None else rows.usable & among)
-    drawn = min(len(usable), most)
+    drawn = min(len(usable), most or SAMPLE)
     picked = np.sort(generator(seed, "plan").choice(usable, drawn, replace=False))
     places = [rows.pool.where(int(row_id)) for row_id in picked]
     encoded = encode_placed(encode, usable_rows(rows.pool.at(picked)), places.__getitem__, skip=rows.skip)
