@@ -131,6 +131,28 @@ def test_what_a_budget_takes_is_what_a_loop_takes(table, data, rule, bins, caps)
         assert (np.diff(table["scores"][found]) <= 0).all(), "the rows by score are not sorted best first"
 
 
+def test_a_source_is_full_from_its_first_row_on_that_does_not_fit():
+    """Row 1 does not fit into the 10 tokens of source a; row 3, in the random half, would fit, and is not taken either."""
+    table = {
+        "scores": np.array([9.0, 8, 7, 0, 0, 0]), "tokens": np.ones(6, int), "lengths": np.array([6, 6, 4, 2, 5, 5]),
+        "in_base": np.array([False] * 3 + [True] * 3), "usable": np.ones(6, bool), "codes": np.array([0, 0, 1, 0, 1, 1]),
+    }  # fmt: skip
+    assert by_tokens(table, 20, "score+random", 1, {"a": 0.5}).row_ids.tolist() == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("caps", [{}, {"a": 0.5}])
+def test_round_robin_looks_as_far_as_short_rows_lead(caps):
+    """The best rows are far shorter than the mean, so many more are taken than the budget has mean rows."""
+    columns = np.random.default_rng(0).normal(size=(200, 3)) + np.repeat([9, 0], 100)[:, None]
+    table = {
+        "columns": columns, "scores": columns.max(1), "tokens": np.ones(200, int), "lengths": np.repeat([1, 100], 100),
+        "in_base": np.zeros(200, bool), "usable": np.ones(200, bool), "codes": np.arange(200) % 3,
+    }  # fmt: skip
+    found = by_tokens(table, 80, "round-robin", 1, caps).row_ids.tolist()
+    assert found == twin(table, 80, "round-robin", 1, caps)[0]
+    assert len(found) == 80
+
+
 @given(tables(), st.data(), st.sampled_from(RULES), st.integers(1, 12), st.integers(1, 9))
 def test_rows_of_one_length_are_those_of_so_many_rows(table, data, rule, bins, length):
     """The same rows in the same order as by --n; the random half, where n draws by its quotas, too."""

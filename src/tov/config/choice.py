@@ -35,7 +35,7 @@ def tokens_of(value: Any) -> Any:
         whole = False
     if not whole or isinstance(value, bool):
         raise ConfigError(
-            f"got {value!r}.",
+            f"{value!r} is no number of tokens.",
             allowed="a whole number of tokens, e.g. 2000000, 2_000_000, 2e6, 500k, 2M or 1.5G",
             fix="Write one of these.",
         )
@@ -54,7 +54,7 @@ def _shares_in(value: Any) -> dict[str, str]:
     shares = dict(pairs)
     if "" in shares or len(shares) < len(pairs):
         raise ConfigError(
-            f"got {' '.join(words)}{'' if '' in shares else ', which names a source twice'}.",
+            f"'{' '.join(words)}' {'has a share of no source' if '' in shares else 'names a source twice'}.",
             allowed="pairs SOURCE=SHARE, e.g. web=0.3, one for a source",
             fix="Name the source before '='." if "" in shares else "Give it once.",
         )
