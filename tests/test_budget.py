@@ -132,12 +132,12 @@ def test_what_a_budget_takes_is_what_a_loop_takes(table, data, rule, bins, caps)
 
 
 def test_a_source_is_full_from_its_first_row_on_that_does_not_fit():
-    """Row 1 does not fit into the 10 tokens of source a; row 3, in the random half, would fit, and is not taken either."""
+    """Row 1 does not fit into the 11 tokens of source a; row 3, in the random half, would fit, and is not taken either."""
     table = {
         "scores": np.array([9.0, 8, 7, 0, 0, 0]), "tokens": np.ones(6, int), "lengths": np.array([6, 6, 4, 2, 5, 5]),
         "in_base": np.array([False] * 3 + [True] * 3), "usable": np.ones(6, bool), "codes": np.array([0, 0, 1, 0, 1, 1]),
     }  # fmt: skip
-    assert by_tokens(table, 20, "score+random", 1, {"a": 0.5}).row_ids.tolist() == [0, 2, 4, 5]
+    assert by_tokens(table, 22, "score+random", 1, {"a": 0.5}).row_ids.tolist() == [0, 2, 4, 5]
 
 
 @pytest.mark.parametrize("caps", [{}, {"a": 0.5}])
