@@ -155,6 +155,11 @@ RULE = [
     Row("bins", 2),
     Row("source_cap", {"memory": 1.0}),
 ]
+AMOUNT = [
+    Row("n", 7),
+    Row("tokens", 150, differs=("n", "tokens"), more={"n": ...}),
+    Row("share", {"memory": 1.0}),
+]
 TRAINING = [
     Row("train_rows", 9),
     Row("train_learning_rate", 1e-3),
@@ -176,7 +181,7 @@ SELECT = [
     *RULE,
     *PLACE,
     *(Row(row.setting, row.value, NO_EFFECT) for row in GATE),
-    Row("n", 7),
+    *AMOUNT,
     Row("method", "uncertainty", differs=("method", "transform", "normalize")),
 ]
 INERT = (
@@ -211,7 +216,7 @@ TABLES: dict[str, list[Row]] = {
         *RULE,
         *PLACE,
         Row("from_run", lambda given: given.second, differs=("seed", "scores")),
-        Row("n", 7),
+        *AMOUNT,
         Row("method", "uncertainty", differs=("method", "transform", "normalize")),
         Row("seed", 1),
     ],
@@ -292,7 +297,7 @@ SAID: dict[str, dict[str, Any]] = {
     "select by rds": {"method": "rds/round-robin", "bins": 1, "amplify": None},
     "select by auto": {"candidates": "dsir,rds", "judge": None, "pilot_rows": 16},
     "select by bm25": {"method": "bm25/k1=1.5", "rule": "round-robin", "normalize": None},
-    "reselect": {"method": "tov/positive", "rule": "score+random", "bins": 10, "seed": 0},
+    "reselect": {"method": "tov/positive", "rule": "score+random", "bins": 10, "seed": 0, "tokens": None, "share": {}},
     "score": {"amplify": 4.0, "shard_rows": 2048},
     "train": {"train_learning_rate": 5e-4, "train_rows": 16 * 1024, "seed": 0},
     "compare": {"rule": "score+random", "bins": 10, "train_learning_rate": 5e-4, "methods": "random,tov"},
@@ -300,8 +305,8 @@ SAID: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Defaults and given values, said otherwise: the same run."""
 FROM_TAKES = (
-    "n", "transform", "normalize", "nearness", "uncertainty", "rule", "bins", "source_cap", "method", "seed", "out",
-    "force", "json_output", "quiet",
+    "n", "tokens", "share", "transform", "normalize", "nearness", "uncertainty", "rule", "bins", "source_cap", "method",
+    "seed", "out", "force", "json_output", "quiet",
 )  # fmt: skip
 """Settings of `tov select` that `tov select --from` takes too; it refuses all others."""
 IN_MEMORY = ("pool",)
@@ -532,12 +537,13 @@ def test_from_takes_the_settings_of_the_choice_and_rescans_nothing(
     before = files(first.folder)
     changes = [row for row in TABLES["reselect"] if row.effect == REFUSED and row.setting != "from_run"]
     for row in changes:
-        picked = tov.reselect(first, **{"n": 6, "out": tmp_path / row.setting, "quiet": True, row.setting: row.value})
+        whole = {"n": 6, "out": tmp_path / row.setting, "quiet": True, row.setting: row.value, **row.more}
+        picked = tov.reselect(first, **{name: value for name, value in whole.items() if value is not ...})
         assert [file.name for file in picked.folder.rglob("*.parquet")] == ["selected.parquet"], row.setting
     words = [
         "--n", "7", "--transform", "abs", "--normalize", "initial-loss", "--nearness", "0.5", "--rule", "score-only",
-        "--uncertainty", "0.25", "--bins", "2", "--source-cap", "memory=1", "--method", "tov", "--seed", "1",
-        "--force", "--quiet",
+        "--uncertainty", "0.25", "--bins", "2", "--source-cap", "memory=1", "--share", "memory=1", "--method", "tov",
+        "--seed", "1", "--force", "--quiet",
     ]  # fmt: skip
     out = ["--from", str(first.folder), "--out", str(tmp_path / "flags")]
     assert tov_command("select", *out, *words, monkeypatch=monkeypatch) == 0

@@ -24,7 +24,8 @@ import tov
 from faults import killed
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.cli.main import main
-from tov.config.records import RuleSettings, SelectConfig
+from tov.config.choice import RuleSettings
+from tov.config.records import SelectConfig
 from tov.config.settings import build
 from tov.engine.models import Models, ModelSpec
 from tov.errors import ConfigError, DataError, ModelError, NumericError, RunError
@@ -134,13 +135,13 @@ def test_the_verb_lists_tells_and_speaks_json(capsys: pytest.CaptureFixture[str]
 
 
 def test_all_methods_fill_one_kind_of_table(picked: dict[str, Any]) -> None:
-    common = ["row_id", "source", "hash", "tokens", "lost", "in_base", "excluded"]
+    common = ["row_id", "source", "hash", "tokens", "length", "lost", "in_base", "excluded"]
     wanted = picked["tov"].scores
     for name in RIVALS:
         scores = picked[name].scores
-        assert scores.column_names[:7] == common
+        assert scores.column_names[: len(common)] == common
         assert find_method(name).column in scores.column_names
-        for column in ("row_id", "source", "hash", "tokens", "lost", "excluded"):
+        for column in ("row_id", "source", "hash", "tokens", "length", "lost", "excluded"):
             assert scores[column].to_pylist() == wanted[column].to_pylist(), f"{name}: {column} is not tov's"
         assert not any(scores["in_base"].to_pylist()), f"{name} has no base set"
         excluded = np.array([bool(reason) for reason in scores["excluded"].to_pylist()])

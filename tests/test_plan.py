@@ -13,8 +13,8 @@ from test_methods import PLAIN, VARIANTS, inputs, select
 from tiny import make_rows, tiny_encoder_folder
 from tov.cli.main import main
 from tov.errors import ConfigError, DataError, ModelError, RunError
+from tov.inputs import draw
 from tov.methods import Method, registry
-from tov.verbs import plan as planning
 
 PATHS = {
     "tov": "tov/epochs=2/base_size=8", "paired": "tov/paired/epochs=2/base_size=8", "uncertainty": "uncertainty/epochs=1",
@@ -99,7 +99,7 @@ def test_settings_of_the_path_do_not_hinder_methods_beside_it(tiny_folder: Path)
 def test_a_large_pool_is_sampled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"pool": make_rows(400, seed=7), "target": make_rows(6, seed=2)}
     whole = plan(tiny_folder, ["rds"], **rows).facts
-    monkeypatch.setattr(planning, "SAMPLE", 100)
+    monkeypatch.setattr(draw, "SAMPLE", 100)
     part = plan(tiny_folder, ["rds"], **rows).facts
     assert (whole["pool"]["sampled"], part["pool"]["sampled"]) == (None, 100)
     assert part["pool"]["tokens"] != whole["pool"]["tokens"]

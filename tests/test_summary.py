@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oracle import summary as oracle
-from tov.config.records import ReselectConfig, RuleSettings
+from tov.config.choice import RuleSettings
+from tov.config.records import ReselectConfig
 from tov.config.settings import build
 from tov.methods import Method
 from tov.methods.choice import choose_rows, columns_for

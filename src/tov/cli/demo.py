@@ -15,7 +15,7 @@ import numpy as np
 
 from tov.cli.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_topics
 from tov.cli.streams import say
-from tov.config.records import SelectionSettings
+from tov.config.choice import SelectionSettings
 from tov.data.pool import open_pool
 from tov.methods.tov.method import Tov
 from tov.model.builtin import packaged_file

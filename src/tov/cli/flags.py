@@ -140,7 +140,11 @@ def _option(record: type[Settings], name: str) -> click.Option:
         return click.Option([flag, name], type=str, metavar="FILE", help=help)
     many = get_origin(kind) in (tuple, dict)
     return click.Option(
-        [flag, name], type=str if many else kind, multiple=many, metavar="TEXT..." if many else None, help=help
+        [flag, name],
+        type=kind if kind in (int, float) else str,
+        multiple=many,
+        metavar="TEXT..." if many else None,
+        help=help,
     )
 
 

@@ -81,14 +81,16 @@ def candidates_of(config: Any) -> list[Variant]:
     return variants
 
 
-def check_variant(variant: Variant, config: Any, rows: PoolRows, target: Indexed, n: int | None) -> None:
+def check_variant(
+    variant: Variant, config: Any, rows: PoolRows, target: Indexed, n: int | None, flag: str = "--n"
+) -> None:
     """Before anything is scored: whether n rows can be chosen by a method, or by every candidate of `auto`.
 
     Raises:
         TovError: as `tov.methods.choice.check_choice`; or no part of the target can be held out.
     """
     if variant.method.takes != "pilots":
-        check_choice(variant, config, rows, target, n)
+        check_choice(variant, config, rows, target, n, flag)
         return
     if config.group_by:
         check_column(config.group_by, target.pool, "target")
@@ -100,11 +102,11 @@ def check_variant(variant: Variant, config: Any, rows: PoolRows, target: Indexed
         check_questions(target.pool, len(target), "--judge metric", "target")
     for one in candidates_of(config):
         try:
-            check_choice(one, settings_for(config, one), rows, target, n)
+            check_choice(one, settings_for(config, one), rows, target, n, flag)
         except DataError as error:
             raise DataError(
                 f"The candidate {one.name} cannot choose: {error.problem}",
-                fix="Leave it out of --candidates, or lower --n or --base-size.",
+                fix=f"Leave it out of --candidates, or lower {flag} or --base-size.",
             ) from None
 
 

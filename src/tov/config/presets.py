@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tov.errors import ConfigError, did_you_mean
+from tov.tasks import TASKS
 
 SCORING_BUDGET = 16 * 1024
 """Rows trained on in all scoring epochs together: L = 16*1024 / |U| (1,024 batches of 16 whatever |U| is)."""
@@ -51,6 +52,14 @@ def known_preset(name: str | None) -> str | None:
             fix="Correct the name, or leave the preset out.",
         )
     return name
+
+
+def by_task(name: str) -> str:
+    """`0.1 instruction, 1 ner, ...`: what `auto` means for a setting."""
+    values = {task.name: getattr(task.defaults, name) for task in TASKS.values()}
+    return ", ".join(
+        f"{value:g} {task}" if isinstance(value, float) else f"{value} {task}" for task, value in values.items()
+    )
 
 
 def named_by(preset: str | None) -> set[str]:

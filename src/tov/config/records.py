@@ -7,33 +7,23 @@ default is written nowhere else. Each setting declares what it invalidates and w
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
+from tov.config.choice import RuleSettings, SelectionSettings
 from tov.config.export import ExportConfig as ExportConfig
 from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
 from tov.config.page import ExplainSettings, PageSettings
 from tov.config.place import PlaceSettings
-from tov.config.presets import filled, known_preset
+from tov.config.presets import by_task, filled, known_preset
 from tov.config.settings import Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
 from tov.errors import ConfigError
 from tov.tasks import TASKS
 
-Transform = Literal["identity", "abs", "positive"]
-Normalize = Literal["none", "initial-loss"]
-Rule = Literal["score+random", "score-only", "sample", "round-robin"]
 PathVariant = Literal["interleaved", "parallel", "paired"]
 TargetOptimizer = Literal["fresh", "carry", "sgd"]
-
-
-def _by_task(name: str) -> str:
-    """`0.1 instruction, 1 ner, ...`: what `auto` means for a setting."""
-    values = {task.name: getattr(task.defaults, name) for task in TASKS.values()}
-    return ", ".join(
-        f"{value:g} {task}" if isinstance(value, float) else f"{value} {task}" for task, value in values.items()
-    )
 
 
 def _tasks() -> str:
@@ -90,7 +80,7 @@ class ScanSettings(Settings):
     amplify: float | None = setting(
         "scan",
         "factor c on the target's step: the scan compares theta_bas with theta_bas + c (theta_val - theta_bas), "
-        f"which lifts the gain above bf16 rounding; auto: {_by_task('amplify')}", None, gt=0, used_by=("path", "gain"),
+        f"which lifts the gain above bf16 rounding; auto: {by_task('amplify')}", None, gt=0, used_by=("path", "gain"),
     )  # fmt: skip
     shard_rows: int = setting("scan", "pool rows in a score shard; an interrupted run loses at most one", 2048, ge=1)
     score: Literal["chosen", "margin"] = setting(
@@ -149,7 +139,7 @@ class PathSettings(DataSettings):
     )
     learning_rate: float | None = setting(
         "fit",
-        f"learning rate of the base epochs (AdamW); auto: {_by_task('learning_rate')}", None, gt=0, used_by=("path",),
+        f"learning rate of the base epochs (AdamW); auto: {by_task('learning_rate')}", None, gt=0, used_by=("path",),
     )  # fmt: skip
     lr_scheduler_type: Literal["linear", "constant"] = setting(
         "fit", "learning-rate schedule over all steps of the base epochs", "linear", used_by=("path",)
@@ -157,7 +147,7 @@ class PathSettings(DataSettings):
     target_learning_rate_ratio: float | None = setting(
         "fit",
         "learning rate of a target epoch over its base epoch's mean learning rate; "
-        f"auto: {_by_task('target_learning_rate_ratio')}", None, gt=0, used_by=("path",),
+        f"auto: {by_task('target_learning_rate_ratio')}", None, gt=0, used_by=("path",),
     )  # fmt: skip
     target_optimizer: TargetOptimizer = setting(
         "fit", "target optimizer: AdamW with zero moments (fresh) or with the base epoch's (carry), or plain SGD (sgd)",
@@ -168,7 +158,7 @@ class PathSettings(DataSettings):
     )
     batch_size: int = setting("fit", "rows in an optimizer step of the path", 16, ge=1, used_by=("path",))
     lora_r: int | None = setting(
-        "fit", f"LoRA rank; auto: {_by_task('lora_r')}", None, ge=1, used_by=("path", "training")
+        "fit", f"LoRA rank; auto: {by_task('lora_r')}", None, ge=1, used_by=("path", "training")
     )
     lora_alpha: float = setting(
         "fit", "LoRA alpha; the adapter is scaled by alpha / rank", 32.0, gt=0, used_by=("path", "training")
@@ -179,55 +169,6 @@ class PathSettings(DataSettings):
     lora_target_modules: tuple[str, ...] = setting(
         "fit", "modules with a LoRA adapter", ("all-linear",), min_length=1, used_by=("path", "training")
     )
-
-
-class RuleSettings(Settings):
-    """How a score becomes a choice."""
-
-    transform: Transform = setting(
-        "choice", "function F that is applied to each token's gain before the mean", "positive", used_by=("gain",)
-    )
-    normalize: Normalize | None = setting(
-        "choice", "divisor of a row's score: none, or the row's log-loss under the base state (relative improvement); "
-        f"auto: {_by_task('normalize')}", None, used_by=("gain",),
-    )  # fmt: skip
-    nearness: float = setting(
-        "choice", "weight w of nearness, a row's largest cosine to a target row: rows are ranked by (1 - w) percentile(score) "
-        "+ w percentile(nearness)", 0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
-    )  # fmt: skip
-    uncertainty: float = setting(
-        "choice", "weight u of uncertainty, a row's mean log[p (1 - p)] under the base states; the score's weight is 1 - w - u",
-        0.0, ge=0, le=1, used_by=("gain",), unless=0.0,
-    )  # fmt: skip
-    rule: Rule | None = setting(
-        "choice", "rule of the choice: half by score and half at random; all by score; a draw with probability proportional to "
-        "exp(score); or round robin, in which each target row takes its best free row; auto: the method's own rule "
-        "(tov: score+random)", None, used_by=("rule",),
-    )  # fmt: skip
-    bins: int | None = setting(
-        "choice", "length bins of equal capacity, by scored tokens, each with the same quota; auto: the method's own number "
-        "(tov: 10)", None, ge=1, used_by=("rule",),
-    )  # fmt: skip
-    source_cap: dict[str, Annotated[float, Field(gt=0, le=1)]] = setting(
-        "choice", "maximum share of one source among the chosen rows: for every source (0.3), or for some (web=0.2 books=0.5)",
-        {}, used_by=("rule",), unless={},
-    )  # fmt: skip
-
-    @model_validator(mode="after")
-    def _leaves_the_score_a_share(self) -> RuleSettings:
-        if self.nearness + self.uncertainty > 1 + 1e-9:
-            raise ConfigError(
-                f"--nearness {self.nearness:g} and --uncertainty {self.uncertainty:g} are more than 1 together.",
-                allowed="weights of at most 1 together: what is left is the score's",
-                fix="Lower one of the two.",
-            )
-        return self
-
-
-class SelectionSettings(RuleSettings):
-    """How many rows are chosen from scores, and how."""
-
-    n: int = setting("choice", "number of rows to choose", ge=1)
 
 
 class TrainingSettings(Settings):
@@ -241,7 +182,7 @@ class TrainingSettings(Settings):
     )
     train_learning_rate: float | None = setting(
         "training",
-        f"learning rate of the final training (AdamW, linear decay to 0); auto: {_by_task('train_learning_rate')}",
+        f"learning rate of the final training (AdamW, linear decay to 0); auto: {by_task('train_learning_rate')}",
         None,
         gt=0,
     )
@@ -276,7 +217,8 @@ class SelectConfig(SelectionSettings, PathSettings, ScanSettings, GateSettings, 
 class PlanConfig(SelectConfig):
     """Settings of `tov plan`: those of `tov select`, of which nothing is run."""
 
-    n: int | None = setting("choice", "number of rows to choose, which the plan checks", None, ge=1)  # type: ignore[assignment]
+    amount_needed: ClassVar[bool] = False
+    n: int | None = setting("choice", "number of rows to choose, which the plan checks", None, ge=1, unless=None)
     out: str = setting(
         "output",
         "run folder of the planned run; the plan checks that it is free, or (with --n) that it holds this run",

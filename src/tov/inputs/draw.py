@@ -7,8 +7,11 @@ import numpy as np
 from tov.data.pool import Pool
 from tov.errors import DataError
 from tov.inputs.read import PoolRows, usable_rows
+from tov.seeds import generator
 from tov.text.encode import Encoded, Encoder, encode_placed
 
+SAMPLE = 4096
+"""Usable pool rows that are made tokens of for an estimate, drawn at random where there are more."""
 RANDOM_ROWS = "random rows"
 """The stream of a seed by which the method random draws, in a selection and in a comparison alike."""
 
@@ -64,3 +67,23 @@ def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: En
             fix="Raise --max-length, or check that the pool's answers are not empty.",
         )
     return np.array(ids, np.int64), Encoded.concatenate(parts)
+
+
+def sample_rows(
+    rows: PoolRows, encode: Encoder, seed: int, among: np.ndarray | None = None, most: int | None = None
+) -> tuple[Encoded, int | None]:
+    """Usable rows of the pool as tokens, and how many they are where they are not all.
+
+    Args:
+        rows: the pool.
+        encode: rows to tokens.
+        seed: of the draw.
+        among: (N,) bool, those of which they are; all if not given.
+        most: rows; `SAMPLE` if not given.
+    """
+    usable = np.flatnonzero(rows.usable if among is None else rows.usable & among)
+    drawn = min(len(usable), most or SAMPLE)
+    picked = np.sort(generator(seed, "plan").choice(usable, drawn, replace=False))
+    places = [rows.pool.where(int(row_id)) for row_id in picked]
+    encoded = encode_placed(encode, usable_rows(rows.pool.at(picked)), places.__getitem__, skip=rows.skip)
+    return encoded, drawn if drawn < len(usable) else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from tov.config.records import Rule, RuleSettings
+from tov.config.choice import Rule, RuleSettings
 from tov.config.settings import Settings
 from tov.errors import RunError
 from tov.selection.choose import Best

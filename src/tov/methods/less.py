@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tov.config.records import RuleSettings
+from tov.config.choice import RuleSettings
 from tov.data.decontamination import IN_TEST, USABLE, exclusions
 from tov.engine.models import ModelSpec, Opened
 from tov.errors import ConfigError, ModelError, did_you_mean

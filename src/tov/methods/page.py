@@ -39,6 +39,8 @@ and with `--from` the rule of the run.
 - `--bins B` sets B length bins of equal capacity, each with the same quota of rows (not for `round-robin`).
 - `--source-cap 0.3` limits every source to that share of the chosen rows; `--source-cap web=0.2 books=0.5` limits these two.
   What a full source would have given goes to the next best rows of the other sources.
+- `--tokens 2M` in place of `--n` takes rows until the next one does not fit; `--share web=0.3` has 30 % come from this source
+  ([which tokens, and how exactly](choose.md#a-budget-of-tokens-and-shares-of-sources)).
 - A row without a score is never taken by score. No row is taken twice. Equal seeds choose equal rows.
 """
 PLUG_INS = """\

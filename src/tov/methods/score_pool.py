@@ -32,7 +32,7 @@ from tov.runs.folder import Run
 from tov.runs.manifest import ModelRecord, ScoringRecord, TargetRecord
 from tov.scores.shard import Shard, ShardReader
 from tov.scores.store import ShardStore
-from tov.scores.table import Columns, column_name, shard_table
+from tov.scores.table import FIXED, Columns, column_name, shard_table
 from tov.seeds import generator
 
 NOISE_ROWS = 32
@@ -139,6 +139,7 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         rows.pool, rows.index, rows.excluded, encode, prepared.settings.shard_rows, rows.skip, pairs=margin
     )  # fmt: skip
     made_from = {
+        "columns": FIXED,
         "method": prepared.method.table or prepared.method.name,
         "options": prepared.options.model_dump(mode="json") if prepared.options else {},
         "from": prepared.made_from,

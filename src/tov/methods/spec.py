@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
+from tov.config.choice import Rule, RuleSettings
 from tov.config.gate import GateSettings
-from tov.config.records import PathSettings, ReselectConfig, Rule, RuleSettings, ScanSettings, SelectConfig
+from tov.config.records import PathSettings, ReselectConfig, ScanSettings, SelectConfig
 from tov.config.settings import Invalidates, Settings, build, declared_by
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from tov.config.records import RuleSettings
+from tov.config.choice import RuleSettings
 from tov.methods.base import column_of
 from tov.methods.tov.method import PathMethod
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,31 @@ def _counts(tokens: np.ndarray, edges: np.ndarray) -> list[int]:
     """How many rows are from each edge up to the next; those outside are not counted."""
     places = np.searchsorted(edges, tokens, side="right")
     return np.bincount(places, minlength=len(edges) + 1)[1:-1].tolist()
+
+
+def amount_facts(
+    scores: pa.Table, row_ids: np.ndarray, tokens: int | None, shares: Mapping[str, float]
+) -> dict[str, Any]:
+    """Facts of a budget and of shares, where they were given.
+
+    Args:
+        scores: the score table.
+        row_ids: (n,) the chosen rows.
+        tokens: the budget.
+        shares: source -> share that was asked for.
+
+    Returns:
+        `budget`: `tokens`, and `spent` of them; `shares`: of each source `asked` and `reached`, of the rows or of the tokens
+        that were spent.
+    """
+    spent = scores["length"].to_numpy()[row_ids] if tokens else np.ones(len(row_ids), np.int64)
+    facts: dict[str, Any] = {"budget": {"tokens": tokens, "spent": int(spent.sum())}} if tokens else {}
+    if shares:
+        codes, names = coded(scores["source"])
+        of_source = np.bincount(codes[row_ids], spent, minlength=len(names))
+        reached = dict(zip(names, (of_source / spent.sum()).tolist(), strict=True))
+        facts["shares"] = {name: {"asked": share, "reached": reached[name]} for name, share in shares.items()}
+    return facts
 
 
 def _means(values: np.ndarray, codes: np.ndarray, groups: int) -> list[float | None]:

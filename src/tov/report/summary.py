@@ -18,6 +18,8 @@ SHOWN = (
     "preset",
     "model",
     "n",
+    "tokens",
+    "share",
     "transform",
     "normalize",
     "rule",
@@ -40,6 +42,7 @@ def summary_markdown(manifest: Manifest) -> str:
         parts += [
             "## Where the rows come from",
             composition_table(facts["choice"]),
+            *(["\n".join(f"- {one}" for one in amounts)] if (amounts := amount_lines(facts["choice"])) else []),
             "## Lengths",
             _lengths(facts["choice"], task.length),
         ]
@@ -102,7 +105,7 @@ def _what(manifest: Manifest) -> str:
     identity, scoring = manifest.identity, manifest.scoring
     settings = {"method": identity.get("method"), "options": identity.get("options"), **identity.get("settings", {})}
     shown = {key: settings[key] for key in SHOWN if settings.get(key) not in (None, {})}
-    for name in shown.keys() & {"options", "source_cap"}:
+    for name in shown.keys() & {"options", "source_cap", "share"}:
         shown[name] = ", ".join(f"{key}={_plain(value)}" for key, value in shown[name].items() if value is not None)
     lines = [f"- {key}: {code(value)}" for key, value in shown.items()]
     about = [f"- scored by {markdown(scoring.method)}: {note(scoring.about)}"] if scoring else []
@@ -138,6 +141,16 @@ def composition_table(choice: dict[str, Any]) -> str:
             for row in rows
         ],
     )  # fmt: skip
+
+
+def amount_lines(choice: dict[str, Any]) -> list[str]:
+    """Of a budget and of shares, where they were given: a line each."""
+    budget, unit = choice.get("budget"), "tokens" if "budget" in choice else "rows"
+    spent = [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {choice['n']:,} rows"] if budget else []
+    return spent + [
+        f"{markdown(name)} gives {100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
+        for name, one in choice.get("shares", {}).items()
+    ]
 
 
 def _number(value: float | None) -> str:

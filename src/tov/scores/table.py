@@ -16,8 +16,10 @@ from tov.data.rows import hexes
 from tov.scores.shard import Shard, ShardReader
 
 DEFAULT_TARGET = "target"
-FIXED = ("row_id", "source", "hash", "tokens", "lost", "in_base", "excluded")
-"""The columns that every table has."""
+LENGTH = "length"
+"""Tokens of a row as a training passes them: prompt and answer (of a preference pair the chosen one), within --max-length."""
+FIXED = ("row_id", "source", "hash", "tokens", LENGTH, "lost", "in_base", "excluded")
+"""The columns that every table has; one of version 0.1.0 has no `length`."""
 Columns = Mapping[str, np.ndarray]
 """(rows,) numbers of a shard's rows, by column; NaN for a row without one. Larger is better where the column is a score."""
 
@@ -66,9 +68,9 @@ def usable_in(scores: pa.Table) -> np.ndarray:
 def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.ndarray) -> pa.Table:
     """A shard of the score table.
 
-    Columns: `row_id`; `source`; `hash`, 16 hex digits of the content; `tokens`, the length that bins go by; `lost`,
-    scored tokens (or words) beyond --max-length; `in_base`; `excluded`, why the row may not be chosen, or ""; then the
-    method's own, in fp32.
+    Columns: `row_id`; `source`; `hash`, 16 hex digits of the content; `tokens`, the length that bins go by; `length`, all
+    tokens of the row; `lost`, scored tokens (or words) beyond --max-length; `in_base`; `excluded`, why the row may not be
+    chosen, or ""; then the method's own, in fp32.
 
     Args:
         reader: of the pool.
@@ -77,8 +79,9 @@ def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.nd
         base: uint64 content hashes of the base set U.
     """
     part = slice(shard.start, shard.stop)
-    tokens, lost = np.zeros((2, shard.stop - shard.start), np.int32)
+    tokens, lengths, lost = np.zeros((3, shard.stop - shard.start), np.int32)
     tokens[shard.places], lost[shard.places] = shard.encoded.sizes, shard.encoded.lost
+    lengths[shard.places] = shard.encoded.lengths
     codes = reader.excluded[part].copy()
     scored = shard.encoded.sizes > 0
     codes[shard.places[~scored]] = NO_TOKENS
@@ -89,6 +92,7 @@ def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.nd
         "source": pa.array(reader.pool.source_names(row_ids), pa.string()),
         "hash": pa.array(hexes(content), pa.string()),
         "tokens": pa.array(tokens, pa.int32()),
+        LENGTH: pa.array(lengths, pa.int32()),
         "lost": pa.array(lost, pa.int32()),
         "in_base": pa.array(np.isin(content, base), pa.bool_()),
         "excluded": pa.array(reasons, pa.string()),

@@ -44,12 +44,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Quotas:
-    """How many rows each source may still give.
+    """How many rows, or tokens, each source may still give.
 
     Attributes:
         sources: (N,) the source of each row, by its place in `names`.
         names: of the sources.
-        left: (S,) rows that may still be taken.
+        left: (S,) rows that may still be taken, or their tokens.
     """
 
     sources: np.ndarray
@@ -68,33 +68,39 @@ class Quotas:
         self.left[source] -= 1
         return True
 
-    def of(self, row_ids: np.ndarray) -> int:
-        """How many of these rows may be taken together."""
-        return int(np.minimum(self.left, np.bincount(self.sources[row_ids], minlength=len(self.names))).sum())
+    def of(self, row_ids: np.ndarray, lengths: np.ndarray | None = None) -> int:
+        """How many of these rows, or of their tokens, may be taken together."""
+        return int(np.minimum(self.left, self.sums(row_ids, lengths)).sum())
 
-    def check(self, n: int, usable: np.ndarray) -> None:
-        """Raises DataError if fewer than n rows may be taken."""
-        most = self.of(np.flatnonzero(usable))
+    def sums(self, row_ids: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+        """(S,) rows, or tokens where lengths are given, of each source among these."""
+        weights = None if lengths is None else lengths[row_ids]
+        return np.bincount(self.sources[row_ids], weights, minlength=len(self.names)).astype(np.int64)
+
+    def check(self, n: int, usable: np.ndarray, lengths: np.ndarray | None = None) -> None:
+        """Raises DataError if fewer than n rows may be taken; with (N,) lengths, if rows of fewer than n tokens."""
+        usable_ids = np.flatnonzero(usable)
+        most = self.of(usable_ids, lengths)
         if n > most:
-            counts = np.bincount(self.sources[usable], minlength=len(self.names))
+            unit, flag = ("rows", "--n") if lengths is None else ("tokens", "--tokens")
             limits = [
                 f"{name} {min(*pair):,} of {pair[0]:,}"
-                for name, *pair in sorted(zip(self.names, counts, self.left, strict=True))
+                for name, *pair in sorted(zip(self.names, self.sums(usable_ids, lengths), self.left, strict=True))
             ]
             raise DataError(
-                f"--source-cap allows {most:,} rows ({', '.join(limits)}), but --n asks for {n:,}.",
-                fix="Raise --source-cap, lower --n, or add sources to the pool.",
+                f"--source-cap allows {most:,} {unit} ({', '.join(limits)}), but {flag} asks for {n:,}.",
+                fix=f"Raise --source-cap, lower {flag}, or add sources to the pool.",
             )
 
 
 def quotas_for(codes: np.ndarray, names: Sequence[str], caps: Mapping[str, float], n: int) -> Quotas | None:
-    """Quotas for at most floor(cap n) rows of each source that has a cap; None without caps.
+    """Quotas for at most floor(cap n) rows (or tokens) of each source that has a cap; None without caps.
 
     Args:
         codes: (N,) the source of each row, by its place in `names`.
         names: of the sources, each with a row.
-        caps: source (or `EVERY_SOURCE`) -> largest share of the chosen rows.
-        n: rows to choose.
+        caps: source (or `EVERY_SOURCE`) -> largest share of the chosen rows (or tokens).
+        n: rows (or tokens) to choose.
 
     Raises:
         ConfigError: a cap for a source that is not there.
@@ -186,8 +192,7 @@ def choose(
         DataError: fewer rows than asked for.
         ConfigError: unknown rule.
     """
-    if rule not in RULES:
-        raise ConfigError(f"There is no rule {rule!r}.", allowed=", ".join(RULES), fix="Name one of these.")
+    check_rule(rule)
     usable_ids = np.flatnonzero(usable)
     if n > len(usable_ids):
         raise DataError(
@@ -213,7 +218,7 @@ def choose(
     chosen = np.empty(0, np.int64)
     edges: tuple[tuple[int, int], ...] = ()
     if by_score:
-        keys = scores + gumbel_noise(len(scores), seed) if rule == "sample" else scores
+        keys = ranked_by(scores, rule, seed)
         lengths = tokens[eligible]
         parts = length_bins(lengths, eligible, min(bins, by_score))
         if rule == "round-robin":
@@ -229,6 +234,17 @@ def choose(
     lucky = _by_chance(n - by_score, chosen, in_base, usable, generator(seed, "random half"), notes, quotas)
     reasons = np.array([BY_SCORE] * len(chosen) + [BY_CHANCE] * len(lucky))
     return Choice(np.concatenate([chosen, lucky]), reasons, edges, tuple(notes))
+
+
+def check_rule(rule: str) -> None:
+    """Raises ConfigError if there is no such rule."""
+    if rule not in RULES:
+        raise ConfigError(f"There is no rule {rule!r}.", allowed=", ".join(RULES), fix="Name one of these.")
+
+
+def ranked_by(scores: np.ndarray, rule: str, seed: int) -> np.ndarray:
+    """(N,) what a rule takes rows by, larger first: the score, or the score with the noise of the draw."""
+    return scores + gumbel_noise(len(scores), seed) if rule == "sample" else scores
 
 
 def _top_within_quotas(
@@ -278,21 +294,36 @@ def _met(groups: np.ndarray, shares: Sequence[int], row_ids: np.ndarray, quotas:
 
 def _in_turn(best: Best, eligible: np.ndarray, rows: int, n: int, quotas: Quotas | None) -> np.ndarray:
     """(n,) row ids by round robin. Of a source with a quota of c rows no target needs to know more than its c best."""
-    among = np.zeros(rows, bool)
-    among[eligible] = True
     if quotas is None:
-        return round_robin_of(best(min(n, len(eligible)), among)[0], n)
-    parts = []
-    for source, cap in enumerate(quotas.left):
-        mine = among & (quotas.sources == source)
-        if cap and mine.any():
-            parts.append(best(min(int(cap), n, int(mine.sum())), mine))
+        return round_robin_of(best(min(n, len(eligible)), among(eligible, rows))[0], n)
+    sources = quotas.sources[eligible]
+    groups = [(min(int(cap), n), eligible[sources == source]) for source, cap in enumerate(quotas.left)]
+    lists = best_of(best, [(min(k, len(group)), group) for k, group in groups if k and len(group)], rows)
+    return round_robin_of(lists, n, allow=quotas.take)
+
+
+def best_of(best: Best, groups: Sequence[tuple[int, np.ndarray]], rows: int) -> list[np.ndarray]:
+    """Of each target, the k best row ids of every group together, best first.
+
+    Args:
+        best: each target's k best.
+        groups: of each its k, and its row ids.
+        rows: of the pool.
+    """
+    parts = [best(k, among(row_ids, rows)) for k, row_ids in groups]
     lists = []
     for target in range(len(parts[0][0])):
         row_ids = np.concatenate([part[0][target] for part in parts])
         values = np.concatenate([part[1][target] for part in parts])
         lists.append(row_ids[np.lexsort((row_ids, -values))])
-    return round_robin_of(lists, n, allow=quotas.take)
+    return lists
+
+
+def among(row_ids: np.ndarray, rows: int) -> np.ndarray:
+    """(rows,) bool, whether a row is one of these."""
+    among = np.zeros(rows, bool)
+    among[row_ids] = True
+    return among
 
 
 def _by_chance(

@@ -8,7 +8,8 @@ Source: RDS+ of Ivison et al. 2025, arXiv 2503.01807. Differs: ties and rows wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -63,21 +64,33 @@ def round_robin_of(
     if n > len(among):
         raise _too_few(n, len(among))
     free = np.ones(among.max(initial=-1) + 1, bool)
-    places, taken = [0] * len(lists), list[int]()
-    while len(taken) < n:
-        before = len(taken)
+    taken = list(islice(in_turn(lists, free, allow), n))
+    if len(taken) < n:
+        raise _too_few(n, len(taken))
+    return np.array(taken, np.int64)
+
+
+def in_turn(lists: Sequence[np.ndarray], free: np.ndarray, allow: Callable[[int], bool] | None = None) -> Iterator[int]:
+    """Rows in the order of taking: the lists in turn give their first row that is still free, until none has any.
+
+    Args:
+        lists: of row ids, best first.
+        free: (N,) bool, which the caller may change; a row that was given is free no more when the next one is asked for.
+        allow: as of `round_robin_of`.
+    """
+    places, going = [0] * len(lists), True
+    while going:
+        going = False
         for target, rows in enumerate(lists):
             place = _first_free(rows, places[target], free)
-            while allow and place < len(rows) and len(taken) < n and not allow(int(rows[place])):
+            while allow and place < len(rows) and not allow(int(rows[place])):
                 free[rows[place]] = False
                 place = _first_free(rows, place, free)
             places[target] = place
-            if place < len(rows) and len(taken) < n:
-                taken.append(int(rows[place]))
+            if place < len(rows):
+                going = True
+                yield int(rows[place])
                 free[rows[place]] = False
-        if len(taken) == before:
-            raise _too_few(n, before)
-    return np.array(taken, np.int64)
 
 
 def _too_few(n: int, rows: int) -> DataError:
@@ -89,6 +102,8 @@ def _too_few(n: int, rows: int) -> DataError:
 
 def _first_free(rows: np.ndarray, start: int, free: np.ndarray) -> int:
     """The first place from `start` on whose row is free; the length of the list if there is none."""
+    if start < len(rows) and free[rows[start]]:
+        return start
     for ahead in range(start, len(rows), _LOOK_AHEAD):
         places = np.flatnonzero(free[rows[ahead : ahead + _LOOK_AHEAD]])
         if len(places):

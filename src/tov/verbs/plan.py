@@ -19,24 +19,23 @@ from tov.data.pool import Pool
 from tov.data.sources import Input
 from tov.engine.models import Lora, ModelSpec, Opened
 from tov.errors import ConfigError
-from tov.inputs.draw import encode_scored
+from tov.inputs.amount import Amount, Lengths, amount_of
+from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
-from tov.inputs.read import Indexed, PoolRows, check_n, reading_notes, usable_rows
+from tov.inputs.read import Indexed, PoolRows, check_n, reading_notes
 from tov.methods.base import PoolStats, Stage
+from tov.methods.choice import check_tokens
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import file_size
 from tov.report.summary import table
 from tov.runs.folder import check_place, run_folder, watch_run
 from tov.runs.manifest import FILE
-from tov.seeds import generator
 from tov.sinks import line, markdown
 from tov.tasks import TASKS
-from tov.text.encode import IGNORED, Encoded, encode_placed
+from tov.text.encode import IGNORED, Encoded
 from tov.verbs.select import select_identity
 from tov.verbs.training_file import check_writable
 
-SAMPLE = 4096
-"""Usable pool rows that are made tokens of, drawn at random where there are more."""
 BACKWARD = 2
 """Forward passes that a backward pass counts as: it multiplies by the weights and by what they were given."""
 SHOWN = 160
@@ -50,7 +49,7 @@ class Plan:
     """What a selection will take.
 
     Attributes:
-        facts: `pool`, `target`, `model`, `example`, `methods`; counts of rows and tokens, bytes.
+        facts: `pool`, `target`, `model`, `example`, `methods`, `choice`; counts of rows and tokens, bytes.
     """
 
     facts: dict[str, Any]
@@ -82,7 +81,7 @@ def plan(
         model: Hub id, local folder, .gguf file or alias.
         pool: rows to choose from, as `select` takes them.
         target: examples of what is wanted, likewise.
-        n: rows to choose, to be checked.
+        n: rows to choose, to be checked; or name `tokens`, a budget of tokens.
         methods: as `tov select --method` takes them.
         **settings: any other setting of `tov plan --help`, with underscores.
 
@@ -106,16 +105,17 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     for _, variant in chosen:
         if not variant.method.ranks:
             raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
-        if variant.method.takes == "pilots" and not config.n:
+        if variant.method.takes == "pilots" and not (config.n or config.tokens):
             raise ConfigError(
-                "--n is missing: the cost of auto's pilots depends on it.", fix="Give the rows to choose."
+                "--n is missing: the cost of auto's pilots depends on it.",
+                fix="Give the rows to choose, or --tokens, the tokens to choose.",
             )
     first, target, rows, labels = read_inputs(chosen[0][0], pools or config.pool, targets or config.target)
     check_writable(rows.pool)
     check_n(config.n or 1, rows)
     spec = ModelSpec.of(first, labels)
     opened = spec.open()
-    encoded, drawn = _sample(rows, opened, first.seed)
+    encoded, drawn = sample_rows(rows, opened.encode, first.seed)
     scored = encoded.scored_counts > 0
     # A row within the limit can lose words too: those that the tokenizer makes nothing of.
     cut = (encoded.lost > 0) & (encoded.lengths >= opened.encode.max_length)
@@ -123,20 +123,26 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     usable = int(rows.usable.sum())
     times = usable / max(len(encoded), 1)
     tokens = times * int(encoded.lengths[scored].sum())
+    lengths = Lengths.of(encoded, usable)
+    amount = amount_of(config, rows, lengths) if config.n or config.tokens else None
+    n, prepared, flag = (amount.least, amount.prepared, amount.flag) if amount else (None, usable, "--n")
     trained, methods = _counter(spec, opened), []
     for settings, variant in chosen:
         settings = settings.for_task(target.task)
-        check_variant(variant, settings, rows, target, config.n)
+        check_variant(variant, settings, rows, target, n, flag)
         if len(chosen) == 1:  # of several, no folder is meant
             _check_place(config, settings, variant, rows, target)
         stats = PoolStats(
-            settings=settings, options=variant.method.resolve(variant.options, config.n or usable),
+            settings=settings.model_copy(update={"n": amount.rows, "tokens": None}) if amount else settings,
+            options=variant.method.resolve(variant.options, prepared),
             rows=len(rows.pool), usable=usable,
             scored=times * int(scored.sum()), tokens=tokens, target_rows=len(wanted),
             target_tokens=int(wanted.lengths.sum()), width=opened.loaded.model.config.get_text_config().hidden_size,
             trained=trained,
         )  # fmt: skip
         methods.append(_of_method(variant, variant.method.cost(stats), tokens))
+    if amount:
+        check_tokens(config, rows, amount, opened.encode, first.seed)
     sources, counts = np.unique(rows.pool.source_names(np.arange(len(rows.pool))), return_counts=True)
     return Plan({
         "pool": {
@@ -155,6 +161,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             "trained": trained(first), "max_length": opened.encode.max_length,
         },
         "example": _example(wanted, opened), "methods": methods,
+        "choice": _choice(amount, lengths) if amount else None,
         "notes": [
             *_unseen(target=target.pool, pool=rows.pool), *reading_notes(target=target, pool=rows),
             *_of_template(rows, encoded, times),
@@ -170,7 +177,8 @@ def _select(config: PlanConfig, method: str) -> tuple[SelectConfig, Variant]:
         for name in config.model_fields_set
         if name in SelectConfig.model_fields and not (several and has_no_effect(SelectConfig, name, kind))
     }
-    return select_settings(build(SelectConfig, {**settings, "out": config.out, "n": config.n or 1, "method": method}))
+    amount = {} if config.tokens else {"n": config.n or 1}
+    return select_settings(build(SelectConfig, {**settings, **amount, "out": config.out, "method": method}))
 
 
 def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> None:
@@ -178,7 +186,7 @@ def _check_place(config: PlanConfig, settings: SelectConfig, variant: Variant, r
     identity = select_identity(settings, variant, rows, target)
     folder = run_folder(config.out, identity)
     check_place(folder, force=config.force)
-    if (folder / FILE).exists() and config.n and not config.force:
+    if (folder / FILE).exists() and (config.n or config.tokens) and not config.force:
         watch_run(folder, command="select", identity=identity)
 
 
@@ -201,16 +209,6 @@ def _of_template(rows: PoolRows, encoded: Encoded, times: float) -> list[str]:
     return notes + [f"the model's chat template refuses {refused:,} pool rows, which have no scored token"] * bool(
         refused
     )
-
-
-def _sample(rows: PoolRows, opened: Opened, seed: int) -> tuple[Encoded, int | None]:
-    """Usable rows of the pool as tokens, and how many they are where they are not all."""
-    usable = np.flatnonzero(rows.usable)
-    drawn = len(usable) if len(usable) <= SAMPLE else SAMPLE
-    picked = np.sort(generator(seed, "plan").choice(usable, drawn, replace=False))
-    places = [rows.pool.where(int(row_id)) for row_id in picked]
-    encoded = encode_placed(opened.encode, usable_rows(rows.pool.at(picked)), places.__getitem__, skip=rows.skip)
-    return encoded, drawn if drawn < len(usable) else None
 
 
 def _counter(spec: ModelSpec, opened: Opened) -> Callable[[Any], int]:
@@ -254,6 +252,13 @@ def _of_method(variant: Variant, stages: list[Stage] | None, tokens: float) -> d
     }
 
 
+def _choice(amount: Amount, lengths: Lengths) -> dict[str, Any]:
+    """Rows and tokens of the choice, one of the two estimated for rows as long as the pool's."""
+    if amount.tokens:
+        return {"rows": amount.rows, "tokens": amount.tokens, "estimated": "rows"}
+    return {"rows": amount.rows, "tokens": round(amount.rows * lengths.mean), "estimated": "tokens"}
+
+
 def _example(target: Encoded, opened: Opened) -> dict[str, Any]:
     """What of the target's first row is scored."""
     ids, labels = target.row(0)
@@ -280,6 +285,11 @@ def _text(facts: dict[str, Any]) -> str:
         "scored": f"of the target's first row {example['scored']:,} of {example['tokens']:,} tokens: "
         f"{_shortened(example['text'])}",
     }
+    if choice := facts["choice"]:
+        about = {name: "about " * (choice["estimated"] == name) for name in ("rows", "tokens")}
+        head["choice"] = f"{about['rows']}{choice['rows']:,} rows of {about['tokens']}{choice['tokens']:,} tokens, " + (
+            "where the chosen rows are as long as the pool's"
+        )
     rows = [
         [
             markdown(method["method"]),

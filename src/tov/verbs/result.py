@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
-from tov.report.summary import composition_table, gate_text
+from tov.report.summary import amount_lines, composition_table, gate_text
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
@@ -49,7 +49,7 @@ class Result:
 
     @cached_property
     def scores(self) -> pa.Table:
-        """The score table: one row per pool row (row_id, source, hash, tokens, in_base, excluded, and the method's columns)."""
+        """The score table: a row a pool row (row_id, source, hash, tokens, length, in_base, excluded, the method's columns)."""
         return read_table(self.run.scores, fingerprint=self.run.stamp)
 
     @property
@@ -131,6 +131,7 @@ class Picked(Result):
         parts = [
             *([gate_text(gate), ""] if gate else []),
             composition_table(choice),
+            *amount_lines(choice),
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",
             f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tov.comparison.gate import check_variant, decide
-from tov.config.records import ReselectConfig, SelectConfig, SelectionSettings
+from tov.config.choice import SelectionSettings
+from tov.config.records import ReselectConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.pool import Pool, files_of
 from tov.data.sources import Input
-from tov.engine.models import Models
+from tov.engine.models import Models, ModelSpec
 from tov.errors import ModelError, RunError
 from tov.files import checksum, write_text
+from tov.inputs.amount import Amount, amount_of, lengths_of
 from tov.inputs.named import (
     Inputs,
     check_pool_unchanged,
@@ -31,10 +33,10 @@ from tov.inputs.named import (
 )
 from tov.inputs.read import Indexed, PoolRows, check_n
 from tov.methods.auto import PILOTS
-from tov.methods.choice import choose_rows, columns_for
+from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
-from tov.report.numbers import choice_facts, facts_read, score_facts
+from tov.report.numbers import amount_facts, choice_facts, facts_read, score_facts
 from tov.report.summary import summary_markdown
 from tov.runs.folder import Run, differences, open_run, run_folder, work_on
 from tov.runs.made import alone_in
@@ -51,10 +53,10 @@ from tov.verbs.shown import Ranked
 
 
 def select(
-    *, model: str | None = None, pool: Inputs | None = None, target: Inputs | None = None, n: int,
+    *, model: str | None = None, pool: Inputs | None = None, target: Inputs | None = None, n: int | None = None,
     out: str | Path | None = None, from_run: str | os.PathLike[str] | None = None, **settings: Any,
 ) -> Picked:  # fmt: skip
-    """Fits the path, scans the pool, chooses n rows and writes the run folder; with `from_run` only chooses.
+    """Fits the path, scans the pool, chooses rows and writes the run folder; with `from_run` only chooses.
 
     The same call again returns the finished run, or goes on where it was interrupted.
 
@@ -62,7 +64,7 @@ def select(
         model: Hub id, local folder, .gguf file or alias.
         pool: rows to choose from: path(s), glob(s), Hub id(s), `datasets.Dataset`(s) or a list of rows.
         target: examples of what is wanted, likewise.
-        n: rows to choose.
+        n: rows to choose; or name `tokens`, a budget of tokens (2_000_000 or "2M").
         out: run folder; default `tov-runs/<fingerprint>`.
         from_run: a run (or its result) whose scores are used: as `reselect`.
         **settings: any other setting of `tov select --help`, with underscores.
@@ -81,7 +83,7 @@ def select(
     arguments = {
         **({"model": model} if model is not None else {}),
         **record,
-        "n": n,
+        **({"n": n} if n is not None else {}),
         "out": str(out or "auto"),
         **settings,
     }
@@ -102,8 +104,7 @@ def run_select(
             return Picked(done)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
-    check_n(config.n, rows)
-    check_variant(variant, config, rows, target, config.n)
+    amount = _amount(config, variant, rows, target, labels)
     identity = select_identity(config, variant, rows, target)
     shown = {
         name: value for name, value in config.shown().items() if not has_no_effect(SelectConfig, name, variant.method)
@@ -115,10 +116,10 @@ def run_select(
         if not run.finished:
             run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
             if variant.method.takes == "pilots":
-                config, variant = _decided(run, rows, target, config, labels)
+                config, variant = _decided(run, rows, target, config, labels, amount)
             target_seen, models = see_target(target, config, labels), Models()
             score_pool(
-                run, rows, {DEFAULT_TARGET: target}, config, variant, n=config.n, labels=labels, models=models,
+                run, rows, {DEFAULT_TARGET: target}, config, variant, n=amount.prepared, labels=labels, models=models,
                 quiet=config.quiet,
             )  # fmt: skip
             note_target(run, target, target_seen[1])
@@ -130,12 +131,23 @@ def run_select(
     return Picked(run)
 
 
+def _amount(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed, labels: tuple[str, ...]) -> Amount:
+    """How much is asked for, which can be chosen as far as is known before anything is scored."""
+    check_n(config.n or 1, rows)
+    encode = ModelSpec.of(config, labels).encoder() if config.tokens else None
+    amount = amount_of(config, rows, lengths_of(rows, encode, config.seed) if encode else None)
+    check_variant(variant, config, rows, target, amount.least, amount.flag)
+    if encode:
+        check_tokens(config, rows, amount, encode, config.seed)
+    return amount
+
+
 def _decided(
-    run: Run, rows: PoolRows, target: Indexed, config: SelectConfig, labels: tuple[str, ...]
+    run: Run, rows: PoolRows, target: Indexed, config: SelectConfig, labels: tuple[str, ...], amount: Amount
 ) -> tuple[SelectConfig, Variant]:
     """The settings and the method that the pilots decide for."""
     with run.stage(PILOTS):
-        decided = decide(run.folder / "gate", rows, target, config, n=config.n, labels=labels)
+        decided = decide(run.folder / "gate", rows, target, config, n=amount.rows, labels=labels)
     cost, config = decided.record["cost"], settings_for(config, decided.variant)
     run.note(
         gate={**decided.record, "settings": with_effect(config, decided.variant.method, "choice")},
@@ -196,19 +208,25 @@ def _task(run: Run) -> str:
 
 
 def reselect(
-    from_run: str | os.PathLike[str], *, n: int, out: str | Path, pool: Inputs | None = None, **settings: Any
+    from_run: str | os.PathLike[str],
+    *,
+    n: int | None = None,
+    out: str | Path,
+    pool: Inputs | None = None,
+    **settings: Any,
 ) -> Picked:
     """Chooses again from a finished run's scores; nothing is scanned.
 
     Args:
         from_run: folder of a `select` or `score` run (or its result).
-        n: rows to choose.
+        n: rows to choose; or name `tokens`, a budget of tokens.
         out: the new run folder.
         pool: the run's pool, needed only if it was in memory.
         **settings: `method`, `transform`, `normalize`, `rule`, `bins`, `source_cap`, `seed`, by default as in the run;
-            `force`, `quiet`.
+            `tokens`, `share`, `force`, `quiet`.
     """
-    config = build(ReselectConfig, {"from_run": os.fspath(from_run), "n": n, "out": str(out), **settings})
+    amount = {"n": n} if n is not None else {}
+    config = build(ReselectConfig, {"from_run": os.fspath(from_run), **amount, "out": str(out), **settings})
     return run_reselect(config, list_inputs(pool) if pool is not None else None)
 
 
@@ -229,6 +247,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         config = config.model_copy(update={"normalize": normalize})
     pool = pool_again(origin, pools, scoring.rows or rows_in(origin.scores))
     check_pool_unchanged(origin, pools, pool)
+    check_again(config, pool, origin.scores)
     seed = config.seed if config.seed is not None else origin.manifest.seed or 0
     identity = {
         "method": variant.method.name,
@@ -271,13 +290,16 @@ def _choose_and_write(
     with run.stage("select"):
         columns = columns_for(variant.method, config, run.scores)
         scores = read_table(run.scores, len(pool), columns, run.stamp)
-        choice, values = choose_rows(variant.method, config, scores, run, n=config.n, seed=seed)
+        choice, values = choose_rows(variant.method, config, scores, run, seed=seed)
         if origin is None:
             check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids, run.stamp))
         written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
         checks = look_at(run, pool, scores, choice.row_ids, target, seed)
     run.note(checks=checks, summary={
-        "choice": choice_facts(scores, choice.row_ids, choice.reasons, values),
+        "choice": {
+            **choice_facts(scores, choice.row_ids, choice.reasons, values),
+            **amount_facts(scores, choice.row_ids, config.tokens, config.share),
+        },
         "scores": of_scores or facts_of(run),
         "notes": [*run.manifest.notes, *choice.notes, *checks.warnings, *written],
     })  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tov.config.records import SelectionSettings
+from tov.config.choice import SelectionSettings
 from tov.data.cells import BadRow
 from tov.data.pool import Pool
 from tov.engine.models import Models

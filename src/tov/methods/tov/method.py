@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from tov.config.records import RuleSettings
+from tov.config.choice import RuleSettings
 from tov.data.rows import hexes
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import RunError
