@@ -268,6 +268,7 @@ def test_the_run_folder_holds_what_was_promised(place: Path) -> None:
     names = {path.name for path in (place / "done").iterdir()}
     assert names - {".lock"} == {
         "manifest.json", "config.yaml", "path", "scores", "selected.jsonl", "selected.parquet", "summary.md", "events.jsonl",
+        "shown.json", "report.html",
     }, "a file is missing, or something was left behind"  # fmt: skip
     assert (place / "done" / "path" / "epoch-1" / "target" / "adapter_model.safetensors").exists()
     assert len(list((place / "done" / "scores").glob("*.parquet"))) == POOL_ROWS // SMALL["shard_rows"]
@@ -281,7 +282,7 @@ def test_the_manifest_says_what_the_numbers_were_made_from(place: Path) -> None:
     assert facts["identity"]["settings"]["learning_rate"] == TASKS["instruction"].defaults.learning_rate
     assert facts["identity"]["pool"]["sources"] == {"red": 25, "blue": 15}
     assert facts["identity"]["pool"]["fingerprint"] != facts["identity"]["targets"]["target"]["fingerprint"]
-    assert set(facts["timings"]) == {"fit", "scan", "select"}
+    assert set(facts["timings"]) == {"fit", "scan", "select", "explain"}
     assert facts["versions"]["tov"] == tov.__version__
     assert facts["versions"]["torch"]
     assert facts["hardware"]["cores"] == os.cpu_count()
@@ -305,7 +306,7 @@ def test_config_holds_every_setting(place: Path) -> None:
 def test_events_tell_the_story(place: Path) -> None:
     assert events(place / "done") == [
         "started", "fit started", "fit finished", "scan started", "scan finished", "select started", "select finished",
-        "finished",
+        "explain started", "explain finished", "finished",
     ]  # fmt: skip
 
 
@@ -554,9 +555,9 @@ def test_fit_then_score_equals_select(place: Path, tmp_path: Path, capsys: pytes
 
 def test_dir_lists_the_front_door_and_no_more() -> None:
     assert dir(tov) == [
-        "Compared", "ConfigError", "DataError", "Exported", "ModelError", "NumericError", "Picked", "Plan", "Result",
-        "RunError", "StorageError", "TovError", "Trained", "__version__", "compare", "export", "fit", "plan",
-        "reselect", "score", "select", "train",
+        "Compared", "ConfigError", "DataError", "Exported", "Inspected", "ModelError", "NumericError", "Picked", "Plan",
+        "Reported", "Result", "RunError", "StorageError", "TovError", "Trained", "__version__", "compare", "export", "fit",
+        "inspect", "plan", "report", "reselect", "score", "select", "train",
     ]  # fmt: skip
     assert all(getattr(tov, name) is not None for name in dir(tov))
     with pytest.raises(AttributeError, match="selekt"):

@@ -242,7 +242,7 @@ def _lengths(choice: Mapping[str, Any], shown: Mapping[str, Any] | None, unit: s
             total = max(sum(one[key] for one in rows), 1)
             data.append({"length": name, "place": place, "of": of, "rows": row[key], "share": row[key] / total})
     lead = []
-    if shown and len(shown["bins"]) > 1:
+    if shown and len(shown["bins"]) > 1 and not choice.get("budget") and not choice.get("shares"):
         quota = choice["by_score"] // len(shown["bins"])
         lead.append(
             f"The rule has {len(shown['bins'])} bins of equally many rows by length; each gives {quota:,} rows by score"
