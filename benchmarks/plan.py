@@ -2,11 +2,11 @@
 
     python benchmarks/plan.py --data DATA [--task ner instruction] [--repeats 1] [--out benchmarks/plan-cpu.json]
 
-DATA is a folder with instruct/*.parquet and ner/*.parquet. Pool and target are rows of it, drawn by a seed: sentences of wnut17 for a
-target of wikigold (MiniLM), Alpaca and Dolly for a target of Orca (SmolLM2-135M). Each command is a process of its own. The plan is
-made before the run and again after it, because other work on the machine changes between the two; the ratio is that of the mean of
-the two plans. Seconds of the run are wall time from its start to its end, with all imports, which a plan does not count. The load is
-the mean number of running processes over the last minute: where it is more than the cores, seconds are not the machine's own.
+DATA is a folder with instruct/*.parquet and ner/*.parquet. Pool and target are rows of it, drawn by a seed: sentences of wnut17 for
+a target of wikigold (MiniLM), Alpaca and Dolly for a target of Orca (SmolLM2-135M). Each command is a process of its own. The plan
+is made before the run and again after it, because other work on the machine changes between the two; the ratio is that of the mean
+of the two plans. Seconds of the run are wall time from its start to its end, with all imports, which a plan does not count. The load
+is the mean number of running processes over the last minute: where it is more than the cores, seconds are not the machine's own.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def planned(flags: list[str]) -> dict[str, Any]:
     return {
         "seconds": method["seconds"], "stages": method["stage_seconds"], "rates": method["rates"],
         "peak": method["memory"]["peak"], "bytes": method["bytes"] + method["training_file"],
-        "took": round(done["seconds"], 1), "probe": round(done["printed"]["probe"]["seconds"], 1), "load": round(done["load"], 2),
+        "took": round(done["seconds"], 1), "probe": round(done["printed"]["probe"]["seconds"], 1),
+        "load": round(done["load"], 2),
     }  # fmt: skip
 
 
