@@ -91,4 +91,5 @@ def _table(checks: tuple[Check, ...]) -> str:
     Console(file=written, width=width, color_system=None).print(table)
     counts = Counter(check.state for check in checks)
     lines = [text.rstrip() for text in written.getvalue().splitlines()]
-    return "\n".join([*lines, "", f"{counts['ok']} ok, {counts['note']} notes, {counts['fault']} faults"])
+    told = [f"{counts[kind]} {kind}{'s' * (counts[kind] != 1)}" for kind in ("note", "fault")]
+    return "\n".join([*lines, "", f"{counts['ok']} ok, {', '.join(told)}"])

@@ -189,7 +189,8 @@ def _timed(
                 timed[at] = _time_of(read, stages, probe.rates(stages, record), memory)
     except (MemoryError, torch.OutOfMemoryError):
         troubles.append(OUT_OF_MEMORY)
-    return timed, {"seconds": probe.seconds, "reading": read.reading, "opening": read.opening}, troubles
+    took = {"seconds": probe.seconds, "cpu_seconds": probe.cpu_seconds}
+    return timed, {**took, "reading": read.reading, "opening": read.opening}, troubles
 
 
 def _time_of(

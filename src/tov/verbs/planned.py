@@ -15,7 +15,7 @@ from tov.data.pool import Pool
 from tov.engine.models import ModelSpec, Opened
 from tov.inputs.read import Indexed, PoolRows, reading_notes
 from tov.model.load import longest
-from tov.text.encode import Encoded
+from tov.text.encode import IGNORED, Encoded
 from tov.text.example import marked, parts
 
 SHOWN_COLUMNS = 8
@@ -125,9 +125,12 @@ def _examples(read: ReadForPlan) -> dict[str, Any]:
 
 def _example(rows: Encoded, index: int, opened: Opened, place: str) -> dict[str, Any]:
     """A row, part by part, and what of it is scored."""
-    of_row = parts(rows, index, opened.loaded.tokenizer, opened.encode.labels)
+    tokenizer, names = opened.loaded.tokenizer, opened.encode.labels
+    of_row, labels = parts(rows, index, tokenizer, names), rows.row(index)[1]
+    scored = labels[labels != IGNORED].tolist()
     return {
         "row": place, "tokens": int(rows.lengths[index]), "scored": int(rows.scored_counts[index]),
+        "scored_text": " ".join(names[label] for label in scored) if names else tokenizer.decode(scored),
         "parts": [asdict(part) for part in of_row], "text": marked(of_row),
     }  # fmt: skip
 
