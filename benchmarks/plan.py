@@ -2,11 +2,13 @@
 
     python benchmarks/plan.py --data DATA [--task ner instruction] [--repeats 1] [--out benchmarks/plan-cpu.json]
 
-DATA is a folder with instruct/*.parquet and ner/*.parquet. Pool and target are rows of it, drawn by a seed: sentences of wnut17 for
-a target of wikigold (MiniLM), Alpaca and Dolly for a target of Orca (SmolLM2-135M). Each command is a process of its own. The plan
-is made before the run and again after it, because other work on the machine changes between the two; the ratio is that of the mean
-of the two plans. Seconds of the run are wall time from its start to its end, with all imports, which a plan does not count. The load
-is the mean number of running processes over the last minute: where it is more than the cores, seconds are not the machine's own.
+DATA is a folder with instruct/*.parquet and ner/*.parquet. Pool and target are rows of it, drawn by a seed: sentences
+of wnut17 for a target of wikigold (MiniLM), Alpaca and Dolly for a target of Orca (SmolLM2-135M). Each command is a
+process of its own. The plan is made before the run and again after it, because other work on the machine changes
+between the two; the ratio is that of the mean of the two plans. Seconds of the run are wall time from its start to its
+end, with all imports, which a plan does not count. The load is the mean number of running processes over the last
+minute: where it is more than the cores, seconds are not the machine's own. The ratio of CPU seconds leaves that out:
+those of the plan are its seconds times the share of the time for which the probe had a processor.
 """
 
 from __future__ import annotations
@@ -80,8 +82,8 @@ def planned(flags: list[str]) -> dict[str, Any]:
     return {
         "seconds": method["seconds"], "stages": method["stage_seconds"], "rates": method["rates"],
         "peak": method["memory"]["peak"], "bytes": method["bytes"] + method["training_file"],
-        "took": round(done["seconds"], 1), "probe": round(done["printed"]["probe"]["seconds"], 1),
-        "load": round(done["load"], 2),
+        "cpu_seconds": method["seconds"] * done["printed"]["probe"]["cpu_seconds"] / done["printed"]["probe"]["seconds"],
+        "took": round(done["seconds"], 1), "probe": done["printed"]["probe"], "load": round(done["load"], 2),
     }  # fmt: skip
 
 
@@ -105,7 +107,7 @@ def compare(task: str, data: Path, more: list[str]) -> dict[str, Any]:
     return {
         "task": task, "plans": plans, "run": real,
         "planned_over_run": {
-            **{key: _ratio([plan[key] for plan in plans], real[key]) for key in ("seconds", "peak", "bytes")},
+            **{key: _ratio([plan[key] for plan in plans], real[key]) for key in ("seconds", "cpu_seconds", "peak", "bytes")},
             "stages": {
                 stage: _ratio([plan["stages"][stage] for plan in plans], real["stages"][stage]) for stage in before["stages"]
             },

@@ -84,6 +84,6 @@ def _stages(method: dict[str, Any]) -> str:
     speeds = [f"{method['rates'][key]:,.0f} {name}" for key, name in rates.items() if method["rates"][key]]
     memory = method["memory"]
     sizes = [
-        f"{name} {file_size(memory[name])}" for name in ("weights", "optimizer", "passes") if memory[name] is not None
+        f"{name} {file_size(memory[name])}" for name in ("weights", "optimizer", "passes", "spare") if memory[name]
     ]
     return f"{stages}; tokens a second: {', '.join(speeds) or 'none'}; memory: {', '.join(sizes)}"
