@@ -32,12 +32,12 @@ from tov.files import write_json
 
 CASES: dict[str, dict[str, Any]] = {
     "ner": {
-        "pool": ["ner/wnut17"], "target": "ner/wikigold", "rows": 3000, "target_rows": 400,
+        "pool": ["ner/wnut17"], "target": "ner/wikigold", "rows": 2000, "target_rows": 300,
         "flags": ["--model", "minilm", "--columns", "ner_tags=ner_tags_coarse", "--n", "300"],
     },
     "instruction": {
-        "pool": ["instruct/alpaca_gpt35", "instruct/dolly"], "target": "instruct/orca", "rows": 300, "target_rows": 64,
-        "flags": ["--model", "smollm2-135m", "--max-length", "192", "--epochs", "1", "--n", "64"],
+        "pool": ["instruct/alpaca_gpt35", "instruct/dolly"], "target": "instruct/orca", "rows": 120, "target_rows": 48,
+        "flags": ["--model", "smollm2-135m", "--max-length", "192", "--epochs", "1", "--n", "48"],
     },
 }  # fmt: skip
 """Of each task: sources, rows of each, flags of both commands."""
