@@ -169,7 +169,7 @@ class Probe:
         """Tokens a second of passes over batches, each twice: a shape's first pass takes longer, and a run has several."""
         clock, groups = _Clock(opened.loaded.device), self._groups
         with suppress(_Enough):
-            for group in [groups[-1], *(one for group in groups for one in (group, group))]:
+            for group in [groups[-1], *(one for one in groups for _ in range(2))]:
                 work(group)
                 clock.advance(len(group), int(self.rows.lengths[group].sum()))
         return clock.tokens / clock.taken
