@@ -31,8 +31,8 @@ from tov.text.encode import Encoded
 from tov.training.loop import make_optimizer, moments_of, train_epoch
 
 SECONDS = 4.0
-"""That a kind of pass is timed for, at least `LEAST` passes."""
-LEAST = 3
+"""That a kind of pass is timed for, at least `STEPS` steps of an optimizer or `PASSES` batches."""
+STEPS, PASSES = 3, 6
 SCAN = "scan"
 """The stage in which every pool row is made tokens of."""
 SPARE = KEPT // 2
@@ -146,8 +146,8 @@ class Probe:
             return self._rate(opened, lambda group: row_logprobs(model, collate(self.rows, group)))
 
     def _training(self, opened: Opened, batch_size: int) -> float:
-        clock = _Clock(opened.loaded.device)
-        order = np.resize(np.arange(len(self.rows)), max(len(self.rows), (LEAST + 1) * batch_size))
+        clock = _Clock(opened.loaded.device, STEPS)
+        order = np.resize(np.arange(len(self.rows)), max(len(self.rows), (STEPS + 1) * batch_size))
         with suppress(_Enough):
             train_epoch(
                 opened.adapted, self.rows, order=order, optimizer=make_optimizer(opened.adapted, "carry"),
@@ -167,7 +167,7 @@ class Probe:
 
     def _rate(self, opened: Opened, work: Callable[[np.ndarray], Any]) -> float:
         """Tokens a second of passes over batches, each twice: a shape's first pass takes longer, and a run has several."""
-        clock, groups = _Clock(opened.loaded.device), self._groups
+        clock, groups = _Clock(opened.loaded.device, PASSES), self._groups
         with suppress(_Enough):
             for group in [groups[-1], *(one for one in groups for _ in range(2))]:
                 work(group)
@@ -180,22 +180,25 @@ class _Enough(Exception):
 
 
 class _Clock(Silent):
-    """Counts tokens and seconds from the end of the first pass on, until `SECONDS` have gone."""
+    """Counts tokens and seconds from the end of the first pass on, until `SECONDS` have gone and so many passes are made."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.passes, self.tokens, self.taken, self.begun = device, 0, 0, 0.0, 0.0
+    def __init__(self, device: torch.device, least: int) -> None:
+        self.device, self.least = device, least
+        self.passes, self.tokens, self.taken, self.begun = 0, 0, 0.0, 0.0
 
     def advance(self, rows: int, tokens: int = 0, *, found: bool = False) -> None:
         """A pass is done. Raises _Enough when the time is over."""
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # GPUs work on while Python goes on
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         now = time.perf_counter()
         if not self.passes:
             self.begun = now
         else:
             self.tokens, self.taken = self.tokens + tokens, now - self.begun
         self.passes += 1
-        if self.passes > LEAST and self.taken >= SECONDS:
+        if self.passes > self.least and self.taken >= SECONDS:
             raise _Enough
 
 

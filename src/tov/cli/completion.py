@@ -72,7 +72,7 @@ def argument(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 def completion_command(name: str, help: str) -> click.Command:
     """`tov completion SHELL`."""
-    lines = "\n\n".join(f"{shell}: {how}" for shell, how in SHELLS.items())
+    lines = "\b\n" + "\n".join(f"{shell:4} {how}" for shell, how in SHELLS.items())  # \b: click breaks no line of these
     return click.Command(
         name, params=[click.Argument(["shell"], type=click.Choice(list(SHELLS)))], callback=_print, help=f"{help}\n\n{lines}",
         short_help=help,
