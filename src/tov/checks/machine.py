@@ -31,7 +31,13 @@ EXTRAS = {
 }  # fmt: skip
 """Extra -> what it is for."""
 KNOWN_FAULTS = (
-    ("torch", (2, 8), (2, 12), "mps", "attention on MPS can be wrong where its inputs are views (pytorch/pytorch#181133)"),
+    (
+        "torch",
+        (2, 8),
+        (2, 12),
+        "mps",
+        "attention on MPS can be wrong where its inputs are views (pytorch/pytorch#181133)",
+    ),
     ("torch", (0,), (2, 6), "", "torch.load runs code of a weights file even with weights_only (CVE-2025-32434)"),
 )
 """Package, first version with the fault, first without, device ("" for any), and the fault with its source."""
