@@ -227,8 +227,9 @@ def test_a_plan_and_a_run_say_what_is_cut(task: str, unit: str, encoder: Path, t
     assert f"{lost.sum()} {unit} of {cut} rows: beyond --max-length" in (tmp_path / "run" / "summary.md").read_text()
     files = {role: str(tmp_path / f"{role}.jsonl") for role in ("pool", "target")}
     planned = tov.plan(
-        model=str(encoder), **files, max_length=12, dtype="fp32", device="cpu", decontaminate=False, quiet=True
-    )
+        model=str(encoder), **files, max_length=12, dtype="fp32", device="cpu", decontaminate=False, quiet=True,
+        probe=False,
+    )  # fmt: skip
     assert f"cut at 12 tokens: {cut} rows, which lose {lost.sum()} {unit}" in str(planned)
 
 

@@ -906,7 +906,7 @@ def test_the_method_of_the_page_is_one_file_that_works(
         told("select", *common, *asked, "--quiet")
 
     assert "quantile [0.5]" in told("methods", name)
-    assert f"| {name} | 0 | 0 | 0.0 |" in " ".join(told("plan", *common, "--methods", name).split())
+    assert f"| {name} | 0 | 0 | 0.0 |" in " ".join(told("plan", *common, "--methods", name, "--no-probe").split())
     selected("whole")
     table = read_table(tmp_path / "whole" / "scores")
     usable = np.array([not reason for reason in table["excluded"].to_pylist()])

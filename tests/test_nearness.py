@@ -185,7 +185,14 @@ def test_changed_embeddings_are_refused(run: Any, tmp_path: Path) -> None:
 
 def test_a_plan_foretells_the_tokens_of_the_fit(run: Any, tiny_folder: Path) -> None:
     planned = tov.plan(
-        model=str(tiny_folder), pool=POOL, target=TARGET, base_size=8, epochs=2, max_length=64, methods=["tov"]
+        model=str(tiny_folder),
+        pool=POOL,
+        target=TARGET,
+        base_size=8,
+        epochs=2,
+        max_length=64,
+        methods=["tov"],
+        probe=False,
     )
     foretold = planned.facts["methods"][0]["stages"]
     target = planned.facts["target"]["tokens"]

@@ -26,7 +26,7 @@ NEAR = ("fit", "warm-up", "gradients")
 
 
 def plan(model: Path, methods: list[str], task: str = "instruction", **changed: Any) -> Any:
-    return tov.plan(model=str(model), methods=methods, **{**inputs(task), **PLAIN, **changed})
+    return tov.plan(model=str(model), methods=methods, **{**inputs(task), **PLAIN, "probe": False, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +69,15 @@ def test_each_variant_has_adapters_of_its_own_rank(tiny_folder: Path) -> None:
 
 def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
     planned = plan(tiny_folder, ["dsir", "tov"], n=5)
-    pool, target, example = (planned.facts[name] for name in ("pool", "target", "example"))
+    pool, target, example = (planned.facts["pool"], planned.facts["target"], planned.facts["examples"]["target"])
     assert (pool["rows"], pool["usable"], pool["without_scored_token"]) == (40, 38, 1)
     assert "1 prompt in target" in pool["left_out"]
     assert (target["rows"], target["usable"]) == (6, 6)
     answer = inputs()["target"][0]["completion"]
-    assert answer in example["text"]
-    assert "q2." not in example["text"], "the prompt is not scored"
+    assert answer in example["scored_text"]
+    assert "q2." not in example["scored_text"], "the prompt is not scored"
+    assert f"[[{answer}" in example["text"], "what is scored is marked"
+    assert "q2." in example["text"].partition("[[")[0], "the prompt is shown, outside of the marks"
     assert planned.facts["model"]["trained"] > 0
     shown = str(planned)
     for words in (
@@ -116,7 +118,7 @@ def test_a_method_that_does_not_tell_is_said_to(tiny_folder: Path, monkeypatch: 
     planned = plan(tiny_folder, ["mine", "dsir"])
     assert planned.facts["methods"][0]["forward"] is None
     [line] = [line for line in str(planned).splitlines() if line.startswith("| mine")]
-    assert line.count("?") == 4
+    assert line.count("?") == 6
 
 
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
@@ -150,6 +152,7 @@ def test_the_verb_prints_it_and_leaves_nothing(
     for name in ("pool", "target"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in inputs()[name]))
     args = ["plan", "--model", str(tiny_folder), "--pool", "pool.jsonl", "--target", "target.jsonl", "--out", "run"]
+    args += ["--no-probe"]
     for more, shown in ((["--methods", "tov", "dsir"], "| dsir"), (["--json"], '"passes"')):
         with pytest.raises(SystemExit) as ended:
             main([*args, *more])

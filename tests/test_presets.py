@@ -142,7 +142,7 @@ def test_a_comparison_of_a_run_has_its_preset_or_another_in_its_place(tiny_folde
 
 def test_a_plan_and_methods_off_the_path_take_it(tiny_folder: Path, tmp_path: Path) -> None:
     """For those the final training's adapter alone has an effect."""
-    planned = tov.plan(model=str(tiny_folder), methods=["tov", "dsir"], **inputs(), **PLAIN, **SMALL)
+    planned = tov.plan(model=str(tiny_folder), methods=["tov", "dsir"], probe=False, **inputs(), **PLAIN, **SMALL)
     assert {one["method"] for one in planned.facts["methods"]} == {"tov", "dsir"}
     made = select(tmp_path / "run", tiny_folder, "dsir", preset="paper")
     said = made.manifest.identity["settings"]
@@ -192,10 +192,11 @@ def test_rows_of_the_paper_s_sets_are_read_by_its_grids(tiny_folder: Path, tmp_p
         {"instruction": row["prompt"], "input": "", "output": row["completion"], "text": "Below is an instruction"}
         for row in make_rows(20)
     ]
-    planned = tov.plan(model=str(tiny_folder), pool=[*alpaca], target=orca, **PLAIN, preset="paper", base_size=4)
-    assert planned.facts["example"]["text"].startswith("answer 0")
-    shown = tov.plan(model=str(tiny_folder), pool=orca, target=alpaca, **PLAIN, decontaminate=False).facts["example"]
-    assert alpaca[0]["output"] in shown["text"]
+    given = {"model": str(tiny_folder), "probe": False, **PLAIN}
+    planned = tov.plan(pool=[*alpaca], target=orca, preset="paper", base_size=4, **given)
+    assert planned.facts["examples"]["target"]["scored_text"].startswith("answer 0")
+    shown = tov.plan(pool=orca, target=alpaca, decontaminate=False, **given).facts["examples"]["target"]
+    assert alpaca[0]["output"] in shown["scored_text"]
     assert "Below" not in shown["text"]
     grid, text = yaml.safe_load((EXPERIMENTS / "paper-ner.yaml").read_text()), "Bob of Acme, 5, lives in Oslo"
     spans = [
@@ -208,10 +209,10 @@ def test_rows_of_the_paper_s_sets_are_read_by_its_grids(tiny_folder: Path, tmp_p
     pool = [str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in files.items()]
     for target, labels in zip(pool, ("B-PER O B-ORG O B-LOC O", "B-PER O B-ORG O O O O O B-LOC O"), strict=True):
         planned = tov.plan(
-            model=minilm, pool=pool, target=target, methods=["random"], decontaminate=False, device="cpu",
+            model=minilm, pool=pool, target=target, methods=["random"], decontaminate=False, device="cpu", probe=False,
             **{name: grid[name] for name in ("task", "label_map", "columns", "preset")},
         )  # fmt: skip
-        assert planned.facts["example"]["text"] == labels
+        assert planned.facts["examples"]["target"]["scored_text"] == labels
 
 
 def test_the_files_that_are_not_public_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def make_all(folder: Path) -> dict[str, Any]:
         )
     for data in inputs:
         given = {role: inputs[data][role] for role in ("pool", "target")}
-        planned = tov.plan(model=models[data], methods=PLANNED, **given, **ALWAYS, **OF_DATA[data], **PATH)
+        planned = tov.plan(model=models[data], methods=PLANNED, probe=False, **given, **ALWAYS, **OF_DATA[data], **PATH)
         found[f"{data}-plan"] = of_plan(planned)
     found["instruction-compare"] = of_comparison(
         tov.compare(
@@ -104,11 +104,12 @@ def of_selection(picked: Any) -> dict[str, Any]:
 def of_plan(planned: Any) -> dict[str, Any]:
     """A plan's counts; of a stage, whose name may change, tokens forward and backward."""
     facts = planned.facts
+    of_target = facts["examples"]["target"]
+    example = {"tokens": of_target["tokens"], "scored": of_target["scored"], "text": of_target["scored_text"]}
     parts = {
         "pool": ("rows", "usable", "sources", "tokens", "scored_tokens", "without_scored_token", "cut"),
         "target": ("rows", "usable", "tokens"),
         "model": ("parameters", "bytes", "trained"),
-        "example": ("tokens", "scored", "text"),
     }
     methods = {
         one["method"]: {
@@ -117,7 +118,8 @@ def of_plan(planned: Any) -> dict[str, Any]:
         }
         for one in facts["methods"]
     }
-    return {**{part: {name: facts[part][name] for name in names} for part, names in parts.items()}, "methods": methods}
+    told = {part: {name: facts[part][name] for name in names} for part, names in parts.items()}
+    return {**told, "example": example, "methods": methods}
 
 
 def of_comparison(compared: Any) -> dict[str, Any]:

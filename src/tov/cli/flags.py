@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
+from tov.cli.completion import OF_SETTING, OPEN_LIST, argument
 from tov.config.settings import EVERY_SOURCE, Settings, declared_by
 from tov.config.yaml_files import read_yaml
 from tov.errors import ConfigError
@@ -33,7 +35,21 @@ class _Command(click.Command):
         self.groups, self.lists = groups, lists
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            ctx.meta[OPEN_LIST] = self._open_list(ctx, args)
         return super().parse_args(ctx, spread(args, self.lists))
+
+    def _open_list(self, ctx: click.Context, args: list[str]) -> click.Parameter | None:
+        """The option whose values stand at the end, if it takes several."""
+        last = next((arg for arg in reversed(args) if arg.startswith("-")), "")
+        return next((one for one in self.get_params(ctx) if last in self.lists and last in one.opts), None)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[Any]]:
+        """One more value of a list, or flags."""
+        listed = ctx.meta.get(OPEN_LIST)
+        if listed and not incomplete.startswith("-"):
+            return list(listed.shell_complete(ctx, incomplete))
+        return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for stage, title in _GROUPS.items():
@@ -85,9 +101,10 @@ def command(
             found.setdefault(name, (_option(record, name), declared_by(record, name).invalidates))
     found |= {option.name or "": (option, "trials") for option in more}
     options = [option for option, _ in found.values()]
+    config = click.Argument(["config"], required=False, metavar="[CONFIG.yaml]", shell_complete=argument)
     return _Command(
         {name: stage for name, (_, stage) in found.items()}, {option.opts[0] for option in options if option.multiple},
-        name=verb, params=[click.Argument(["config"], required=False, metavar="[CONFIG.yaml]"), *options],
+        name=verb, params=[config, *options],
         callback=callback, help=help,
     )  # fmt: skip
 
@@ -137,15 +154,12 @@ def _option(record: type[Settings], name: str) -> click.Option:
     if declared.choices:
         return click.Option([flag, name], type=click.Choice(list(declared.choices())), help=help)
     if declared.file:
-        return click.Option([flag, name], type=str, metavar="FILE", help=help)
+        return click.Option([flag, name], type=str, metavar="FILE", help=help, shell_complete=OF_SETTING.get(name))
     many = get_origin(kind) in (tuple, dict)
     return click.Option(
-        [flag, name],
-        type=kind if kind in (int, float) else str,
-        multiple=many,
-        metavar="TEXT..." if many else None,
-        help=help,
-    )
+        [flag, name], type=kind if kind in (int, float) else str, multiple=many, metavar="TEXT..." if many else None,
+        help=help, shell_complete=OF_SETTING.get(name),
+    )  # fmt: skip
 
 
 def _shown_default(default: Any) -> str:

@@ -66,6 +66,8 @@ VERBS = {
         ("ExportConfig",), "tov.verbs.export:run_export",
     ),
     "methods": Verb("List the methods that choose rows, or describe one of them."),
+    "doctor": Verb("Check this machine, its packages and tov's own arithmetic, and say what to do."),
+    "completion": Verb("Print the script that lets bash, zsh or fish complete tov's commands, flags and values."),
 }  # fmt: skip
 
 
@@ -86,7 +88,7 @@ class _Verbs(click.Group):
         return _command(cmd_name) if cmd_name in VERBS else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        if args and args[0] not in VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             raise ConfigError(
                 f"There is no command '{args[0]}'{did_you_mean(args[0], VERBS)}.",
                 allowed=", ".join(VERBS),
@@ -115,6 +117,12 @@ def _command(name: str) -> click.Command:
         return click.Command(name, params=_demo_options(), callback=_demo, help=verb.help)
     if name == "methods":
         return click.Command(name, params=_methods_options(), callback=_methods, help=verb.help)
+    if name == "doctor":
+        return click.Command(name, params=_doctor_options(), callback=_doctor, help=verb.help)
+    if name == "completion":
+        from tov.cli.completion import completion_command
+
+        return completion_command(name, verb.help)
     from tov.cli.flags import command
 
     only = click.Option(
@@ -233,8 +241,10 @@ def _demo(task: str, out: str | None, force: bool) -> None:
 
 
 def _methods_options() -> list[click.Parameter]:
+    from tov.cli.completion import methods as complete_methods
+
     return [
-        click.Argument(["name"], required=False, metavar="[METHOD]"),
+        click.Argument(["name"], required=False, metavar="[METHOD]", shell_complete=complete_methods),
         click.Option(["--json", "json_output"], is_flag=True, help="print the result as JSON"),
         click.Option(["--markdown"], is_flag=True, help="print all methods and their options as docs/methods.md"),
     ]
@@ -249,6 +259,21 @@ def _methods(name: str | None, json_output: bool, markdown: bool) -> None:
         say(json_line(page.records(name)))
     else:
         say(page.one_method(name) if name else page.overview())
+
+
+def _doctor_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--online"], is_flag=True, help="also try whether the Hugging Face Hub answers"),
+        click.Option(["--json", "json_output"], is_flag=True, help="print the result as JSON"),
+    ]
+
+
+def _doctor(online: bool, json_output: bool) -> None:
+    from tov.verbs.doctor import doctor
+
+    found = doctor(online=online)
+    _tell(found, found.record, json_output, quiet=False)
+    click.get_current_context().exit(found.exit_code)
 
 
 def _settle_libraries() -> None:
@@ -277,10 +302,10 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(_answered(close) or code)
 
 
-def _answered(work: Callable[[], Any]) -> int:
+def _answered(work: Callable[[], int | None]) -> int:
     """The exit code of what is done; what goes wrong is said."""
     try:
-        work()
+        return work() or DONE
     except click.ClickException as error:
         ctx = getattr(error, "ctx", None)
         complain(
@@ -291,17 +316,19 @@ def _answered(work: Callable[[], Any]) -> int:
         return _say(KeyboardInterrupt())
     except Exception as error:
         return _say(error)
-    return DONE
 
 
-def _command_line(args: list[str] | None) -> None:
+def _command_line(args: list[str] | None) -> int | None:
+    """The exit code that a command asks for, if it does."""
     try:
-        tov.main(args=args, prog_name="tov", standalone_mode=False)
+        code = tov.main(args=args, prog_name="tov", standalone_mode=False)
+        return code if isinstance(code, int) else None
     except TovError:
         raise
     except OSError as error:
         if not not_printed(error):
             raise
+    return None
 
 
 def _say(error: BaseException) -> int:

@@ -226,6 +226,7 @@ class PlanConfig(SelectConfig):
         min_length=1,
     )
     methods: tuple[str, ...] = setting("scan", "methods to plan side by side, in place of --method", ())
+    probe: bool = setting("output", "time some passes, to tell the run's seconds and memory", True)
 
 
 class ReselectConfig(SelectionSettings, PageSettings, PlaceSettings):

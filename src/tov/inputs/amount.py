@@ -110,10 +110,10 @@ def amount_of(settings: SelectionSettings, rows: PoolRows, lengths: Lengths | No
 
 def lengths_of(rows: PoolRows, encode: Encoder, seed: int) -> Lengths:
     """Of the usable rows, by a sample."""
-    return Lengths.of(sample_rows(rows, encode, seed)[0], int(rows.usable.sum()))
+    return Lengths.of(sample_rows(rows, encode, seed)[1], int(rows.usable.sum()))
 
 
 def most_of_source(rows: PoolRows, encode: Encoder, seed: int, among: np.ndarray) -> int:
     """Tokens that the usable rows among these have at most, by a sample."""
-    encoded, _ = sample_rows(rows, encode, seed, among, OF_A_SOURCE)
+    _, encoded = sample_rows(rows, encode, seed, among, OF_A_SOURCE)
     return Lengths.of(encoded, int((rows.usable & among).sum())).most

@@ -71,8 +71,8 @@ def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: En
 
 def sample_rows(
     rows: PoolRows, encode: Encoder, seed: int, among: np.ndarray | None = None, most: int | None = None
-) -> tuple[Encoded, int | None]:
-    """Usable rows of the pool as tokens, and how many they are where they are not all.
+) -> tuple[np.ndarray, Encoded]:
+    """Row_ids of usable rows of the pool, and these rows as tokens.
 
     Args:
         rows: the pool.
@@ -85,5 +85,4 @@ def sample_rows(
     drawn = min(len(usable), most or SAMPLE)
     picked = np.sort(generator(seed, "plan").choice(usable, drawn, replace=False))
     places = [rows.pool.where(int(row_id)) for row_id in picked]
-    encoded = encode_placed(encode, usable_rows(rows.pool.at(picked)), places.__getitem__, skip=rows.skip)
-    return encoded, drawn if drawn < len(usable) else None
+    return picked, encode_placed(encode, usable_rows(rows.pool.at(picked)), places.__getitem__, skip=rows.skip)

@@ -89,12 +89,14 @@ class Stage:
         forward: tokens that pass the model forward, padding not counted.
         backward: of those, the ones that also pass backward.
         kept: bytes that stay on disk; None where nobody knows.
+        by_row: whether what passes backward gives each row's gradient for itself, which takes longer than a training step.
     """
 
     name: str
     forward: float = 0
     backward: float = 0
     kept: float | None = 0
+    by_row: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
+from importlib import import_module
 
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method
@@ -17,6 +18,15 @@ GROUP = "tov.methods"
 _NAME = re.compile(r"[\w.+-]+")
 
 
+KINDS = {
+    "tov": "tov.method:Tov", "less": "less:Less", "tracin": "tracin:Tracin", "dsir": "dsir:Dsir", "bm25": "bm25:Bm25",
+    "tsds": "tsds:Tsds", "rds": "rds:Rds", "target-path": "target_path:TargetPath", "uncertainty": "uncertainty:Uncertainty",
+    "highest-loss": "uncertainty:HighestLoss", "lowest-loss": "uncertainty:LowestLoss", "auto": "auto:Auto",
+    "random": "random:Random", "full": "random:Full", "zero-shot": "random:ZeroShot",
+}  # fmt: skip
+"""Name -> module of this room and class, of the methods in the box, in the order in which they are shown."""
+
+
 def built_in() -> dict[str, Method]:
     """Name -> method, of those in the box, in the order in which they are shown."""
     return dict(_built_in())
@@ -24,22 +34,8 @@ def built_in() -> dict[str, Method]:
 
 @functools.cache
 def _built_in() -> dict[str, Method]:
-    from tov.methods.auto import Auto
-    from tov.methods.bm25 import Bm25
-    from tov.methods.dsir import Dsir
-    from tov.methods.less import Less
-    from tov.methods.random import Full, Random, ZeroShot
-    from tov.methods.rds import Rds
-    from tov.methods.target_path import TargetPath
-    from tov.methods.tov.method import Tov
-    from tov.methods.tracin import Tracin
-    from tov.methods.tsds import Tsds
-    from tov.methods.uncertainty import HighestLoss, LowestLoss, Uncertainty
-
-    kinds: list[type[Method]] = [
-        Tov, Less, Tracin, Dsir, Bm25, Tsds, Rds, TargetPath, Uncertainty, HighestLoss, LowestLoss, Auto, Random, Full,
-        ZeroShot,
-    ]  # fmt: skip
+    found = [value.partition(":") for value in KINDS.values()]
+    kinds: list[type[Method]] = [getattr(import_module(f"tov.methods.{module}"), name) for module, _, name in found]
     return {kind.name: kind() for kind in kinds}
 
 

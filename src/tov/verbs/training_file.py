@@ -54,6 +54,18 @@ def check_writable(pool: Pool, most: int = 64) -> None:
         lines.line(row)
 
 
+def bytes_a_row(pool: Pool, most: int = 256) -> float:
+    """About how many bytes a row takes in both files, by rows from all over the pool."""
+    row_ids = np.unique(np.linspace(0, len(pool) - 1, most).astype(np.int64))
+    ours = _our_columns(pool, row_ids, np.full(len(row_ids), "score"), np.linspace(0, 1, len(row_ids)))
+    table, _ = _table(pool, row_ids, ours if len(next(iter(ours.values()))) == len(row_ids) else {})
+    written, lines = pa.BufferOutputStream(), JsonLines()
+    pq.write_table(table, written, compression="zstd")
+    added = pa.table({name: column for name, column in ours.items() if name.startswith("tov_")}).to_pylist()
+    text = sum(len(lines.line({**row, **more})) for row, more in zip(pool.originals(row_ids), added, strict=False))
+    return (written.getvalue().size + text) / len(row_ids)
+
+
 def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> dict[str, pa.Array]:
     columns = {
         "tov_row_id": pa.array(row_ids, pa.int64()),

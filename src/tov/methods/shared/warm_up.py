@@ -232,9 +232,9 @@ def warm_up_cost(stats: PoolStats) -> list[Stage]:
     target, pool = checkpoints * stats.target_tokens, checkpoints * stats.tokens
     before = [
         Stage(WARM_UP, warm, warm, options.epochs * 12 * stats.trained(options)),
-        Stage("target", target, target),
+        Stage("target", target, target, by_row=True),
     ]
     if getattr(options, "store", None):
         stored = 2 * options.dim * stats.rows * checkpoints
-        return [*before, Stage("gradients", pool, pool, stored), Stage("scan", kept=stats.table(1))]
-    return [*before, Stage("scan", pool, pool, stats.table(1))]
+        return [*before, Stage("gradients", pool, pool, stored, by_row=True), Stage("scan", kept=stats.table(1))]
+    return [*before, Stage("scan", pool, pool, stats.table(1), by_row=True)]
