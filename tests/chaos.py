@@ -43,7 +43,7 @@ CHANGING = (*CREATING, "os.rename", "os.remove", "os.rmdir", "os.truncate", "shu
 
 IMPORTED = (
     "torch", "pyarrow.parquet", "datasets", "peft", "matplotlib.figure", "transformers.models.llama.modeling_llama",
-    "tov.cli.main", "tov.verbs.select", "tov.verbs.score", "tov.verbs.train", "tov.verbs.compare", "tov.report.figures",
+    "tov.cli.main", "tov.verbs.select", "tov.verbs.score", "tov.verbs.train", "tov.verbs.compare", "tov.reports.figures",
 )  # fmt: skip
 """What takes long; what a first command imports beside it, the server then imports too."""
 

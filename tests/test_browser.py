@@ -14,8 +14,8 @@ import pytest
 import tov
 from conftest import skip_without
 from test_page import picked  # noqa: F401
-from tov.report.html.page import html
-from tov.report.html.selection import selection_page
+from tov.reports.html.page import html
+from tov.reports.html.selection import selection_page
 from tov.runs.folder import open_run
 from tov.verbs import shown as shown_rows
 from tov.verbs.report import report

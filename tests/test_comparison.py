@@ -16,9 +16,9 @@ from scipy.stats import ttest_1samp
 
 from tov.comparison.statistics import data_equivalent, non_increasing, rows_worth, summarize, t_interval
 from tov.errors import ConfigError
-from tov.report import figures
-from tov.report.comparison import comparison_markdown
-from tov.report.figures import curve_picture, gain_picture
+from tov.reports import figures
+from tov.reports.comparison import comparison_markdown
+from tov.reports.figures import curve_picture, gain_picture
 
 SIZES = (50, 100, 200, 400)
 PICTURES = [gain_picture, curve_picture]

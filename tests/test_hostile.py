@@ -20,9 +20,9 @@ from tiny import make_rows, write_jsonl
 from tov.cli.main import main
 from tov.errors import ConfigError, explain
 from tov.progress import tell, track
-from tov.report.comparison import comparison_markdown, grid_markdown
-from tov.report.figures import curve_picture, gain_picture
-from tov.report.summary import table
+from tov.reports.comparison import comparison_markdown, grid_markdown
+from tov.reports.figures import curve_picture, gain_picture
+from tov.reports.summary import table
 from tov.sinks import cell, code, json_line, line, markdown, note, picture, terminal
 
 EVIL = (
@@ -209,7 +209,7 @@ def test_a_manifest_does_not_say_where_to_write(hostile: tuple[Path, str], tmp_p
 
 
 def test_what_is_printed_to_be_run_is_made_of_our_words_alone(tmp_path: Path) -> None:
-    from tov.report.training import printed
+    from tov.reports.training import printed
     from tov.runs.manifest import Manifest
 
     facts = {

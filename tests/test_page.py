@@ -18,8 +18,8 @@ from tov.config.settings import build
 from tov.errors import ConfigError, RunError
 from tov.inputs.named import pool_again
 from tov.inputs.read import usable_rows
-from tov.report.html.charts import gain_bars
-from tov.report.html.comparison import verdict
+from tov.reports.html.charts import gain_bars
+from tov.reports.html.comparison import verdict
 from tov.runs.folder import open_run
 from tov.scores.store import read_hashes, read_rows, read_table
 from tov.text.pieces import pieces

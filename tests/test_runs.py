@@ -30,7 +30,7 @@ from tov.config.settings import build
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import file_digest
 from tov.progress import file_size
-from tov.report.numbers import choice_facts
+from tov.reports.numbers import choice_facts
 from tov.runs.folder import work_on
 from tov.scores.store import ShardStore, read_table
 from tov.verbs.compare import compare_config, run_grid

@@ -17,7 +17,7 @@ from tov.config.settings import build
 from tov.methods import Method
 from tov.methods.choice import choose_rows, columns_for
 from tov.methods.registry import find_method
-from tov.report.numbers import choice_facts, facts_read, score_facts
+from tov.reports.numbers import choice_facts, facts_read, score_facts
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import CODED, ShardStore, columns_in, read_hashes, read_table

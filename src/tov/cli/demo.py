@@ -19,7 +19,7 @@ from tov.config.choice import SelectionSettings
 from tov.data.pool import open_pool
 from tov.methods.tov.method import Tov
 from tov.model.builtin import packaged_file
-from tov.report.summary import share, table
+from tov.reports.summary import share, table
 from tov.sinks import line
 from tov.tasks import all_layouts
 from tov.verbs.result import Picked

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tov.report.summary import table, versions_line
+from tov.reports.summary import table, versions_line
 from tov.runs.manifest import Manifest
 from tov.sinks import code, note
 from tov.trainers.base import TITLES, Chosen, Trainer, Written

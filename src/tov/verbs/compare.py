@@ -30,7 +30,7 @@ from tov.methods.work import expected_by
 from tov.model.consent import Expected
 from tov.model.load import located
 from tov.progress import tell
-from tov.report import comparison as compare_report
+from tov.reports import comparison as compare_report
 from tov.runs.folder import Run, differences, open_run, run_folder, watch_run, work_on
 from tov.runs.manifest import Manifest
 from tov.sinks import line
@@ -76,7 +76,7 @@ class Compared:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, the variants, and where the page is."""
-        from tov.report.html.card import comparison_card
+        from tov.reports.html.card import comparison_card
 
         return comparison_card(self.results, str(self.folder))
 
@@ -216,7 +216,7 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
     ]
     write_json(folder / "results.json", results)
     write_text(folder / "report.md", compare_report.comparison_markdown(results, _about(config, run.manifest, data)))
-    from tov.report import figures  # matplotlib takes half a second to import
+    from tov.reports import figures  # matplotlib takes half a second to import
 
     figures.gain_picture(results, folder / "gain.svg")
     figures.curve_picture(results, folder / "loss.svg")

@@ -28,7 +28,7 @@ from tov.methods.base import PoolStats, Stage
 from tov.methods.choice import check_tokens
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import tell
-from tov.report.plan import BACKWARD, plan_text
+from tov.reports.plan import BACKWARD, plan_text
 from tov.runs.environment import resident_memory
 from tov.runs.folder import check_place, run_folder, watch_run
 from tov.runs.manifest import FILE
@@ -43,8 +43,8 @@ class Plan:
     """What a selection will take.
 
     Attributes:
-        facts: `pool`, `target`, `model`, `examples`, `choice`, `probe`, `methods`, `warnings`, `notes`; counts of rows and tokens,
-            bytes, seconds.
+        facts: `pool`, `target`, `model`, `examples`, `choice`, `probe`, `methods`, `warnings`, `notes`; counts of rows and
+            tokens, bytes, seconds.
     """
 
     facts: dict[str, Any]
@@ -174,7 +174,8 @@ def _priced(
         _check_place(config, settings, variant, read.rows, read.target)
     options = variant.method.resolve(variant.options, prepared)
     stats = PoolStats(
-        settings=settings.model_copy(update={"n": amount.rows, "tokens": None}) if amount else settings, options=options, rows=len(read.rows.pool), usable=read.usable,
+        settings=settings.model_copy(update={"n": amount.rows, "tokens": None}) if amount else settings,
+        options=options, rows=len(read.rows.pool), usable=read.usable,
         scored=read.times * int(read.scored.sum()), tokens=read.tokens, target_rows=len(read.wanted),
         target_tokens=int(read.wanted.lengths.sum()),
         width=read.opened.loaded.model.config.get_text_config().hidden_size, trained=trained,

@@ -18,10 +18,10 @@ from tov.errors import ConfigError, RunError
 from tov.files import checksum, write_text
 from tov.model.builtin import cache_folder
 from tov.progress import file_size
-from tov.report.html.comparison import comparison_page, grid_page
-from tov.report.html.page import Page, html
-from tov.report.html.pair import pair_page
-from tov.report.html.selection import selection_page
+from tov.reports.html.comparison import comparison_page, grid_page
+from tov.reports.html.page import Page, html
+from tov.reports.html.pair import pair_page
+from tov.reports.html.selection import selection_page
 from tov.runs.environment import versions
 from tov.runs.folder import Run, any_run
 from tov.runs.made import alone_in

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
-from tov.report.summary import amount_lines, composition_table, gate_text
+from tov.reports.summary import amount_lines, composition_table, gate_text
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
@@ -121,7 +121,7 @@ class Picked(Result):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, where the rows come from, and where the page is."""
-        from tov.report.html.card import selection_card
+        from tov.reports.html.card import selection_card
 
         return selection_card(self.manifest, str(self.folder))
 

@@ -31,7 +31,7 @@ from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import open_path
 from tov.methods.work import Work, model_record, note_model
-from tov.report.summary import summary_markdown
+from tov.reports.summary import summary_markdown
 from tov.runs.folder import open_run, run_folder, work_on
 from tov.runs.manifest import TargetRecord
 from tov.scores.table import DEFAULT_TARGET

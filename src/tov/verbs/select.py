@@ -36,8 +36,8 @@ from tov.methods.auto import PILOTS
 from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
-from tov.report.numbers import amount_facts, choice_facts, facts_read, score_facts
-from tov.report.summary import summary_markdown
+from tov.reports.numbers import amount_facts, choice_facts, facts_read, score_facts
+from tov.reports.summary import summary_markdown
 from tov.runs.folder import Run, differences, open_run, run_folder, work_on
 from tov.runs.made import alone_in
 from tov.runs.manifest import InputsRecord

@@ -31,7 +31,7 @@ from tov.model.adapters import load, read_state, save, write_state
 from tov.model.consent import Expected
 from tov.model.evaluate import Evaluation, evaluate
 from tov.progress import Progress, track
-from tov.report.training import printed, training_markdown
+from tov.reports.training import printed, training_markdown
 from tov.runs.folder import Run, run_folder, work_on
 from tov.runs.manifest import ModelRecord
 from tov.scores.store import read_hashes, rows_in

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tov.progress import duration, file_size
-from tov.report.summary import table
+from tov.reports.summary import table
 from tov.sinks import line, markdown
 from tov.tasks import TASKS
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration, file_size
-from tov.report.html import charts
-from tov.report.html.charts import gain_bars
-from tov.report.html.page import Chart, Page, Section, Table
-from tov.report.numbers import QUANTILES
-from tov.report.summary import share
+from tov.reports.html import charts
+from tov.reports.html.charts import gain_bars
+from tov.reports.html.page import Chart, Page, Section, Table
+from tov.reports.numbers import QUANTILES
+from tov.reports.summary import amount_lines, share
 from tov.runs.manifest import Manifest
 from tov.tasks import TASKS
 
@@ -164,6 +164,7 @@ def _composition(choice: Mapping[str, Any]) -> Section:
     lead = [f"The {len(shown)} sources that most rows are from have bars; the table has all."] * (
         len(rows) > len(shown)
     )
+    lead += [f"{one[:1].upper()}{one[1:]}." for one in amount_lines(choice)]
     return Section(
         "composition",
         "Where the rows come from",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tov.report.html import charts
-from tov.report.html.page import Chart, Page, Section, Table
-from tov.report.summary import share
+from tov.reports.html import charts
+from tov.reports.html.page import Chart, Page, Section, Table
+from tov.reports.summary import share
 
 SHOWN = "Rows that only one of the two has chosen; as many as were stored to be shown."
 
@@ -20,7 +20,7 @@ def pair_page(
     Args:
         names: of the runs.
         chosen: of each run, what tells a row (its content) -> its source.
-        rows: the table of the rows that one of the two has alone, as `tov.report.html.selection` has it.
+        rows: the table of the rows that one of the two has alone, as `tov.reports.html.selection` has it.
     """
     one, two = chosen
     both, gained, lost = one.keys() & two.keys(), two.keys() - one.keys(), one.keys() - two.keys()

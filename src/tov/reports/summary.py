@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration
-from tov.report.numbers import QUANTILES
+from tov.reports.numbers import QUANTILES
 from tov.runs.manifest import Manifest
 from tov.sinks import cell, code, markdown, note
 from tov.tasks import TASKS
@@ -143,7 +143,7 @@ def composition_table(choice: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def amount_lines(choice: dict[str, Any]) -> list[str]:
+def amount_lines(choice: Mapping[str, Any]) -> list[str]:
     """Of a budget and of shares, where they were given: a line each."""
     budget, unit = choice.get("budget"), "tokens" if "budget" in choice else "rows"
     spent = [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {choice['n']:,} rows"] if budget else []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tov.progress import duration
-from tov.report.summary import table, versions_line
+from tov.reports.summary import table, versions_line
 from tov.runs.manifest import Manifest
 from tov.sinks import code, line, note
 from tov.tasks import TASKS

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from tov.report.html import comparison, selection
-from tov.report.summary import share
+from tov.reports.html import comparison, selection
+from tov.reports.summary import share
 from tov.runs.manifest import Manifest
 from tov.sinks import line
 

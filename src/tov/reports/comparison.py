@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration, file_size
-from tov.report.summary import table
+from tov.reports.summary import table
 from tov.sinks import markdown, note
 
 NONE = "-"

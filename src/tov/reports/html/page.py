@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tov.report.html import libraries
+from tov.reports.html import libraries
 from tov.sinks import line
 
 
@@ -20,7 +20,7 @@ class Chart:
 
     Attributes:
         name: its own on the page.
-        spec: of `tov.report.html.charts`.
+        spec: of `tov.reports.html.charts`.
         data: records.
         caption: under it.
         words: what stands for `@WORD` in the specification, beside colours.
@@ -101,7 +101,7 @@ class Page:
 
 @functools.cache
 def _asset(name: str) -> str:
-    return (files("tov.report.html") / "assets" / name).read_text("utf-8")
+    return (files("tov.reports.html") / "assets" / name).read_text("utf-8")
 
 
 @functools.cache

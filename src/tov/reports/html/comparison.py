@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration
-from tov.report.html import charts
-from tov.report.html.charts import EDGE, gain_bars
-from tov.report.html.page import Chart, Page, Section, Table
+from tov.reports.html import charts
+from tov.reports.html.charts import EDGE, gain_bars
+from tov.reports.html.page import Chart, Page, Section, Table
 from tov.runs.manifest import Manifest
 
 NONE = "–"
