@@ -33,12 +33,15 @@ lint: .venv/lint.stamp  ## check style, types, the direction of imports, and kno
 bench: .venv/demo.stamp  ## measure the speed and memory of a scan
 	$(BIN)/python benchmarks/scan.py $(ARGS)
 
-docs: .venv/demo.stamp  ## make docs/methods.md and docs/errors.md from the code
+docs: .venv/docs.stamp  ## make the pages that the code writes, then the site of all pages in site/
 	$(BIN)/tov methods --markdown > docs/methods.md
 	$(BIN)/python docs/errors_page.py > docs/errors.md
+	$(BIN)/python docs/cli_page.py > docs/cli.md
+	$(BIN)/python docs/api_page.py > docs/api.md
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove .venv, caches and builds; runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/made.stamp:
@@ -53,9 +56,10 @@ clean:  ## remove .venv, caches and builds; runs stay
 	@touch $@
 
 .venv/demo.stamp: EXTRAS := demo
+.venv/docs.stamp: EXTRAS := docs
 .venv/test.stamp: EXTRAS := demo,encoder,faiss,test,trl
 .venv/lint.stamp: EXTRAS := lint
 .venv/demo.stamp .venv/test.stamp: .venv/models.stamp
-.venv/demo.stamp .venv/test.stamp .venv/lint.stamp: .venv/made.stamp pyproject.toml constraints.txt
+.venv/demo.stamp .venv/docs.stamp .venv/test.stamp .venv/lint.stamp: .venv/made.stamp pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@

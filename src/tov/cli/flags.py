@@ -18,7 +18,7 @@ from tov.config.yaml_files import read_yaml
 from tov.errors import ConfigError
 
 _FLAGS = {"json_output": "json", "from_run": "from"}
-_GROUPS = {
+GROUPS = {
     "fit": "Data, model and fit (a change makes another run)", "scan": "Scoring the pool",
     "choice": "Choosing rows (with --from, no row is scored again)", "pilots": "Pilots of --method auto",
     "training": "Final training",
@@ -52,7 +52,7 @@ class _Command(click.Command):
         return super().shell_complete(ctx, incomplete)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for stage, title in _GROUPS.items():
+        for stage, title in GROUPS.items():
             rows = [
                 record
                 for option in self.get_params(ctx)

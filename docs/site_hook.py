@@ -1,0 +1,35 @@
+"""A hook of mkdocs: the two pages that lie beside the folder of the documents become pages of the site.
+
+Links are written as GitHub follows them. Those that leave the folder are led back into the site. Knows where pages lie; must
+not know what they say.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = ("SECURITY.md", "CHANGELOG.md")
+"""Pages beside the folder of the documents."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the pages from outside."""
+    from mkdocs.structure.files import File
+
+    for name in OUTSIDE:
+        files.append(File.generated(config, name, content=inward((ROOT / name).read_text(encoding="utf-8"))))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Links to the pages from outside go one folder less far up."""
+    return re.sub(rf"\]\(\.\./((?:\.\./)*(?:{'|'.join(OUTSIDE)}))", r"](\1", markdown)
+
+
+def inward(markdown: str) -> str:
+    """A page from outside, whose links to documents are now links to neighbours; source files are named, not linked."""
+    markdown = re.sub(r"\[([^]]*)\]\(src/[^)]*\)", r"\1", markdown)
+    return markdown.replace("](docs/", "](")
