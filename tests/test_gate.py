@@ -28,6 +28,7 @@ from tov.methods.base import PoolStats
 from tov.methods.registry import built_in
 from tov.metrics import own_metric
 from tov.runs.manifest import read_manifest
+from tov.verbs.report import report
 
 QUICK: dict[str, Any] = {
     "base_size": 8, "epochs": 1, "max_length": 64, "quiet": True, "dtype": "fp32", "pilot_rows": 16, "pilot_train_rows": 16,
@@ -49,6 +50,14 @@ def select(out: Path, model: Path, **changed: Any) -> Any:
 def picked(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Any:
     """A finished selection by auto; tests must not change it."""
     return select(tmp_path_factory.mktemp("auto") / "run", tiny_folder)
+
+
+def test_the_pilots_have_a_page_and_stand_on_that_of_the_selection(picked: Any, tmp_path: Path) -> None:
+    alone = report(picked.folder / "gate", out=tmp_path / "gate.html")
+    for text in (alone.file.read_text("utf-8"), (picked.folder / "report.html").read_text("utf-8")):
+        assert "How the method was chosen" in text
+        for name in QUICK["candidates"]:
+            assert f'<th scope="row" dir="auto">{name}</th>' in text
 
 
 def pilots_of(folder: Path) -> list[dict[str, Any]]:

@@ -144,6 +144,7 @@ PATH = [
     Row("lora_dropout", 0.1),
     Row("lora_target_modules", ("q_proj",)),
 ]
+PAGE = Row("page", False, SAME)
 ONE_ANSWER = Row("score", "margin", UNUSABLE, says="preference pairs")
 SCAN = [Row("batch_tokens", 100), Row("amplify", 1.0), Row("shard_rows", 8), ONE_ANSWER]
 RULE = [
@@ -180,6 +181,8 @@ SELECT = [
     *SCAN,
     *RULE,
     *PLACE,
+    PAGE,
+    Row("explain_rows", 3, SAME),
     *(Row(row.setting, row.value, NO_EFFECT) for row in GATE),
     *AMOUNT,
     Row("method", "uncertainty", differs=("method", "transform", "normalize")),
@@ -215,6 +218,7 @@ TABLES: dict[str, list[Row]] = {
     "reselect": [
         *RULE,
         *PLACE,
+        PAGE,
         Row("from_run", lambda given: given.second, differs=("seed", "scores")),
         *AMOUNT,
         Row("method", "uncertainty", differs=("method", "transform", "normalize")),
@@ -254,6 +258,7 @@ TABLES: dict[str, list[Row]] = {
         *RULE,
         *TRAINING,
         *PLACE,
+        PAGE,
         Row("num_train_epochs", 2, differs=("num_train_epochs", "train_rows"), more={"train_rows": ...}),
         Row("from_run", lambda given: given.folder / "select", SAME),
         Row("test", lambda given: rows(5, seed=3)),
@@ -306,7 +311,7 @@ SAID: dict[str, dict[str, Any]] = {
 """Defaults and given values, said otherwise: the same run."""
 FROM_TAKES = (
     "n", "tokens", "share", "transform", "normalize", "nearness", "uncertainty", "rule", "bins", "source_cap", "method",
-    "seed", "out", "force", "json_output", "quiet",
+    "seed", "out", "force", "json_output", "quiet", "page",
 )  # fmt: skip
 """Settings of `tov select` that `tov select --from` takes too; it refuses all others."""
 IN_MEMORY = ("pool",)

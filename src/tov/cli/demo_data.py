@@ -20,7 +20,7 @@ from tov.files import write_text
 from tov.seeds import derive, generator
 
 TOPICS = ("trivia", "coding", "ai", "psychology", "emotion", "literature", "science", "movies", "sports")
-TARGET_TOPIC, TOPIC_TARGET_ROWS, TOPIC_ROWS = "trivia", 48, 60
+TARGET_TOPIC, TOPIC_TARGET_ROWS, TOPIC_ROWS = "trivia", 48, 40
 TARGET_STYLE, STYLE_TARGET_ROWS, STYLE_ROWS = "support_tickets", 64, 300
 _SLOT = re.compile(r"\{(\w+)\}")
 

@@ -21,7 +21,7 @@ from tov.progress import file_size
 from tov.reports.html.comparison import comparison_page, grid_page
 from tov.reports.html.page import Page, html
 from tov.reports.html.pair import pair_page
-from tov.reports.html.selection import selection_page
+from tov.reports.html.selection import gate_page, selection_page
 from tov.runs.environment import versions
 from tov.runs.folder import Run, any_run
 from tov.runs.made import alone_in
@@ -70,7 +70,7 @@ def report(
     """Writes the page of a run, or of two selections side by side.
 
     Args:
-        run: folder of a selection, a comparison or a grid (or its result).
+        run: folder of a selection, a comparison, a grid or the pilots of auto (or its result).
         other: a second selection.
         out: file of the page; default: report.html in the run folder.
         open: whether to open it in the browser.
@@ -116,6 +116,9 @@ def page_of(folder: Path) -> Page:
         return _of_results(
             lambda: comparison_page(read_results(folder / RESULTS), run.manifest, str(folder)), folder / RESULTS
         )
+    if run.manifest.command == "gate" and run.finished:
+        record = (run.manifest.comparison or {})["gate"]
+        return _of_results(lambda: gate_page(record, str(folder)), folder / "manifest.json")
     return _page(_selection(folder))
 
 

@@ -99,6 +99,17 @@ def _warnings(manifest: Manifest) -> list[Section]:
     return sections + ([Section("notes", "Notes", points=notes)] if notes else [])
 
 
+def gate_page(gate: Mapping[str, Any], folder: str) -> Page:
+    """The page of the pilots alone.
+
+    Args:
+        gate: what they have decided for.
+        folder: where they lie.
+    """
+    said = f"{gate['verdict'][:1].upper()}{gate['verdict'][1:]}."
+    return Page("tov pilots", "Which method scores the pool", said, [("folder", folder)], [_gate(gate)])
+
+
 def _gate(gate: Mapping[str, Any]) -> Section:
     points = gate["judge"] == "metric"
     unit = "points of the metric over random rows" if points else "% better than random rows (log-loss)"
