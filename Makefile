@@ -38,7 +38,7 @@ docs: .venv/docs.stamp  ## make the pages that the code writes, then the site of
 	$(BIN)/python docs/errors_page.py > docs/errors.md
 	$(BIN)/python docs/cli_page.py > docs/cli.md
 	$(BIN)/python docs/api_page.py > docs/api.md
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:  ## remove .venv, caches and builds; runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist site

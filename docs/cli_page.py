@@ -37,10 +37,14 @@ def page() -> str:
 
 def section(command: click.Command) -> str:
     """A verb: its help, its usage, a table for each group of its flags."""
-    usage = " ".join(["tov", str(command.name), "[FLAGS]", *filter(None, map(place, command.params))])
-    parts = [f"\n## tov {command.name}\n\n{VERBS[str(command.name)].help}\n\n    {usage}\n"]
+    parts = [f"\n## tov {command.name}\n\n{VERBS[str(command.name)].help}\n\n    {usage(command)}\n"]
     parts += [table(title, options) for title, options in grouped(command)]
     return "".join(parts)
+
+
+def usage(command: click.Command) -> str:
+    """The line that says what may stand where."""
+    return " ".join(["tov", str(command.name), "[FLAGS]", *filter(None, map(place, command.params))])
 
 
 def place(param: click.Parameter) -> str:

@@ -1,7 +1,7 @@
-"""A hook of mkdocs: the two pages that lie beside the folder of the documents become pages of the site.
+"""A hook of mkdocs: the two pages that lie beside the folder of the documents become pages of the site, which asks no network.
 
-Links are written as GitHub follows them. Those that leave the folder are led back into the site. Knows where pages lie; must
-not know what they say.
+Links are written as GitHub follows them. Those that leave the folder are led back into the site. The theme would fetch the
+script that lets its search work from files; the site has one of its own. Knows where pages lie; must not know what they say.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 OUTSIDE = ("SECURITY.md", "CHANGELOG.md")
 """Pages beside the folder of the documents."""
+FETCHED, OWN = "https://unpkg.com/iframe-worker/shim", "assets/search-from-files.js"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -33,3 +34,13 @@ def inward(markdown: str) -> str:
     """A page from outside, whose links to documents are now links to neighbours; source files are named, not linked."""
     markdown = re.sub(r"\[([^]]*)\]\(src/[^)]*\)", r"\1", markdown)
     return markdown.replace("](docs/", "](")
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """The search of a page takes the site's own script."""
+    return output.replace(FETCHED, "../" * page.url.count("/") + OWN)
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Likewise of the page for addresses that do not exist."""
+    return output_content.replace(FETCHED, OWN)

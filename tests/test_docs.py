@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,15 @@ def test_the_python_page_runs_as_it_stands(tiny_folder: Path, tmp_path: Path, mo
     assert len(fewer.dataset) == 8  # type: ignore[attr-defined]
     assert "| rds " in compared.report  # type: ignore[attr-defined]
     assert {folder.name for folder in (tmp_path / "runs").iterdir()} == {"a", "a8", "b", "path", "c", "export", "model"}
+
+
+def test_the_tree_of_rooms_has_every_room_from_the_top_down() -> None:
+    tree = re.findall(r"^      (\w+)/ ", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
+    source = DOCS.parent / "src" / "tov"
+    assert set(tree) == {folder.name for folder in source.iterdir() if (folder / "__init__.py").is_file()}
+    settings = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert tree == [layer for layer in layers if layer in tree], "as the contract of imports has them"
 
 
 def test_the_page_of_errors_is_what_the_code_says() -> None:
