@@ -58,7 +58,7 @@ clean:  ## remove .venv, caches and builds; runs stay
 
 .venv/demo.stamp: EXTRAS := demo
 .venv/docs.stamp: EXTRAS := docs
-.venv/test.stamp: EXTRAS := demo,encoder,faiss,test,trl
+.venv/test.stamp: EXTRAS := demo,docs,encoder,faiss,test,trl
 .venv/lint.stamp: EXTRAS := lint
 .venv/demo.stamp .venv/test.stamp: .venv/models.stamp
 .venv/demo.stamp .venv/docs.stamp .venv/test.stamp .venv/lint.stamp: .venv/made.stamp pyproject.toml constraints.txt

@@ -15,6 +15,7 @@ import pytest
 
 import api_page
 import cli_page
+from conftest import skip_without
 from tov.cli.main import VERBS, tov
 from tov.errors import TovError
 from tov.methods import page as methods_page
@@ -163,8 +164,7 @@ def test_every_page_has_a_place_in_the_site() -> None:
 
 
 def test_the_site_is_built_without_a_warning_and_asks_no_network(tmp_path: Path) -> None:
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install '.[docs]'")
-    pytest.importorskip("material", reason="mkdocs-material is not installed: pip install '.[docs]'")
+    skip_without("mkdocs", "mkdocs-material", install="pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

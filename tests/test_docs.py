@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,9 +30,9 @@ def test_the_tree_of_rooms_has_every_room_from_the_top_down() -> None:
     tree = re.findall(r"^      (\w+)/ ", (DOCS / "architecture.md").read_text(encoding="utf-8"), re.MULTILINE)
     source = DOCS.parent / "src" / "tov"
     assert set(tree) == {folder.name for folder in source.iterdir() if (folder / "__init__.py").is_file()}
-    settings = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
-    assert tree == [layer for layer in layers if layer in tree], "as the contract of imports has them"
+    settings = (DOCS.parent / "pyproject.toml").read_text(encoding="utf-8")
+    layers = re.findall(r'^    "(\w+)",$', settings.partition("layers = [")[2].partition("]")[0], re.MULTILINE)
+    assert tree == [layer for layer in layers if layer in tree], "in the order that the contract of imports has"
 
 
 def test_the_page_of_errors_is_what_the_code_says() -> None:
