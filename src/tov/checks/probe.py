@@ -66,7 +66,8 @@ def seconds_of(stage: Stage, rates: Rates, rows: float) -> float | None:
     """Seconds of a stage; None where nothing that was measured says how long it takes.
 
     What passes forward alone takes its tokens over the forward rate, what passes backward too its tokens over the rate of
-    that pass. The scan also makes tokens of every row, and may measure the noise floor. Text that no model reads is not measured.
+    that pass. The scan also makes tokens of every row, and may measure the noise floor. Text that no model reads has no
+    seconds.
 
     Args:
         stage: its tokens.
