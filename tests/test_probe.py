@@ -19,7 +19,7 @@ from tov.methods.base import Stage
 from tov.model.adapters import read_state
 from tov.verbs import plan as planning
 
-RATES = Rates(rows=50.0, forward=100.0, training=20.0, by_row=10.0)
+RATES = Rates(rows=50.0, forward=100.0, training=20.0, by_row=10.0, noise=8.0)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +38,7 @@ def plan(model: Path, methods: list[str], **changed: Any) -> Any:
         (Stage("fit", 1000, 400), 600 / 100 + 400 / 20),
         (Stage("gradients", 400, 400, by_row=True), 400 / 10),
         (Stage("scan", 1000), 1000 / 100 + 200 / 50),
+        (Stage("scan", 1000, noise_rows=32), 1000 / 100 + 200 / 50 + 32 / 8),
         (Stage("scan"), 200 / 50),
         (Stage("index"), None),
     ],
@@ -60,7 +61,10 @@ def test_a_plan_s_seconds_are_those_of_its_rates(tiny_folder: Path) -> None:
         assert rates.training
         for name, stage in method["stages"].items():
             by_row = "less" in method["method"] and name in ("target", "gradients", "scan")
-            expected = seconds_of(Stage(name, **stage, by_row=by_row), rates, facts["pool"]["usable"])
+            noise_rows = 32 if "tov" in method["method"] and name == "scan" else 0
+            expected = seconds_of(
+                Stage(name, **stage, by_row=by_row, noise_rows=noise_rows), rates, facts["pool"]["usable"]
+            )
             assert method["stage_seconds"][name] == pytest.approx(expected, rel=0.02), name  # counts are rounded
         whole = facts["probe"]["reading"] + facts["probe"]["opening"] + sum(method["stage_seconds"].values())
         assert method["seconds"] == pytest.approx(whole)

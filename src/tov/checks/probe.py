@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from tov.engine.models import Lora, ModelSpec, Opened
-from tov.methods.base import Stage
+from tov.methods.base import NOISE_ROWS, Stage
 from tov.methods.shared.gradients import moments_by_name, products
-from tov.model.adapters import parameters
+from tov.methods.tov.scan import noise_floor
+from tov.model.adapters import parameters, read_state
 from tov.model.gradients import per_example_gradients
 from tov.model.kernels.joined import scanning
 from tov.model.kernels.memory import KEPT
@@ -51,19 +52,22 @@ class Rates:
         forward: tokens a second that pass forward in a scan.
         training: tokens a second that pass forward and backward in steps of an optimizer; None if that was not measured.
         by_row: likewise where each row's gradient is taken and compared; None if that was not measured.
+        noise: rows a second of the noise floor, each passed in a batch and alone; None if that was not measured.
     """
 
     rows: float
     forward: float
     training: float | None = None
     by_row: float | None = None
+    noise: float | None = None
 
 
 def seconds_of(stage: Stage, rates: Rates, rows: float) -> float | None:
     """Seconds of a stage; None where nothing that was measured says how long it takes.
 
     What passes forward alone takes its tokens over the forward rate, what passes backward too its tokens over the rate of
-    that pass. The scan also makes tokens of every row. Text that no model reads is not measured.
+    that pass. The scan also makes tokens of every row, and may measure the noise floor. Text that no model reads has no
+    seconds.
 
     Args:
         stage: its tokens.
@@ -77,6 +81,7 @@ def seconds_of(stage: Stage, rates: Rates, rows: float) -> float | None:
     if stage.backward and backward is None:
         return None
     both = stage.backward / backward if backward else 0.0
+    reading += min(stage.noise_rows, rows) / rates.noise if rates.noise else 0.0
     return reading + (stage.forward - stage.backward) / rates.forward + both
 
 
@@ -121,9 +126,11 @@ class Probe:
         if _any(stages, by_row=True):
             adam = getattr(record, "gradient_type", "sgd") == "adam"
             by_row = self._once(record, ("by_row", adam), lambda opened: self._by_row(opened, adam))
+        noisy = any(stage.noise_rows for stage in stages)
+        noise = self._once(record, ("noise",), self._noise) if noisy else None
         self.seconds += time.perf_counter() - begun[0]
         self.cpu_seconds += time.process_time() - begun[1]
-        return Rates(self.rows_per_second, forward, training, by_row)
+        return Rates(self.rows_per_second, forward, training, by_row, noise)
 
     def _once(self, record: Any, kind: tuple[Any, ...], measure: Callable[[Opened], float]) -> float:
         lora = Lora.of(record)
@@ -144,6 +151,14 @@ class Probe:
         model = opened.adapted.get_base_model()
         with scanning(opened.adapted):
             return self._rate(opened, lambda group: row_logprobs(model, collate(self.rows, group)))
+
+    def _noise(self, opened: Opened) -> float:
+        """Rows a second; a run's rows are no warmer: each has a length of its own."""
+        rows, state = self.rows.take(np.arange(min(NOISE_ROWS // 4, len(self.rows)))), read_state(opened.adapted)
+        with scanning(opened.adapted) as set_state:
+            begun = time.perf_counter()
+            noise_floor(opened.adapted.get_base_model(), set_state, rows, state, batch_tokens=self.batch_tokens)
+            return len(rows) / (time.perf_counter() - begun)
 
     def _training(self, opened: Opened, batch_size: int) -> float:
         clock = _Clock(opened.loaded.device, STEPS)

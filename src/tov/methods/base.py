@@ -38,6 +38,8 @@ NEEDS = {
     "text": "the pool's text, no model",
     "pilots": "pilot trainings on rows of a part of the pool, then what the method taken needs",
 }
+NOISE_ROWS = 32
+"""Rows on which the noise floor is measured."""
 FIXED_BYTES, COLUMN_BYTES = 14, 5
 """Bytes that a row of the score table takes on disk: all but the scores (its hash above all), and a score; both measured."""
 
@@ -89,6 +91,7 @@ class Stage:
         forward: tokens that pass the model forward, padding not counted.
         backward: of those, the ones that also pass backward.
         kept: bytes that stay on disk; None where nobody knows.
+        noise_rows: rows on which the noise floor is measured too (`Scorer.noise_floor`); their tokens are not counted.
         by_row: whether what passes backward gives each row's gradient for itself, which takes longer than a training step.
     """
 
@@ -97,6 +100,7 @@ class Stage:
     backward: float = 0
     kept: float | None = 0
     by_row: bool = False
+    noise_rows: int = 0
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from tov.engine.models import Models, ModelSpec
 from tov.errors import NumericError
 from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, reading_notes, usable_rows
-from tov.methods.base import Method, Scorer
+from tov.methods.base import NOISE_ROWS, Method, Scorer
 from tov.methods.shared.options import LoraOptions
 from tov.methods.spec import Variant, read_by
 from tov.methods.work import Work
@@ -35,8 +35,6 @@ from tov.scores.store import ShardStore
 from tov.scores.table import FIXED, Columns, column_name, shard_table
 from tov.seeds import generator
 
-NOISE_ROWS = 32
-"""Rows on which the noise floor is measured."""
 SCAN = "scan"
 """The stage in which the pool is scored."""
 

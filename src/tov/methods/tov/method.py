@@ -21,7 +21,7 @@ from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import RunError
 from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
-from tov.methods.base import Method, PoolStats, Scorer, Stage, TokenGains, column_of
+from tov.methods.base import NOISE_ROWS, Method, PoolStats, Scorer, Stage, TokenGains, column_of
 from tov.methods.shared.embeddings import embed_rows
 from tov.methods.tov.fit import base_size_for, fit, schedule_for
 from tov.methods.tov.path import StoredPath, finish, open_path, save_embeddings, save_step
@@ -146,7 +146,7 @@ class PathMethod(Method):
         kept = 2 * epochs * 4 * stats.trained(stats.settings) + 2 * stats.width * stats.target_rows
         return [
             Stage(FIT, trained + stats.target_tokens, trained, kept),
-            Stage("scan", 2 * epochs * stats.tokens, 0, stats.table(columns)),
+            Stage("scan", 2 * epochs * stats.tokens, 0, stats.table(columns), noise_rows=NOISE_ROWS),
         ]
 
 
