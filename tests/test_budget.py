@@ -339,7 +339,7 @@ def test_a_plan_foretells_rows_and_tokens(place: Path) -> None:
     assert by_rows.facts["choice"] == {"rows": 20, "tokens": round(20 * mean), "estimated": "tokens"}
     assert f"about {round(1000 / mean)} rows of 1,000 tokens" in str(by_tokens)
     assert tov.plan(**given).facts["choice"] is None
-    pilots = [tov.plan(**given, method="auto", methods=(), candidates=["rds", "dsir"], **amount) for amount in
+    pilots = [tov.plan(**given, method="auto", methods=(), candidates=["rds", "dsir"], probe=False, **amount) for amount in
               ({"tokens": 1000}, {"n": round(1000 / mean)})]  # fmt: skip
     assert pilots[0].facts["methods"] == pilots[1].facts["methods"]
 

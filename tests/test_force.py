@@ -245,7 +245,9 @@ def test_runs_copies_and_files_of_the_users_inside_a_run_stay(copy: Path) -> Non
     (run / ".work.tmp").mkdir()
     (run / ".work.tmp" / "thesis.txt").write_text("mine")
     (run / "report.md").write_text("mine")
-    mine = {name: made for name, made in files(run).items() if name.startswith(("backup", "inner", ".work", "report"))}
+    mine = {
+        name: made for name, made in files(run).items() if name.startswith(("backup", "inner", ".work", "report.md"))
+    }
     select(copy, seed=3, force=True)
     assert {name: files(run).get(name) for name in mine} == mine
     fitted = tov.fit(

@@ -13,9 +13,10 @@ from tov.config.page import InspectConfig
 from tov.config.records import DataSettings, PathSettings, ScanSettings, SelectConfig
 from tov.config.settings import build
 from tov.data.pool import Pool
+from tov.data.sources import Input
 from tov.engine.models import Models
 from tov.errors import ConfigError, RunError, TovError
-from tov.inputs.named import check_unchanged, pool_again
+from tov.inputs.named import Inputs, check_unchanged, list_inputs, pool_again
 from tov.inputs.read import Indexed, read_target
 from tov.methods.registry import find_method
 from tov.runs.folder import Run, open_run
@@ -50,12 +51,15 @@ class Inspected:
         return _rendered(self)
 
 
-def inspect(run: str | os.PathLike[str], rows: Sequence[int], **settings: Any) -> Inspected:
+def inspect(
+    run: str | os.PathLike[str], rows: Sequence[int], *, pool: Inputs | None = None, **settings: Any
+) -> Inspected:  # fmt: skip
     """Shows rows of a run.
 
     Args:
         run: folder of a select or score run (or its result).
         rows: row_ids.
+        pool: the run's pool, needed only if it was in memory.
         **settings: `tokens`, `device`, `trust_remote_code`.
 
     Raises:
@@ -64,11 +68,11 @@ def inspect(run: str | os.PathLike[str], rows: Sequence[int], **settings: Any) -
         DataError: the pool's files have changed.
     """
     given = {"from_run": os.fspath(run), "rows": tuple(int(row) for row in rows), "quiet": True, **settings}
-    return run_inspect(build(InspectConfig, given))
+    return run_inspect(build(InspectConfig, given), list_inputs(pool) if pool is not None else None)
 
 
-def run_inspect(config: InspectConfig) -> Inspected:
-    """`inspect` from a record of settings."""
+def run_inspect(config: InspectConfig, pools: Sequence[Input] | None = None) -> Inspected:
+    """`inspect` from a record of settings; a pool in memory is passed beside it."""
     run = open_run(config.from_run)
     scoring, row_ids = run.manifest.scoring, np.array(config.rows, np.int64)
     if scoring is None or not scoring.complete:
@@ -80,7 +84,7 @@ def run_inspect(config: InspectConfig) -> Inspected:
             f"There is no row {beyond[0]:,} in the pool of {config.from_run}.", allowed=f"0 to {count - 1:,}",
             fix="Take a row_id from the report, or tov_row_id from selected.jsonl.",
         )  # fmt: skip
-    pool = pool_again(run, None, count)
+    pool = pool_again(run, pools, count)
     check_unchanged(pool, row_ids, read_hashes(run.scores, row_ids, run.stamp))
     shown = shown_rows.read(run) or {"rows": {"id": []}, "explained": {}, "target": {}, "unexplained": ""}
     explained, target = dict(shown["explained"]), dict(shown["target"])

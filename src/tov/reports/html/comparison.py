@@ -46,7 +46,7 @@ def comparison_page(results: Mapping[str, Any], manifest: Manifest, folder: str)
         *([("model", manifest.model.name)] if manifest.model else []),
         ("seeds", str(seeds)),
         ("test", "rows that no method has seen"),
-        ("finished", (manifest.finished or "")[:16].replace("T", " ")),
+        ("started", manifest.started[:16].replace("T", " ")),
     ]
     title = f"Which rows help most: {', '.join(format(size['n'], ',') for size in sizes)} rows"
     return Page("tov comparison", title, verdict(results), facts, sections)

@@ -6,9 +6,9 @@ The bundle of Vega-Lite takes seconds to make, so it is kept in the cache folder
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
 from tov.errors import RunError
@@ -30,10 +30,19 @@ def charts_script(cache: Path) -> str:
     return _inert(file.read_text("utf-8"))
 
 
+def _bundled(name: str) -> str:
+    """A file of itables, which is not imported: it would import all that it makes tables of."""
+    spec = importlib.util.find_spec("itables")
+    place = next(iter(spec.submodule_search_locations or ()), None) if spec else None
+    if place is None:
+        raise RunError("The package itables is not installed.", fix="Install tov again: pip install --upgrade tov")
+    return (Path(place) / "html" / name).read_text("utf-8")
+
+
 @functools.cache
 def table_script() -> str:
     """DataTables as one module, which sets `window.DataTable`."""
-    text = (files("itables") / "html" / "dt_bundle.js").read_text("utf-8")
+    text = _bundled("dt_bundle.js")
     exported = re.search(r"export\s*\{([^}]*)\}\s*;?", text)
     name = re.search(r"([\w$]+) as default", exported[1]) if exported else None
     if not exported or not name:
@@ -46,7 +55,7 @@ def table_script() -> str:
 @functools.cache
 def table_style() -> str:
     """The style of DataTables."""
-    return (files("itables") / "html" / "dt_bundle.css").read_text("utf-8").replace("</style", r"<\/style")
+    return _bundled("dt_bundle.css").replace("</style", r"<\/style")
 
 
 def _inert(script: str) -> str:

@@ -89,7 +89,7 @@ def _facts(manifest: Manifest, choice: Mapping[str, Any]) -> list[tuple[str, str
         if manifest.model
         else []
     )
-    return [*facts, ("finished", (manifest.finished or "")[:16].replace("T", " "))]
+    return [*facts, ("started", manifest.started[:16].replace("T", " "))]
 
 
 def _warnings(manifest: Manifest) -> list[Section]:
