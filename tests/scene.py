@@ -24,6 +24,12 @@ OF_TIME: dict[str, tuple[str, ...]] = {
 PARTS_OF_TIME = {
     "summary.md": (r"## Time\n.*?(?=\n## )", r"(?<= tokens in )\S+", r"commit \S+"),
     "report.md": (r"## Cost\n.*?(?=\n## )", r"commit \S+"),
+    "report.html": (
+        r'<section id="cost".*?</section>',
+        r"<dt>started</dt><dd[^>]*>[^<]*</dd>",
+        r"commit</th><td>[^<]*",
+        r"commit \S+",
+    ),
 }
 """Likewise, in a text."""
 UNCOMPARED = (".lock", "events.jsonl")

@@ -157,7 +157,7 @@ def test_report_only_shows_what_is_finished_and_touches_nothing_else(
 ) -> None:
     methods = ["tov", "uncertainty", "random", "zero-shot"]
     compare(copy_of(small, tmp_path), tiny_folder, seeds=2, methods=["random", "zero-shot"])
-    made = ("report.md", "results.json", "gain.svg", "loss.svg")
+    made = ("report.md", "report.html", "results.json", "gain.svg", "loss.svg")
     with open(tmp_path / "run" / "trials.jsonl", "a") as beside:
         beside.write('{"variant": "tov", "n": 8')  # another process is in the middle of a line
     (tmp_path / "run" / ".report.md.1.tmp").write_text("of another process")

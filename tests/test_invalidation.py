@@ -392,7 +392,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
     torch.set_num_threads(threads)
 
 
-OF_REPORT = ("manifest.json", "events.jsonl", "results.json", "report.md", "gain.svg", "loss.svg")
+OF_REPORT = ("manifest.json", "events.jsonl", "results.json", "report.md", "report.html", "gain.svg", "loss.svg")
 """Files that a comparison writes at each call; they say no more than the trials do."""
 
 
