@@ -45,8 +45,15 @@ def main() -> None:
             "demo": measured(run, shown, folder / "small.html", given.repeats),
             f"{given.rows:,} rows": measured(run, repeated(shown, given.rows), folder / "large.html", given.repeats),
         }
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    record = {"commit": commit, "cpu": platform.processor() or platform.machine(), "repeats": given.repeats, "pages": found}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    record = {
+        "commit": commit,
+        "cpu": platform.processor() or platform.machine(),
+        "repeats": given.repeats,
+        "pages": found,
+    }
     print(json.dumps(record, indent=1))
     if given.out:
         given.out.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
