@@ -86,10 +86,9 @@ def in_notebook() -> bool:
 def _displayed(total: int) -> Callable[[float, str], None]:
     """A bar in the cell's output, changed in place, at most twice a second."""
     from html import escape
+    from importlib import import_module
 
-    from IPython.display import DisplayHandle
-
-    handle, last, there = DisplayHandle(), 0.0, False
+    handle, last, there = import_module("IPython.display").DisplayHandle(), 0.0, False  # only a notebook has it
 
     def show(rows: float, text: str) -> None:
         nonlocal last, there
