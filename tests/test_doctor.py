@@ -176,4 +176,4 @@ def test_extras_of_the_package_are_those_looked_at() -> None:
     import importlib.metadata
 
     named = {machine._parsed(one)[2] for one in importlib.metadata.requires("tov") or []}
-    assert named - {"", "test", "lint"} == set(machine.EXTRAS)
+    assert named - {"", "docs", "test", "lint"} == set(machine.EXTRAS)
