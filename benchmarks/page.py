@@ -46,7 +46,7 @@ def main() -> None:
             f"{given.rows:,} rows": measured(run, repeated(shown, given.rows), folder / "large.html", given.repeats),
         }
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
     ).stdout.strip()
     record = {
         "commit": commit,
