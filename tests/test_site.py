@@ -93,6 +93,14 @@ def test_no_page_of_the_site_fetches_anything(site: Path) -> None:
     assert not [page.name for page in pages if fetched.search(page.read_text(encoding="utf-8"))]
 
 
+def test_the_results_have_live_pages(site: Path) -> None:
+    links = re.findall(r'href="?(pages/[^" >]+)', (site / "results" / "index.html").read_text(encoding="utf-8"))
+    assert "pages/ner-quick.html" in links
+    assert "pages/ner-quick--NER-E1.html" in links
+    for link in links:
+        assert 'id="page-data"' in (site / "results" / link).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("page", ["index.html", "results/index.html"])
 def test_the_search_works_from_files(site: Path, browser: Any, page: str) -> None:  # noqa: F811
     opened, asked = browser.new_page(), list[str]()
