@@ -252,9 +252,12 @@ def test_a_bar_beyond_the_edge_is_drawn_there() -> None:
     assert [one["role"] for one in bars] == ["chosen", "other", "other"]
 
 
-def test_what_has_no_page_is_told(picked: Any, tmp_path: Path, tiny_folder: Path) -> None:
+def test_what_has_no_page_is_told(picked: Any, tmp_path: Path, tiny_folder: Path, capsys: Any) -> None:
     with pytest.raises(RunError, match="holds no run"):
         report(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["report", "a", "b", "c"])
+    assert "tov report got 3 runs" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="is a folder"):
         report(picked, out=tmp_path)
     fitted = tov.fit(

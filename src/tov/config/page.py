@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pydantic import field_validator
+
 from tov.config.settings import Settings, consent, setting
+from tov.errors import ConfigError
 
 
 class PageSettings(Settings):
@@ -23,13 +26,21 @@ class ExplainSettings(PageSettings):
 class ReportConfig(Settings):
     """Settings of `tov report`."""
 
-    runs: tuple[str, ...] = setting(
-        "output", "run folder, or two selections to be shown side by side", min_length=1, max_length=2
-    )
+    runs: tuple[str, ...] = setting("output", "run folder, or two selections to be shown side by side", min_length=1)
     out: str | None = setting("output", "file of the page; default: report.html in the run folder", None, min_length=1)
     open: bool = setting("output", "open the page in the browser", False)
     json_output: bool = setting("output", "print the result as JSON", False)
     quiet: bool = setting("output", "print no result", False)
+
+    @field_validator("runs")
+    @classmethod
+    def _one_or_two(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > 2:
+            raise ConfigError(
+                f"tov report got {len(value)} runs.", allowed="one run, or two selections to be shown side by side",
+                fix="Name one or two. A grid is named by its folder.",
+            )  # fmt: skip
+        return value
 
 
 class InspectConfig(Settings):
