@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from tov.progress import duration, file_size
 from tov.reports.summary import table
 from tov.sinks import markdown, note
 
 NONE = "-"
+Rows: TypeAlias = tuple[Sequence[str], Sequence[Sequence[object]]]
+"""A header and lines of texts, foreign names as they are: whoever shows them escapes them."""
 
 
 def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) -> str:
@@ -24,13 +26,16 @@ def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) ->
     if results["notes"]:
         parts += ["## Notes", "\n".join(f"- {note(one)}" for one in results["notes"])]
     for size in sizes:
-        parts += [f"## {size['n']:,} rows", _variants(size["variants"], results["metric"])]
+        parts += [f"## {size['n']:,} rows", _table(variants(size, results["metric"]))]
     if results.get("auto"):
-        parts += ["## What auto took", AUTO_LEGEND, _decisions(results["auto"])]
-    parts += ["## Cost", COSTS_LEGEND, _costs(results)]
+        parts += ["## What auto took", AUTO_LEGEND, _table(decisions(results["auto"]), (0, 3))]
+    parts += ["## Cost", COSTS_LEGEND, _table(costs(results))]
     for size in sizes:
-        parts += [f"## Where the rows come from, {size['n']:,} rows", _composition(size["variants"])]
-    parts += ["## Random rows", CURVE_LEGEND, _curve(results["random_curve"])]
+        parts += [
+            f"## Where the rows come from, {size['n']:,} rows",
+            _table(sources(size), otherwise="No variant chose any rows."),
+        ]
+    parts += ["## Random rows", CURVE_LEGEND, _table(curve(results["random_curve"]), (), "No random trial finished.")]
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,7 +61,7 @@ def _grid_table(n: int, experiments: Mapping[str, Mapping[str, Any]]) -> str:
         for size in results["sizes"]:
             for variant in size["variants"] if size["n"] == n else []:
                 cells.setdefault(variant["variant"], {})[name] = (
-                    _loss(variant["loss"]) if variant["role"] == "yardstick" else _gain(variant)
+                    _loss(variant["loss"]) if variant["role"] == "yardstick" else gain_of(variant)
                 )
     rows = [[f"{variant} (nat)" if variant == "random" else markdown(variant), *(row.get(name, NONE) for name in experiments)]
             for variant, row in cells.items()]  # fmt: skip
@@ -79,16 +84,14 @@ AUTO_LEGEND = (
 )
 
 
-def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
+def decisions(decisions: Sequence[Mapping[str, Any]]) -> Rows:
     """A line a trial of `auto`: what it took, and what the pilots said of that."""
     rows = []
     for one in decisions:
         taken = next((line["gain"] for line in one["candidates"] if line["variant"] == one["chosen"]), None)
         gain = _number(taken["mean"], "+.1f") + _interval(taken, "+.1f") + f" {one['unit']}" if taken else NONE
-        rows.append(
-            [markdown(one["variant"]), f"{one['n']:,}", one["seed"], markdown(one["chosen"]), gain, one["judge"]]
-        )
-    return table(["variant", "rows", "seed", "took", "gain", "judged by"], rows)
+        rows.append([one["variant"], f"{one['n']:,}", one["seed"], one["chosen"], gain, one["judge"]])
+    return ["variant", "rows", "seed", "took", "gain", "judged by"], rows
 
 
 def _legend(results: Mapping[str, Any]) -> str:
@@ -102,22 +105,23 @@ def _legend(results: Mapping[str, Any]) -> str:
     )
 
 
-def _variants(variants: list[dict[str, Any]], metric: str | None) -> str:
+def variants(size: Mapping[str, Any], metric: str | None) -> Rows:
+    """A line a variant: losses, gains over random rows, the metric where there is one, worth."""
     header = ["variant", "rows", "seeds", "test log-loss", "better than random, %", "wins / ties / losses"]
-    header += [markdown(metric), f"{markdown(metric)} over random's"] if metric else []
+    header += [metric, f"{metric} over random's"] if metric else []
     rows = []
-    for variant in variants:
+    for variant in size["variants"]:
         row = [
-            markdown(variant["variant"]),
+            variant["variant"],
             f"{variant['rows']:,}",
             _seeds(variant),
             _loss(variant["loss"]),
-            _gain(variant),
+            gain_of(variant),
             _counts(variant["gain"]),
         ]
         row += _metric(variant["metric"]) if metric else []
-        rows.append([*row, _worth(variant["equivalent"])])
-    return table([*header, "worth × random rows"], rows)
+        rows.append([*row, worth(variant["equivalent"])])
+    return [*header, "worth × random rows"], rows
 
 
 def _seeds(variant: Mapping[str, Any]) -> str:
@@ -129,7 +133,8 @@ def _loss(loss: Mapping[str, Any]) -> str:
     return _number(loss["mean"], ".4f") + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}")
 
 
-def _gain(variant: Mapping[str, Any]) -> str:
+def gain_of(variant: Mapping[str, Any]) -> str:
+    """`+8.4 [+1.7, +15.1]`"""
     gain = variant["gain"]
     return _number(gain["mean"], "+.1f") + _interval(gain, "+.1f")
 
@@ -150,7 +155,7 @@ def _interval(values: Mapping[str, Any], spec: str) -> str:
     return "" if values["low"] is None else f" [{values['low']:{spec}}, {values['high']:{spec}}]"
 
 
-def _worth(equivalent: Mapping[str, Any] | None) -> str:
+def worth(equivalent: Mapping[str, Any] | None) -> str:
     """`2.5 [1.9, at least 4.0]`"""
     if equivalent is None:
         return NONE
@@ -163,7 +168,8 @@ def _ratio(end: Mapping[str, Any]) -> str:
     return bound + _number(end["ratio"], ".2f" if end["ratio"] < 1 else ".1f" if end["ratio"] < 10 else ",.0f")
 
 
-def _costs(results: Mapping[str, Any]) -> str:
+def costs(results: Mapping[str, Any]) -> Rows:
+    """A line a variant and size: seconds, tokens and bytes."""
     header = [
         "variant",
         "rows",
@@ -176,7 +182,7 @@ def _costs(results: Mapping[str, Any]) -> str:
     ]
     rows = {
         (variant["variant"], variant["rows"]): [
-            markdown(variant["variant"]),
+            variant["variant"],
             f"{variant['rows']:,}",
             _time(variant["cost"]["scoring_seconds"]),
             _number(variant["cost"]["scoring_tokens_forward"], ",.0f"),
@@ -188,7 +194,7 @@ def _costs(results: Mapping[str, Any]) -> str:
         for size in results["sizes"]
         for variant in size["variants"]
     }
-    return table(header, list(rows.values()))
+    return header, list(rows.values())
 
 
 def _time(seconds: float | None) -> str:
@@ -201,25 +207,26 @@ def _bytes(count: float | None) -> str:
     return NONE if count is None else file_size(count)
 
 
-def _composition(variants: list[dict[str, Any]]) -> str:
-    """Shares by source of the rows that each variant trained on."""
-    sources = sorted({source for variant in variants for source in variant["chosen"]})
-    if not sources:
-        return "No variant chose any rows."
-    shown = [variant for variant in variants if variant["chosen"]]
-    return table(
-        ["variant", *map(markdown, sources)],
-        [
-            [markdown(variant["variant"]), *(f"{100 * variant['chosen'].get(source, 0):.1f} %" for source in sources)]
-            for variant in shown
-        ],
-    )
+def sources(size: Mapping[str, Any]) -> Rows:
+    """Shares by source of the rows that each variant trained on; no line where none chose any."""
+    chosen = [variant for variant in size["variants"] if variant["chosen"]]
+    names = sorted({source for variant in chosen for source in variant["chosen"]})
+    return ["variant", *names], [
+        [variant["variant"], *(f"{100 * variant['chosen'].get(source, 0):.1f} %" for source in names)]
+        for variant in chosen
+    ]
 
 
-def _curve(points: list[dict[str, Any]]) -> str:
-    if not points:
-        return "No random trial finished."
-    return table(
-        ["rows", "seeds", "test log-loss", "non-increasing"],
-        [[f"{point['n']:,}", len(point["seeds"]), _loss(point), _number(point["fitted"], ".4f")] for point in points],
-    )
+def curve(points: Sequence[Mapping[str, Any]]) -> Rows:
+    """A line a size of random rows."""
+    rows = [[f"{point['n']:,}", len(point["seeds"]), _loss(point), _number(point["fitted"], ".4f")] for point in points]
+    return ["rows", "seeds", "test log-loss", "non-increasing"], rows
+
+
+def _table(rows: Rows, foreign: Sequence[int] = (0,), otherwise: str = "") -> str:
+    """Rows as Markdown, their header and the columns of foreign names escaped."""
+    header, lines = rows
+    if not lines:
+        return otherwise
+    escaped = [[markdown(one) if at in foreign else one for at, one in enumerate(line)] for line in lines]
+    return table([markdown(name) for name in header], escaped)

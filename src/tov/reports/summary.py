@@ -65,7 +65,7 @@ def gate_text(gate: Mapping[str, Any]) -> str:
         [
             markdown(one["variant"]),
             one["gain"].get("pilots", 0),
-            *(_interval(one[column]) for column, _ in columns),
+            *(interval(one[column]) for column, _ in columns),
             *(duration(one["seconds"][part]) for part in ("scoring", "training")),
             note(one["outcome"]),
         ]
@@ -75,7 +75,8 @@ def gate_text(gate: Mapping[str, Any]) -> str:
     return f"{note(gate['verdict'])}.\n\n" + table(header, rows)
 
 
-def _interval(gain: Mapping[str, Any]) -> str:
+def interval(gain: Mapping[str, Any]) -> str:
+    """`+2.1 [+0.4, +3.8]`, or a dash."""
     if not gain:
         return "-"
     return f"{gain['mean']:+.1f}" + ("" if gain["low"] is None else f" [{gain['low']:+.1f}, {gain['high']:+.1f}]")
@@ -121,26 +122,29 @@ def share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
-def composition_table(choice: dict[str, Any]) -> str:
-    """By source: rows and share in the pool, among the rows taken by score, among all chosen rows."""
+def composition_rows(choice: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines by source: rows and share in the pool, among the rows taken by score, among all chosen rows."""
     rows = choice["composition"]
     pool, by_score, chosen = (sum(row[key] for row in rows) for key in ("pool", "by_score", "chosen"))
-    return table(
-        ["source", "pool", "share", "by score", "share", "chosen", "share", "mean score"],
+    return ["source", "pool", "share", "by score", "share", "chosen", "share", "mean score"], [
         [
-            [
-                markdown(row["source"]),
-                f"{row['pool']:,}",
-                share(row["pool"], pool),
-                f"{row['by_score']:,}",
-                share(row["by_score"], by_score),
-                f"{row['chosen']:,}",
-                share(row["chosen"], chosen),
-                _number(row["mean_score"]),
-            ]
-            for row in rows
-        ],
-    )  # fmt: skip
+            row["source"],
+            f"{row['pool']:,}",
+            share(row["pool"], pool),
+            f"{row['by_score']:,}",
+            share(row["by_score"], by_score),
+            f"{row['chosen']:,}",
+            share(row["chosen"], chosen),
+            number(row["mean_score"]),
+        ]
+        for row in rows
+    ]
+
+
+def composition_table(choice: Mapping[str, Any]) -> str:
+    """The same in Markdown."""
+    header, rows = composition_rows(choice)
+    return table(header, [[markdown(name), *rest] for name, *rest in rows])
 
 
 def amount_lines(choice: Mapping[str, Any]) -> list[str]:
@@ -153,7 +157,8 @@ def amount_lines(choice: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits, or a dash."""
     return "-" if value is None else f"{value:.4g}"
 
 
@@ -186,7 +191,7 @@ def _scores(facts: dict[str, Any], manifest: Manifest, unit: str) -> str:
         *(f"{100 * level:g} %" for level in QUANTILES),
     ]
     rows = [
-        [markdown(name), *(_number(value) for value in values)]
+        [markdown(name), *(number(value) for value in values)]
         for name, values in [*facts["quantiles"].items(), ("loss_base", facts.get("loss_base"))]
         if values
     ]

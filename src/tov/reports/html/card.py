@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from tov.reports import comparison as markdown
 from tov.reports.html import comparison, selection
 from tov.reports.summary import share
 from tov.runs.manifest import Manifest
@@ -39,7 +40,7 @@ def selection_card(manifest: Manifest, folder: str) -> str:
 def comparison_card(results: Mapping[str, Any], folder: str) -> str:
     """Of a comparison."""
     rows = [
-        [one["variant"], f"{size['n']:,}", comparison.interval(one["gain"]), comparison.worth(one["equivalent"])]
+        [one["variant"], f"{size['n']:,}", markdown.gain_of(one), markdown.worth(one["equivalent"])]
         for size in results["sizes"]
         for one in size["variants"]
     ]

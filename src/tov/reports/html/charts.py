@@ -50,12 +50,7 @@ def composition(before: str = "pool", after: str = "chosen") -> dict[str, Any]:
     text = base.mark_text(align="left", dx=4, color="@ink").encode(text=alt.Text("share:Q", format=SHARE))
     chart = alt.layer(bars, text, data=alt.NamedData("data")).properties(width=520, height=34)
     facet = chart.facet(
-        row=alt.Row(
-            "source:N",
-            title=None,
-            sort=None,
-            header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=180, labelPadding=8),
-        ),
+        row=_by_source(),
         spacing=6,
     )
     return _ready(facet, f"Bars: each source's share of the rows, {before} and {after}.")
@@ -87,12 +82,7 @@ def spread() -> dict[str, Any]:
         alt.layer(noise, pool, chosen, data=alt.NamedData("data"))
         .properties(width=520, height=52)
         .facet(
-            row=alt.Row(
-                "source:N",
-                title=None,
-                sort=None,
-                header=alt.Header(labelAngle=0, labelAlign="left", labelLimit=180, labelPadding=8),
-            ),
+            row=_by_source(),
             spacing=6,
         )
     )
@@ -156,6 +146,14 @@ def points() -> dict[str, Any]:
         alt.layer(others, chosen),
         "Points: log-loss and score of rows; chosen ones are filled diamonds. Drag to filter the table of rows.",
     )
+
+
+def _by_source() -> Any:
+    """A chart a source, one below the other, in the order of the data."""
+    import altair as alt
+
+    names = alt.Header(labelAngle=0, labelAlign="left", labelLimit=180, labelPadding=8)
+    return alt.Row("source:N", title=None, sort=None, header=names)
 
 
 def gain_bars(gains: Sequence[tuple[str, Mapping[str, Any], str]], chosen: str | None) -> list[dict[str, Any]]:

@@ -6,13 +6,11 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tov.progress import duration
+from tov.reports import comparison as markdown
 from tov.reports.html import charts
 from tov.reports.html.charts import EDGE, gain_bars
 from tov.reports.html.page import Chart, Page, Section, Table
 from tov.runs.manifest import Manifest
-
-NONE = "–"
 
 
 def comparison_page(results: Mapping[str, Any], manifest: Manifest, folder: str) -> Page:
@@ -31,7 +29,15 @@ def comparison_page(results: Mapping[str, Any], manifest: Manifest, folder: str)
         sections.append(_auto(results["auto"]))
     if len(results["random_curve"]) > 1:
         sections.append(_curve(results))
-    sections += [*(_composition(size) for size in sizes), _cost(sizes)]
+    sections += [
+        *(_composition(size) for size in sizes),
+        Section(
+            "cost",
+            "Cost",
+            lead=[markdown.COSTS_LEGEND],
+            tables=[Table("Cost of each variant", *markdown.costs(results))],
+        ),
+    ]
     sections.append(
         Section(
             "again",
@@ -60,7 +66,7 @@ def verdict(results: Mapping[str, Any]) -> str:
             continue
         best = max(variants, key=lambda one: one["gain"]["mean"])
         gain, low = best["gain"], best["gain"]["low"]
-        how = f"{interval(gain)} % of the test log-loss over {_count(len(best['paired']), 'seed')}"
+        how = f"{markdown.gain_of(best)} % of the test log-loss over {_count(len(best['paired']), 'seed')}"
         if gain["mean"] <= 0:
             return (
                 f"No variant was better than random rows at {size['n']:,} rows; {best['variant']} came nearest ({how})."
@@ -71,9 +77,9 @@ def verdict(results: Mapping[str, Any]) -> str:
             else ", but the interval holds 0: it may be luck"
         )
         sure = "" if low is not None and low > 0 else luck
-        ratio = worth(best["equivalent"])
+        ratio = markdown.worth(best["equivalent"])
         return f"At {size['n']:,} rows {best['variant']} did best: {how} better than random rows{sure}." + (
-            f" Its rows are worth {ratio} × as many random ones." if ratio != NONE else ""
+            f" Its rows are worth {ratio} × as many random ones." if ratio != markdown.NONE else ""
         )
     return "No variant has a finished trial beside random rows yet."
 
@@ -82,49 +88,11 @@ def _count(count: int, name: str) -> str:
     return f"{count} {name}" + ("" if count == 1 else "s")
 
 
-def interval(values: Mapping[str, Any], spec: str = "+.1f") -> str:
-    """`+8.4 [+1.7, +15.1]`, or a dash."""
-    if values["mean"] is None:
-        return NONE
-    return format(values["mean"], spec) + (
-        "" if values["low"] is None else f" [{values['low']:{spec}}, {values['high']:{spec}}]"
-    )
-
-
-def worth(equivalent: Mapping[str, Any] | None) -> str:
-    """How many times the rows random would need, or a dash."""
-    if equivalent is None:
-        return NONE
-    point = equivalent["point"]
-    return ("over " if point["at_least"] else "under " if point["at_most"] else "") + f"{point['ratio']:.2g}"
-
-
 def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
-    n, metric = size["n"], results["metric"]
+    n = size["n"]
     ranked = [one for one in size["variants"] if one["role"] == "variant" and one["gain"]["mean"] is not None]
     best = ranked[0]["variant"] if ranked else None
-    data = gain_bars([(one["variant"], one["gain"], f"{interval(one['gain'])} %") for one in ranked], best)
-    header = ["variant", "rows", "seeds", "test log-loss (nats)", "better than random, %", "wins / ties / losses"]
-    header += [metric, f"{metric} over random's"] if metric else []
-    rows = []
-    for one in size["variants"]:
-        gain, loss = one["gain"], one["loss"]
-        row = [
-            one["variant"],
-            f"{one['rows']:,}",
-            len(one["seeds"]),
-            (NONE if loss["mean"] is None else f"{loss['mean']:.4f}")
-            + ("" if loss["sd"] is None else f" ± {loss['sd']:.4f}"),
-            interval(gain),
-            NONE if gain["wins"] is None else f"{gain['wins']} / {gain['ties']} / {gain['losses']}",
-        ]
-        if metric:
-            value = one["metric"]
-            row += [
-                NONE if value["mean"] is None else f"{value['mean']:.3f}",
-                interval({**value, "mean": value["difference"]}, "+.3f"),
-            ]
-        rows.append([*row, worth(one["equivalent"])])
+    data = gain_bars([(one["variant"], one["gain"], f"{markdown.gain_of(one)} %") for one in ranked], best)
     return Section(
         f"gains-{n}",
         f"{n:,} rows",
@@ -143,18 +111,13 @@ def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
         ]
         if data
         else [],
-        tables=[Table(f"Variants at {n:,} rows", [*header, "worth × random rows"], rows)],
+        tables=[Table(f"Variants at {n:,} rows", *markdown.variants(size, results["metric"]))],
     )
 
 
 def _auto(decisions: Sequence[Mapping[str, Any]]) -> Section:
-    rows = [[one["variant"], f"{one['n']:,}", one["seed"], one["chosen"], one["verdict"]] for one in decisions]
-    return Section(
-        "auto",
-        "What auto took",
-        lead=["By its pilots on held-out target rows alone; no test row was seen."],
-        tables=[Table("Decisions of auto", ["variant", "rows", "seed", "took", "why"], rows)],
-    )
+    table = Table("Decisions of auto", *markdown.decisions(decisions))
+    return Section("auto", "What auto took", lead=[markdown.AUTO_LEGEND], tables=[table])
 
 
 def _curve(results: Mapping[str, Any]) -> Section:
@@ -166,7 +129,6 @@ def _curve(results: Mapping[str, Any]) -> Section:
         data += [
             {"name": one["variant"], "n": one["rows"], "loss": one["loss"]["mean"], "random": False} for one in best
         ]
-    rows = [[f"{point['n']:,}", len(point["seeds"]), f"{point['mean']:.4f}"] for point in results["random_curve"]]
     return Section(
         "curve",
         "Loss against rows",
@@ -174,45 +136,13 @@ def _curve(results: Mapping[str, Any]) -> Section:
             "The line is random rows, the points the best variants of each size. What one is worth is read off the line."
         ],
         charts=[Chart("curve", charts.curve(), data)],
-        tables=[Table("Random rows", ["rows", "seeds", "test log-loss (nats)"], rows, fold=True)],
+        tables=[Table("Random rows", *markdown.curve(results["random_curve"]), fold=True)],
     )
 
 
 def _composition(size: Mapping[str, Any]) -> Section:
-    variants = [one for one in size["variants"] if one["chosen"]]
-    sources = sorted({source for one in variants for source in one["chosen"]})
-    rows = [
-        [one["variant"], *(f"{100 * one['chosen'].get(source, 0):.1f} %" for source in sources)] for one in variants
-    ]
-    return Section(
-        f"sources-{size['n']}",
-        f"Where the rows come from, {size['n']:,} rows",
-        tables=[Table(f"Shares by source at {size['n']:,} rows", ["variant", *sources], rows)],
-    )
-
-
-def _cost(sizes: Sequence[Mapping[str, Any]]) -> Section:
-    rows = []
-    for size in sizes:
-        for one in size["variants"]:
-            cost = one["cost"]
-            seconds = [
-                NONE if cost[name] is None else duration(cost[name]) for name in ("scoring_seconds", "train_seconds")
-            ]
-            tokens = [
-                NONE if cost[name] is None else f"{cost[name]:,.0f}"
-                for name in ("scoring_tokens_forward", "scoring_tokens_backward")
-            ]
-            rows.append([one["variant"], f"{size['n']:,}", *seconds, *tokens])
-    header = ["variant", "rows", "scoring", "training", "tokens forward (scoring)", "tokens backward (scoring)"]
-    return Section(
-        "cost",
-        "Cost",
-        lead=[
-            "Means over the finished trials. Variants of one path share its fit and scan, and each shows the whole of it."
-        ],
-        tables=[Table("Cost of each variant", header, rows)],
-    )
+    title = f"Where the rows come from, {size['n']:,} rows"
+    return Section(f"sources-{size['n']}", title, tables=[Table(title, *markdown.sources(size))])
 
 
 def grid_page(experiments: Mapping[str, Mapping[str, Any]], folder: str) -> Page:
@@ -237,17 +167,17 @@ def grid_page(experiments: Mapping[str, Mapping[str, Any]], folder: str) -> Page
                 if one["role"] == "variant" and one["gain"]["mean"] is not None
             ]
             wins, cells = wins + sum(gain > 0 for gain in gains), cells + len(gains)
-            mean = f"{sum(gains) / len(gains):+.1f}" if gains else NONE
-            worse = f"{sum(gain < 0 for gain in gains)} of {len(gains)}" if gains else NONE
+            mean = f"{sum(gains) / len(gains):+.1f}" if gains else markdown.NONE
+            worse = f"{sum(gain < 0 for gain in gains)} of {len(gains)}" if gains else markdown.NONE
             rows.append(
                 [
                     variant,
-                    *(interval(by_name[name]["gain"]) if name in by_name else NONE for name in experiments),
+                    *(markdown.gain_of(by_name[name]) if name in by_name else markdown.NONE for name in experiments),
                     mean,
                     worse,
                 ]
             )
-        rows.sort(key=lambda row: -float(row[-2]) if row[-2] != NONE else 1e9)
+        rows.sort(key=lambda row: -float(row[-2]) if row[-2] != markdown.NONE else 1e9)
         sections.append(
             Section(
                 f"grid-{n}",

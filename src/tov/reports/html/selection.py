@@ -11,7 +11,7 @@ from tov.reports.html import charts
 from tov.reports.html.charts import gain_bars
 from tov.reports.html.page import Chart, Page, Section, Table
 from tov.reports.numbers import QUANTILES
-from tov.reports.summary import amount_lines, share
+from tov.reports.summary import amount_lines, composition_rows, interval, number, share
 from tov.runs.manifest import Manifest
 from tov.tasks import TASKS
 
@@ -120,8 +120,8 @@ def _gate(gate: Mapping[str, Any]) -> Section:
         [
             one["variant"],
             one["gain"].get("pilots", 0),
-            _interval(one["gain"]),
-            _interval(one["beside"]),
+            interval(one["gain"]),
+            interval(one["beside"]),
             duration(one["seconds"]["scoring"]),
             duration(one["seconds"]["training"]),
             one["outcome"],
@@ -140,38 +140,16 @@ def _gate(gate: Mapping[str, Any]) -> Section:
     )
 
 
-def _interval(gain: Mapping[str, Any]) -> str:
-    if not gain:
-        return "–"
-    return f"{gain['mean']:+.1f}" + ("" if gain["low"] is None else f" [{gain['low']:+.1f}, {gain['high']:+.1f}]")
-
-
 def _composition(choice: Mapping[str, Any]) -> Section:
     rows = choice["composition"]
-    pool, by_score, chosen = (sum(row[key] for row in rows) for key in ("pool", "by_score", "chosen"))
+    pool, chosen = (sum(row[key] for row in rows) for key in ("pool", "chosen"))
     shown = sorted(rows, key=lambda row: -row["chosen"])[:MOST_SOURCES]
     data = [
         {"source": row["source"], "of": of, "rows": row[key], "share": row[key] / max(total, 1)}
         for row in shown
         for of, key, total in (("pool", "pool", pool), ("chosen", "chosen", chosen))
     ]
-    table = Table(
-        "Rows by source, before and after",
-        ["source", "pool", "share", "by score", "share", "chosen", "share", "mean score"],
-        [
-            [
-                row["source"],
-                f"{row['pool']:,}",
-                share(row["pool"], pool),
-                f"{row['by_score']:,}",
-                share(row["by_score"], by_score),
-                f"{row['chosen']:,}",
-                share(row["chosen"], chosen),
-                _digits(row["mean_score"]),
-            ]
-            for row in rows
-        ],
-    )
+    table = Table("Rows by source, before and after", *composition_rows(choice))
     lead = [f"The {len(shown)} sources that most rows are from have bars; the table has all."] * (
         len(rows) > len(shown)
     )
@@ -183,10 +161,6 @@ def _composition(choice: Mapping[str, Any]) -> Section:
         charts=[Chart("composition", charts.composition(), data)],
         tables=[table],
     )
-
-
-def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
 
 
 def _scores(manifest: Manifest, shown: Mapping[str, Any] | None, choice: Mapping[str, Any], unit: str) -> Section:
@@ -215,8 +189,8 @@ def _scores(manifest: Manifest, shown: Mapping[str, Any] | None, choice: Mapping
         ]
     header = [scoring.unit if scoring and scoring.unit else "score", *(f"{100 * level:g} %" for level in QUANTILES)]
     columns = [*facts["quantiles"].items(), ("log-loss", facts.get("loss_base"))]
-    rows = [[name, *map(_digits, values)] for name, values in columns if values]
-    rows.append(["ranked by, chosen by score", *map(_digits, choice["score_chosen"] or [])]) if choice[
+    rows = [[name, *map(number, values)] for name, values in columns if values]
+    rows.append(["ranked by, chosen by score", *map(number, choice["score_chosen"] or [])]) if choice[
         "score_chosen"
     ] else None
     return Section(
