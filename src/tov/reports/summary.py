@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tov.progress import duration
 from tov.reports.numbers import QUANTILES
 from tov.runs.manifest import Manifest
-from tov.sinks import cell, code, markdown, note
+from tov.sinks import cell, code, line, markdown, note
 from tov.tasks import TASKS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -42,7 +42,11 @@ def summary_markdown(manifest: Manifest) -> str:
         parts += [
             "## Where the rows come from",
             composition_table(facts["choice"]),
-            *(["\n".join(f"- {one}" for one in amounts)] if (amounts := amount_lines(facts["choice"])) else []),
+            *(
+                ["\n".join(f"- {one}" for one in amounts)]
+                if (amounts := amount_lines(facts["choice"], markdown))
+                else []
+            ),
             "## Lengths",
             _lengths(facts["choice"], task.length),
         ]
@@ -147,12 +151,12 @@ def composition_table(choice: Mapping[str, Any]) -> str:
     return table(header, [[markdown(name), *rest] for name, *rest in rows])
 
 
-def amount_lines(choice: Mapping[str, Any]) -> list[str]:
-    """Of a budget and of shares, where they were given: a line each."""
+def amount_lines(choice: Mapping[str, Any], named: Callable[[object], str] = line) -> list[str]:
+    """Of a budget and of shares, where they were given: a line each, sources' names made harmless by `named`."""
     budget, unit = choice.get("budget"), "tokens" if "budget" in choice else "rows"
     spent = [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {choice['n']:,} rows"] if budget else []
     return spent + [
-        f"{markdown(name)} gives {100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
+        f"{named(name)} gives {100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
         for name, one in choice.get("shares", {}).items()
     ]
 

@@ -28,6 +28,7 @@ from tov.runs.made import alone_in
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_hashes
 from tov.sinks import line
+from tov.tasks import TASKS
 from tov.verbs import shown as shown_rows
 from tov.verbs import training_file
 
@@ -205,4 +206,16 @@ def _gained_and_lost(runs: tuple[Run, Run], hashes: list[dict[int, str]]) -> dic
     both = [shown_rows.read(run) for run in runs]
     if both[0] is None or both[1] is None:
         return None
-    return shown_rows.apart(both[0], both[1], hashes, (LOST, GAINED))
+    task = TASKS[runs[0].manifest.model.task] if runs[0].manifest.model else None
+    return {
+        **shown_rows.apart(both[0], both[1], hashes, (LOST, GAINED), same=_one_pool(runs)),
+        "unit": task.length if task else "tokens", "inline": bool(task and task.new_head), "run": runs[0].place.name,
+    }  # fmt: skip
+
+
+def _one_pool(runs: tuple[Run, Run]) -> bool:
+    """Whether two runs chose from the very same rows: from one score table, or from pools of one content."""
+    if runs[0].stamp == runs[1].stamp:
+        return True
+    pools = [(run.manifest.identity.get("pool") or {}).get("fingerprint") for run in runs]
+    return pools[0] is not None and pools[0] == pools[1]

@@ -135,7 +135,8 @@ class Picked(Result):
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",
             f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",
-            f"report: {line(self.folder / 'report.html')} (open it: tov report {line(self.folder)} --open)",
+            f"report: {line(self.folder / 'summary.md')}",
+            f"page:   tov report {line(self.folder)} --open",
         ]
         return "\n".join(parts)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from tov.config.choice import SelectionSettings
 from tov.data.cells import BadRow
@@ -31,7 +32,7 @@ from tov.seeds import generator
 from tov.selection.choose import Choice, length_bins
 from tov.sinks import json_line
 from tov.tasks import TASKS
-from tov.text.encode import Encoded
+from tov.text.encode import IGNORED, Encoded
 from tov.text.pieces import pieces
 
 FILE = "shown.json"
@@ -41,6 +42,8 @@ MOST_CHOSEN, MOST_BELOW, MOST_LEFT_OUT, MOST_POINTS = 10_000, 200, 20, 3000
 TEXT_CHARACTERS = 6_000_000
 """Of all rows together; a row has its share, at least `LEAST_TEXT` and at most `MOST_TEXT`."""
 LEAST_TEXT, MOST_TEXT = 200, 4000
+MOST_FIRST = 500
+"""Of more chosen rows than are shown, the best ones that always are."""
 STEPS = 40
 """Bars of a distribution."""
 CHOSEN, BY_CHANCE, BELOW, LEFT_OUT = "by score", "at random", "below the cut", "left out"
@@ -101,13 +104,15 @@ def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
         bin_of[rows] = number
     excluded = ranked.scores["excluded"].take(row_ids).to_pylist()
     values, tokens = ranked.values[row_ids], ranked.scores["tokens"].to_numpy()
+    # A budget of tokens and shares of sources have bins of their own, which the choice does not tell.
+    whole = not ranked.settings.tokens and not ranked.settings.share
     return {
         "format": FORMAT,
         "sources": names,
         "eligible": len(eligible),
         "chosen": len(ranked.choice.row_ids),
         "raw": _is_raw(ranked),
-        "bins": [[int(tokens[rows].min()), int(tokens[rows].max()), len(rows)] for rows in bins if len(rows)],
+        "bins": [[int(tokens[rows].min()), int(tokens[rows].max()), len(rows)] for rows in bins if len(rows)] * whole,
         "rows": {
             "id": row_ids.tolist(),
             "source": codes[row_ids].tolist(),
@@ -116,8 +121,13 @@ def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
             "score": numbers(values),
             "loss": numbers(loss[row_ids]),
             "length": tokens[row_ids].tolist(),
-            "rank": (len(ordered) - np.searchsorted(ordered, values, side="right") + 1).tolist(),
-            "bin": bin_of[row_ids].tolist(),
+            "rank": [
+                int(rank) if place >= 0 else None
+                for rank, place in zip(
+                    len(ordered) - np.searchsorted(ordered, values, side="right") + 1, bin_of[row_ids], strict=True
+                )
+            ],
+            "bin": (bin_of[row_ids] if whole else np.full(len(row_ids), -1)).tolist(),
             "parts": list(texts(ranked.pool, row_ids)),
         },
         "spread": _spread(ranked, codes, len(names)),
@@ -150,7 +160,9 @@ def _loss(run: Run, rows: int) -> np.ndarray:
 def _chosen(ranked: Ranked, seed: int) -> list[tuple[str, np.ndarray]]:
     row_ids, reasons = ranked.choice.row_ids, ranked.choice.reasons
     if len(row_ids) > MOST_CHOSEN:
-        drawn = np.sort(generator(seed, "shown").choice(len(row_ids), MOST_CHOSEN, replace=False))
+        # The first ones are the best; of the rest a part is drawn.
+        rest = generator(seed, "shown").choice(len(row_ids) - MOST_FIRST, MOST_CHOSEN - MOST_FIRST, replace=False)
+        drawn = np.concatenate([np.arange(MOST_FIRST), MOST_FIRST + np.sort(rest)])
         row_ids, reasons = row_ids[drawn], reasons[drawn]
     return [(CHOSEN, row_ids[reasons == "score"]), (BY_CHANCE, row_ids[reasons == "random"])]
 
@@ -203,7 +215,7 @@ def cut(parts: list[list[Any]], most: int) -> list[list[Any]]:
 
 
 def _spread(ranked: Ranked, codes: np.ndarray, sources: int) -> dict[str, Any]:
-    """How scores lie, by source, in the pool and among the rows taken by score; the ends hold what lies beyond them."""
+    """How scores lie, by source, in the pool and among the chosen rows; the ends hold what lies beyond them."""
     usable = np.flatnonzero(usable_in(ranked.scores) & np.isfinite(ranked.values))
     if not len(usable):
         return {"edges": [], "pool": [], "chosen": []}
@@ -278,18 +290,25 @@ def explain(
         able = np.flatnonzero(encoded.scored_counts > 0)
         encoded, row_ids = encoded.take(able), row_ids[able]
         gains = scorer.explain(models, encoded) if len(able) else None
+        if gains is None:
+            shown["unexplained"] = f"{name} says nothing of single tokens"
+            return
+        near = np.empty(0, np.int64)
+        if target is None:
+            gains = replace(gains, nearest=None)  # nobody can tell their numbers, nor what they say
+        elif gains.nearest is not None:
+            _, compared = encode_scored(target.pool, encoder, role="target")  # rows without a scored token were not
+            places = compared[gains.nearest]
+            gains, near = replace(gains, nearest=places), np.unique(places)
     except TovError as error:
         shown["unexplained"] = error.problem
         return
-    if gains is None:
-        shown["unexplained"] = f"{name} says nothing of single tokens"
+    except (MemoryError, torch.OutOfMemoryError):
+        shown["unexplained"] = "the memory is too small for another pass"
         return
     shown["explained"] = explained(row_ids, encoded, gains, encoder.tokenizer, encoder.labels)
-    if target is not None and gains.nearest is not None:
-        _, compared = encode_scored(target.pool, encoder, role="target")  # rows without a scored token were not
-        near = np.unique(gains.nearest)
-        parts = texts(target.pool, compared[near])
-        shown["target"] = dict(zip(map(str, near.tolist()), parts, strict=True))
+    if target is not None:
+        shown["target"] = dict(zip(map(str, near.tolist()), texts(target.pool, near), strict=True))
 
 
 def explained(
@@ -300,7 +319,7 @@ def explained(
     found = {}
     for place, row_id in enumerate(row_ids.tolist()):
         ids, marks = encoded.row(place)
-        scored = marks != -100
+        scored = marks != IGNORED
         loss, gain = np.full((2, len(ids)), np.nan)
         part = slice(starts[place], starts[place + 1])
         loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
@@ -338,7 +357,7 @@ def read_file(file: Path) -> dict[str, Any] | None:
 
 
 def apart(
-    one: dict[str, Any], two: dict[str, Any], hashes: Sequence[dict[int, str]], names: tuple[str, str]
+    one: dict[str, Any], two: dict[str, Any], hashes: Sequence[dict[int, str]], names: tuple[str, str], *, same: bool
 ) -> dict[str, Any]:  # fmt: skip
     """The chosen rows that only one of two selections has, as a page shows rows.
 
@@ -346,6 +365,7 @@ def apart(
         one, two: of `show`.
         hashes: of each selection, chosen row_id -> content.
         names: of the two groups.
+        same: whether both are of one pool, so that a row_id means one row.
     """
     rows: dict[str, list[Any]] = {name: [] for name in one["rows"]}
     sources = sorted({*one["sources"], *two["sources"]})
@@ -357,7 +377,12 @@ def apart(
                 continue
             for column in rows:
                 rows[column].append(shown["rows"][column][place])
-            rows["group"][-1] = name
+            rows["group"][-1], rows["bin"][-1], rows["rank"][-1] = name, -1, None  # each run has its own
             rows["source"][-1] = sources.index(shown["sources"][shown["rows"]["source"][place]])
-            found |= {str(row_id): shown["explained"][str(row_id)]} if str(row_id) in shown["explained"] else {}
-    return {**one, "rows": rows, "sources": sources, "explained": found, "target": {}, "bins": []}
+            found |= (
+                {str(row_id): shown["explained"][str(row_id)]} if same and str(row_id) in shown["explained"] else {}
+            )
+    why = "" if same else "the two runs have other pools, in which a number is another row"
+    return {
+        "rows": rows, "sources": sources, "explained": found, "target": {}, "bins": [], "eligible": 0, "unexplained": why,
+    }  # fmt: skip

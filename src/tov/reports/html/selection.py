@@ -37,7 +37,7 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
         *([_gate(manifest.gate)] if manifest.gate else []),
         _composition(choice),
         _scores(manifest, shown, choice, task.unit),
-        _lengths(choice, shown, task.length),
+        _lengths(manifest, shown, task.length),
         *([_points(shown)] if shown and shown["points"]["id"] else []),
         _rows(manifest, shown),
         _cost(manifest),
@@ -70,7 +70,7 @@ def verdict(manifest: Manifest) -> str:
     best = sorted(choice["composition"], key=lambda row: -row["chosen"])[:2]
     most = " and ".join(f"{row['source']} ({share(row['chosen'], n)})" for row in best if row["chosen"])
     how = f"{choice['by_score']:,} by score" + (f", {choice['by_chance']:,} at random" if choice["by_chance"] else "")
-    sentence = f"tov chose {n:,} of {pool:,} usable rows ({how}), most of them from {most}."
+    sentence = f"tov chose {n:,} of {pool:,} usable rows ({how}), most often from {most}."
     if manifest.gate:
         sentence += f" {manifest.gate['verdict'][:1].upper()}{manifest.gate['verdict'][1:]}."
     return sentence
@@ -208,7 +208,7 @@ def _bars(shown: Mapping[str, Any], noise: float | None) -> list[dict[str, Any]]
     largest = sorted(range(len(shown["sources"])), key=lambda one: -sum(shown["spread"]["chosen"][one]))[:MOST_SOURCES]
     for place in largest:
         source = shown["sources"][place]
-        if noise is not None:
+        if noise is not None and edges[0] < noise and edges[-1] > -noise:
             bars.append({"source": source, "of": "noise", "from": max(-noise, edges[0]), "to": min(noise, edges[-1])})
         for of, total in (("pool", max(sum(shown["spread"]["pool"][place]), 1)), ("chosen", whole)):
             counts = shown["spread"][of][place]
@@ -220,7 +220,8 @@ def _bars(shown: Mapping[str, Any], noise: float | None) -> list[dict[str, Any]]
     return bars
 
 
-def _lengths(choice: Mapping[str, Any], shown: Mapping[str, Any] | None, unit: str) -> Section:
+def _lengths(manifest: Manifest, shown: Mapping[str, Any] | None, unit: str) -> Section:
+    choice = manifest.summary["choice"]
     rows, data = choice["lengths"], []
     for place, row in enumerate(rows):
         name = f"{row['from']}–{row['to']}" if row["from"] != row["to"] else str(row["from"])
@@ -228,7 +229,7 @@ def _lengths(choice: Mapping[str, Any], shown: Mapping[str, Any] | None, unit: s
             total = max(sum(one[key] for one in rows), 1)
             data.append({"length": name, "place": place, "of": of, "rows": row[key], "share": row[key] / total})
     lead = []
-    if shown and len(shown["bins"]) > 1 and not choice.get("budget") and not choice.get("shares"):
+    if shown and len(shown["bins"]) > 1 and not manifest.identity.get("settings", {}).get("source_cap"):
         quota = choice["by_score"] // len(shown["bins"])
         lead.append(
             f"The rule has {len(shown['bins'])} bins of equally many rows by length; each gives {quota:,} rows by score"
@@ -279,7 +280,7 @@ def _rows(manifest: Manifest, shown: Mapping[str, Any] | None) -> Section:
         return Section(
             "rows",
             "Rows",
-            lead=["This run has stored no rows to show. A new run of the same command with --force does."],
+            lead=["This run has stored no rows to show. tov select --from it (nothing is scored) stores them."],
             points=left,
         )
     chosen = sum(group in ("by score", "at random") for group in shown["rows"]["group"])

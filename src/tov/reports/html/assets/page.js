@@ -77,7 +77,7 @@ function tabulate() {
       { title: '<span class="sr">Open</span>', data: null, orderable: false, searchable: false,
         render: (_, kind, row) => (kind === "display" ? `<button type="button" class="open" aria-expanded="false" aria-label="Open row ${row.id}">+</button>` : "") },
       { title: "Group", data: "group", render: shown },
-      { title: "Rank", data: "rank", className: "number", render: (value, kind, row) => (row.score === null ? (kind === "display" ? "–" : 1e12) : value) },
+      { title: "Rank", data: "rank", className: "number", render: (value, kind, row) => (value === null ? (kind === "display" ? "–" : 1e12) : value) },
       { title: "Score", data: "score", className: "number", render: figures },
       { title: "Loss", data: "loss", className: "number minor", render: figures, visible: data.some((row) => row.loss !== null) },
       { title: "Length", data: "length", className: "number minor" },
@@ -156,7 +156,8 @@ function detail(row) {
   const box = make("div", "detail");
   const bin = bins[row.bin], why = [`Row ${row.id} of the pool (${row.source}), ${row.group}.`];
   if (row.why) why.push(`Left out: ${row.why}.`);
-  if (row.score !== null) why.push(`Score ${number(row.score)}, rank ${row.rank.toLocaleString("en")} of ${eligible.toLocaleString("en")}.`);
+  const rank = row.rank === null ? "" : `, rank ${row.rank.toLocaleString("en")} of ${eligible.toLocaleString("en")}`;
+  if (row.score !== null) why.push(`Score ${number(row.score)}${rank}.`);
   if (bin && bins.length > 1) why.push(`Length bin ${row.bin + 1} of ${bins.length} (${bin[0]} to ${bin[1]} ${unit}).`);
   const said = make("p", "why", why.join(" "));
   said.dir = "auto";
