@@ -117,11 +117,11 @@ def _near(seen: Before) -> Iterator[str]:
 
 
 def _dominating(seen: Before) -> Iterator[str]:
-    names = np.array(seen.pool.pool.source_names(np.flatnonzero(seen.pool.usable)))
-    sources, counts = np.unique(names, return_counts=True)
-    if len(seen.pool.pool.sources) < 2 or not len(counts):
+    pool, usable = seen.pool.pool, np.flatnonzero(seen.pool.usable)
+    if len(pool.sources) < 2 or not len(usable):
         return
-    most, share = str(sources[counts.argmax()]), float(counts.max() / counts.sum())
+    counts = np.bincount(pool.source_index(usable), minlength=len(pool.sources))
+    most, share = pool.sources[int(counts.argmax())].name, float(counts.max() / counts.sum())
     if share > DOMINATES and not {most, EVERY_SOURCE} & seen.settings.source_cap.keys():
         yield (
             f"{percent(share)} of the usable rows are from the source {most}, and so will be most of those taken at random. "

@@ -64,7 +64,12 @@ def of_precision() -> Iterator[Check]:
 
     device = pick_device("auto")
     for dtype in DTYPES:
-        found = precision_of(dtype, device)
+        try:
+            found = precision_of(dtype, device)
+        except Exception as error:  # whatever a driver or a kernel says: it is the fault that is looked for
+            do = "Use --device cpu, and install the build of torch that fits this machine's driver."
+            yield Check(f"precision {dtype}", "fault", f"{type(error).__name__}: {error}", do)
+            continue
         faults = found.faults(dtype)
         says = (
             f"error of a log-loss {found.head:.1g} nat by the head, {found.model:.1g} by a pass; noise floor "

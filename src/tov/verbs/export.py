@@ -19,7 +19,7 @@ import yaml
 from tov.config import records
 from tov.config.records import ExportConfig
 from tov.config.settings import Settings, build
-from tov.errors import DataError, ModelError, RunError
+from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import atomic, write_text
 from tov.model.load import resolve
 from tov.runs.folder import Run, run_folder, work_on
@@ -139,8 +139,14 @@ def _kept(found: Counter[str], trainer: Trainer, asked: str | None) -> list[str]
     """The kinds of rows that are written.
 
     Raises:
+        ConfigError: a kind is asked for of a trainer that takes rows of every kind.
         DataError: the trainer does not take a kind, or several kinds at once, or there are no rows of the one asked for.
     """
+    if asked and trainer.several:
+        raise ConfigError(
+            f"--kind {asked} has no effect with --to {trainer.name}, which takes rows of every kind as they are.",
+            fix="Leave --kind out.",
+        )
     said = ", ".join(f"{count:,} {TITLES.get(kind, kind)}" for kind, count in found.most_common())
     kept = [kind for kind in found if asked in (None, kind)]
     if not kept:
