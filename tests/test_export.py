@@ -513,7 +513,7 @@ def test_rows_of_several_kinds_need_a_choice(runs: Runs, tmp_path: Path) -> None
     with pytest.raises(tov.DataError, match="has no preference pairs"):
         tov.export(picked, to="trl", kind="pairs", out=tmp_path / "c")
     assert tov.export(picked, to="hub", out=tmp_path / "d").summary["rows"] == 8
-    with pytest.raises(ConfigError, match="--kind text has no effect with --to hub"):
+    with pytest.raises(tov.ConfigError, match="--kind text has no effect with --to hub"):
         tov.export(picked, to="hub", kind="text", out=tmp_path / "e")
 
 
