@@ -266,5 +266,16 @@ def test_the_precision_of_other_products_is_left_alone():
 @pytest.mark.parametrize(("multiplies_bf16", "auto"), [(True, "bf16"), (False, "fp32")])
 def test_a_cpu_computes_in_bf16_where_it_multiplies_bf16(multiplies_bf16, auto, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: multiplies_bf16)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     found = {name: pick_dtype(name, torch.device("cpu")) for name in ("auto", "fp32", "bf16")}
     assert found == {"auto": auto, "fp32": "fp32", "bf16": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("most", "auto"), [("AVX2", "fp32"), ("avx512_core_bf16", "fp32"), ("AVX512_CORE_AMX", "bf16"), ("all", "bf16")]
+)
+def test_a_cpu_that_was_told_to_leave_its_multiplier_alone_computes_in_fp32(most, auto, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    assert pick_dtype("auto", torch.device("cpu")) == auto

@@ -143,3 +143,24 @@ def test_memory_and_disk_are_those_of_the_run(tmp_path: Path, tiny_folder: Path)
     files = sum((run.folder / f"selected.{kind}").stat().st_size for kind in ("jsonl", "parquet"))
     # Parquet's head, which no row pays for, is most of so small a file.
     assert method["training_file"] == pytest.approx(files, abs=8000)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system does not forget a peak")
+def test_a_method_is_not_charged_for_the_memory_of_the_one_before_it() -> None:
+    taken = []
+    for size in (300, 30):
+        room = probing._Room(torch.device("cpu"))
+        held = torch.ones(size * 2**20, dtype=torch.uint8)
+        taken.append(room.taken / 2**20)
+        del held
+    assert taken == [pytest.approx(300, abs=20), pytest.approx(30, abs=20)]
+
+
+def test_a_slow_model_is_not_timed_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "LONGEST", 0.0)
+    clock = probing._Clock(torch.device("cpu"), least=100)
+    clock.advance(1, 10)
+    with pytest.raises(probing._Enough):
+        clock.advance(1, 10)
+    assert clock.passes == 2
+    assert clock.tokens == 10

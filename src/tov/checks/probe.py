@@ -26,13 +26,15 @@ from tov.model.kernels.joined import scanning
 from tov.model.kernels.memory import KEPT
 from tov.model.logloss import row_logprobs
 from tov.progress import Silent
-from tov.runs.environment import peak_memory
+from tov.runs.environment import forget_peak, peak_memory, resident_memory
 from tov.text.batches import collate, plan
 from tov.text.encode import Encoded
 from tov.training.loop import make_optimizer, moments_of, train_epoch
 
 SECONDS = 4.0
 """That a kind of pass is timed for, at least `STEPS` steps of an optimizer or `PASSES` batches."""
+LONGEST = 20.0
+"""Seconds after which a kind of pass has been timed for long enough, however few passes were made."""
 STEPS, PASSES = 3, 6
 SCAN = "scan"
 """The stage in which every pool row is made tokens of."""
@@ -53,6 +55,7 @@ class Rates:
         training: tokens a second that pass forward and backward in steps of an optimizer; None if that was not measured.
         by_row: likewise where each row's gradient is taken and compared; None if that was not measured.
         noise: rows a second of the noise floor, each passed in a batch and alone; None if that was not measured.
+        room: bytes that the passes took at most beside what was there before them; None where the system does not tell.
     """
 
     rows: float
@@ -60,6 +63,7 @@ class Rates:
     training: float | None = None
     by_row: float | None = None
     noise: float | None = None
+    room: int | None = None
 
 
 def seconds_of(stage: Stage, rates: Rates, rows: float) -> float | None:
@@ -96,7 +100,7 @@ class Probe:
         rows_per_second: made tokens of.
         batch_tokens: most tokens in a batch of a scan.
         shard_rows: rows whose batches are planned together.
-        measured: rates by adapter, kind and batch size.
+        measured: rates, and bytes that the passes took, by adapter, kind and batch size.
         seconds: that the measuring took.
         cpu_seconds: that the processor worked on it, all threads together; fewer where other programs had their turn.
     """
@@ -107,7 +111,7 @@ class Probe:
     rows_per_second: float
     batch_tokens: int
     shard_rows: int
-    measured: dict[Any, float] = field(default_factory=dict)
+    measured: dict[Any, tuple[float, int | None]] = field(default_factory=dict)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -119,25 +123,33 @@ class Probe:
             record: with the settings of its adapter, `batch_size`, and `gradient_type` if it has one.
         """
         begun, rows = (time.perf_counter(), time.process_time()), int(getattr(record, "batch_size", None) or 16)
-        forward = self._once(record, ("forward",), self._forward) if _any(stages) else 0.0
-        training = by_row = None
-        if _any(stages, by_row=False):
-            training = self._once(record, ("training", rows), lambda opened: self._training(opened, rows))
-        if _any(stages, by_row=True):
-            adam = getattr(record, "gradient_type", "sgd") == "adam"
-            by_row = self._once(record, ("by_row", adam), lambda opened: self._by_row(opened, adam))
-        noisy = any(stage.noise_rows for stage in stages)
-        noise = self._once(record, ("noise",), self._noise) if noisy else None
+        adam = getattr(record, "gradient_type", "sgd") == "adam"
+        kinds = {
+            "forward": (_any(stages), (), self._forward),
+            "training": (_any(stages, by_row=False), (rows,), lambda opened: self._training(opened, rows)),
+            "by_row": (_any(stages, by_row=True), (adam,), lambda opened: self._by_row(opened, adam)),
+            "noise": (any(stage.noise_rows for stage in stages), (), self._noise),
+        }
+        found = {
+            name: self._once(record, (name, *of), measure) for name, (needed, of, measure) in kinds.items() if needed
+        }
         self.seconds += time.perf_counter() - begun[0]
         self.cpu_seconds += time.process_time() - begun[1]
-        return Rates(self.rows_per_second, forward, training, by_row, noise)
+        rooms = [room for _, room in found.values()]
+        return Rates(
+            self.rows_per_second, **{"forward": 0.0, **{name: rate for name, (rate, _) in found.items()}},
+            room=None if None in rooms else max((room for room in rooms if room is not None), default=0),
+        )  # fmt: skip
 
-    def _once(self, record: Any, kind: tuple[Any, ...], measure: Callable[[Opened], float]) -> float:
+    def _once(
+        self, record: Any, kind: tuple[Any, ...], measure: Callable[[Opened], float]
+    ) -> tuple[float, int | None]:
         lora = Lora.of(record)
         key = (lora, *kind)
         if key not in self.measured:
             opened = self.opened if lora == self.spec.lora else replace(self.spec, lora=lora).open()
-            self.measured[key] = measure(opened)
+            room = _Room(opened.loaded.device)
+            self.measured[key] = measure(opened), room.taken
         return self.measured[key]
 
     @property
@@ -195,7 +207,7 @@ class _Enough(Exception):
 
 
 class _Clock(Silent):
-    """Counts tokens and seconds from the end of the first pass on, until `SECONDS` have gone and so many passes are made."""
+    """Counts tokens and seconds after the first pass, until `SECONDS` have gone and so many passes are made, or `LONGEST`."""
 
     def __init__(self, device: torch.device, least: int) -> None:
         self.device, self.least = device, least
@@ -213,7 +225,7 @@ class _Clock(Silent):
         else:
             self.tokens, self.taken = self.tokens + tokens, now - self.begun
         self.passes += 1
-        if self.passes > self.least and self.taken >= SECONDS:
+        if (self.passes > 1 and self.taken >= LONGEST) or (self.passes > self.least and self.taken >= SECONDS):
             raise _Enough
 
 
@@ -241,22 +253,39 @@ def _moments(adapted: Any, live: dict[str, Any]) -> Any:
     return moments_by_name(adapted, moments_of(optimizer))
 
 
-def memory_of(opened: Opened, trained: int, resident: int | None) -> dict[str, int | None]:
+class _Room:
+    """Memory of a device that is taken from now on: on CUDA the allocator's, elsewhere that of the process."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device if device.type == "cuda" else None
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.cuda)
+            self.before: int | None = torch.cuda.memory_allocated(self.cuda)
+        else:
+            self.before = resident_memory() if forget_peak() else None
+
+    @property
+    def taken(self) -> int | None:
+        """Bytes at most; None where the system does not tell."""
+        peak = torch.cuda.max_memory_allocated(self.cuda) if self.cuda else peak_memory()
+        return None if peak is None or self.before is None else max(0, peak - self.before)
+
+
+def memory_of(opened: Opened, trained: int, room: int | None, resident: int | None) -> dict[str, int | None]:
     """Bytes of the run on its device: weights, optimizer state, what passes took beside the weights, freed memory that a long
     run keeps (`SPARE`), and the peak of all.
 
-    On CUDA the peak is the allocator's, elsewhere the process's resident memory, in which the libraries count.
+    On a GPU the peak counts its own memory, elsewhere the process's, in which the libraries count.
 
     Args:
         opened: the model.
         trained: parameters that the method trains.
+        room: that its passes took.
         resident: memory of the process before the passes; None where the system does not tell.
     """
     device = opened.loaded.device
     weights = sum(weight.nbytes for weight in opened.adapted.parameters())
-    cuda = device.type == "cuda"
-    peak, before = (torch.cuda.max_memory_allocated(device), weights) if cuda else (peak_memory(), resident)
-    passes = None if peak is None or before is None else max(0, peak - before)
+    before = weights if device.type == "cuda" else resident
     spare = SPARE if device.type == "cpu" and sys.platform.startswith("linux") else 0
-    whole = None if peak is None else peak + spare
-    return {"weights": weights, "optimizer": MOMENTS * trained, "passes": passes, "spare": spare, "peak": whole}
+    whole = None if room is None or before is None else before + room + spare
+    return {"weights": weights, "optimizer": MOMENTS * trained, "passes": room, "spare": spare, "peak": whole}

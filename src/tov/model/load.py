@@ -98,8 +98,14 @@ def pick_dtype(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
-        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+        return "bf16" if torch.cpu._is_amx_tile_supported() and not _held_back() else "fp32"
     return "fp32"
+
+
+def _held_back() -> bool:
+    """Whether oneDNN was told to use no AMX: bf16 without it is slower than fp32 by far."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    return "AMX" not in most.upper() and most.upper() not in ("DEFAULT", "ALL")
 
 
 def resolve(name: str) -> str:

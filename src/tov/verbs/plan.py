@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -199,8 +198,9 @@ def _timed(
     try:
         for at, (stages, record) in enumerate(priced):
             if stages is not None:
-                memory = partial(memory_of, read.opened, trained(record), resident)
-                timed[at] = _time_of(read, stages, probe.rates(stages, record), memory)
+                rates = probe.rates(stages, record)
+                memory = memory_of(read.opened, trained(record), rates.room, resident)
+                timed[at] = _time_of(read, stages, rates, memory)
     except (MemoryError, torch.OutOfMemoryError):
         troubles.append(OUT_OF_MEMORY)
     took = {"seconds": probe.seconds, "cpu_seconds": probe.cpu_seconds}
@@ -208,13 +208,13 @@ def _timed(
 
 
 def _time_of(
-    read: ReadForPlan, stages: list[Stage], rates: Rates, memory: Callable[[], dict[str, int | None]]
+    read: ReadForPlan, stages: list[Stage], rates: Rates, memory: dict[str, int | None]
 ) -> dict[str, Any]:
     seconds = {stage.name: seconds_of(stage, rates, read.usable) for stage in stages}
     known = [one for one in seconds.values() if one is not None]
     return {
         "seconds": read.reading + read.opening + sum(known) if len(known) == len(seconds) else None,
-        "stage_seconds": seconds, "rates": asdict(rates), "memory": memory(),
+        "stage_seconds": seconds, "rates": asdict(rates), "memory": memory,
     }  # fmt: skip
 
 

@@ -295,7 +295,7 @@ def explain(
             return
         near = np.empty(0, np.int64)
         if target is None:
-            gains = replace(gains, nearest=None)  # nobody can tell their numbers, nor what they say
+            gains = replace(gains, nearest=None, cosines=None)  # nobody can tell their numbers, nor what they say
         elif gains.nearest is not None:
             _, compared = encode_scored(target.pool, encoder, role="target")  # rows without a scored token were not
             places = compared[gains.nearest]
@@ -324,14 +324,15 @@ def explained(
         part = slice(starts[place], starts[place + 1])
         loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
         names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
-        near = [] if gains.nearest is None else gains.nearest[place].tolist()
-        cosines = [] if gains.cosines is None else numbers(gains.cosines[place])
+        near = [] if gains.nearest is None or gains.cosines is None else [
+            list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)
+        ]
         found[str(row_id)] = {
             "tokens": [
                 list(one)
                 for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)
             ],
-            "near": [[one, cosine] for one, cosine in zip(near, cosines, strict=True)],
+            "near": near,
         }  # fmt: skip
     return found
 

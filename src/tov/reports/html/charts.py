@@ -57,8 +57,11 @@ def composition(before: str = "pool", after: str = "chosen") -> dict[str, Any]:
 
 
 @functools.cache
-def spread() -> dict[str, Any]:
-    """How scores lie by source. Data: source, of, from, to, share; and low, high of the noise, or nothing."""
+def spread(with_noise: bool) -> dict[str, Any]:
+    """How scores lie by source. Data: source, of, from, to, share; `of` a "noise" of its own where there is a band for it.
+
+    A layer without data has no extent, and Vega complains of it: so there is none without a band.
+    """
     import altair as alt
 
     base = alt.Chart().encode(
@@ -79,7 +82,7 @@ def spread() -> dict[str, Any]:
         .encode(x="from:Q", x2="to:Q")
     )
     facet = (
-        alt.layer(noise, pool, chosen, data=alt.NamedData("data"))
+        alt.layer(*([noise] if with_noise else []), pool, chosen, data=alt.NamedData("data"))
         .properties(width=520, height=52)
         .facet(
             row=_by_source(),
@@ -88,7 +91,8 @@ def spread() -> dict[str, Any]:
     )
     return _ready(
         facet,
-        "Histograms by source: scores of the pool's rows, filled, and of the chosen rows, outlined; the noise floor.",
+        "Histograms by source: scores of the pool's rows, filled, and of the chosen rows, outlined"
+        + ("; the noise floor." if with_noise else "."),
     )
 
 

@@ -178,11 +178,12 @@ def _scores(manifest: Manifest, shown: Mapping[str, Any] | None, choice: Mapping
                 "Rows are ranked by another number here than the gain in nats, so the chart has no band for it."
             )
     if shown and shown["spread"]["edges"]:
+        bars = _bars(shown, noise if raw else None)
         drawn = [
             Chart(
                 "spread",
-                charts.spread(),
-                _bars(shown, noise if raw else None),
+                charts.spread(any(bar["of"] == "noise" for bar in bars)),
+                bars,
                 "Filled: share of the source's rows in the pool. Outlined: share of all chosen rows. "
                 "The ends hold what lies beyond.",
             )
