@@ -141,9 +141,7 @@ class Probe:
             room=None if None in rooms else max((room for room in rooms if room is not None), default=0),
         )  # fmt: skip
 
-    def _once(
-        self, record: Any, kind: tuple[Any, ...], measure: Callable[[Opened], float]
-    ) -> tuple[float, int | None]:
+    def _once(self, record: Any, kind: tuple[Any, ...], measure: Callable[[Opened], float]) -> tuple[float, int | None]:
         lora = Lora.of(record)
         key = (lora, *kind)
         if key not in self.measured:

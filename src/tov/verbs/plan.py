@@ -207,9 +207,7 @@ def _timed(
     return timed, {**took, "reading": read.reading, "opening": read.opening}, troubles
 
 
-def _time_of(
-    read: ReadForPlan, stages: list[Stage], rates: Rates, memory: dict[str, int | None]
-) -> dict[str, Any]:
+def _time_of(read: ReadForPlan, stages: list[Stage], rates: Rates, memory: dict[str, int | None]) -> dict[str, Any]:
     seconds = {stage.name: seconds_of(stage, rates, read.usable) for stage in stages}
     known = [one for one in seconds.values() if one is not None]
     return {

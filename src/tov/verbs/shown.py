@@ -324,9 +324,11 @@ def explained(
         part = slice(starts[place], starts[place + 1])
         loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
         names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
-        near = [] if gains.nearest is None or gains.cosines is None else [
-            list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)
-        ]
+        near = (
+            []
+            if gains.nearest is None or gains.cosines is None
+            else [list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)]
+        )
         found[str(row_id)] = {
             "tokens": [
                 list(one)
