@@ -143,6 +143,45 @@ def test_explain_rows_zero_passes_nothing_and_says_so(tmp_path: Path, tiny_folde
     assert (open_run(run.folder).is_whole(), "report.html" in open_run(run.folder).manifest.files) == (True, True)
 
 
+def test_a_finished_run_gets_the_page_that_is_asked_for_later(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {
+        "model": str(tiny_folder), "pool": make_rows(20, seed=1), "target": make_rows(4, seed=2), "n": 6, "method": "dsir",
+        "max_length": 64, "quiet": True,
+    }  # fmt: skip
+    run = tov.select(**given, out=tmp_path / "a", page=False)
+    before = run.manifest.files
+    assert not (tov.select(**given, out=tmp_path / "a").folder / "report.html").exists()
+    again = tov.select(**{**given, "quiet": False}, out=tmp_path / "a", page=True, explain_rows=3)
+    assert (again.folder / "report.html").exists()
+    assert again.manifest.files.keys() - before.keys() == {"report.html"}
+    assert open_run(run.folder).is_whole()
+    assert "--explain-rows measured nothing" in capsys.readouterr().err
+    fewer = {"n": 3, "pool": given["pool"], "out": tmp_path / "b", "quiet": True}
+    other = tov.reselect(run, **fewer, page=False)
+    assert (tov.reselect(run, **fewer, page=True).folder / "report.html").exists()
+    beside = report(run, other)
+    assert beside.file == run.folder / "beside-b.html"
+    assert "beside-b.html" in open_run(run.folder).manifest.files
+
+
+def test_a_page_named_by_another_way_to_its_folder_is_the_runs_own(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = make_rows(20, seed=1)
+    run = tov.select(
+        model=str(tiny_folder), pool=pool, target=make_rows(4, seed=2), n=6, method="dsir", max_length=64, quiet=True,
+        out=tmp_path / "a",
+    )  # fmt: skip
+    tov.reselect(run, n=3, pool=pool, out=tmp_path / "b", quiet=True)
+    monkeypatch.chdir(tmp_path)
+    report("a", out=tmp_path / "a" / "report.html")
+    assert open_run(run.folder).is_whole()
+    monkeypatch.chdir(tmp_path / "b")
+    assert report("../a", ".").file.name == "beside-b.html"
+
+
 def test_a_choice_made_again_takes_over_the_tokens(picked: Any, tmp_path: Path) -> None:
     again = tov.reselect(picked, n=10, rule="score-only", out=tmp_path / "again", quiet=True)
     before, now = shown_of(picked)["explained"], shown_of(again)["explained"]

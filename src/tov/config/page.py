@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import field_validator
-
 from tov.config.settings import Settings, consent, setting
-from tov.errors import ConfigError
 
 
 class PageSettings(Settings):
@@ -31,16 +28,6 @@ class ReportConfig(Settings):
     open: bool = setting("output", "open the page in the browser", False)
     json_output: bool = setting("output", "print the result as JSON", False)
     quiet: bool = setting("output", "print no result", False)
-
-    @field_validator("runs")
-    @classmethod
-    def _one_or_two(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) > 2:
-            raise ConfigError(
-                f"tov report got {len(value)} runs.", allowed="one run, or two selections to be shown side by side",
-                fix="Name one or two. A grid is named by its folder.",
-            )  # fmt: skip
-        return value
 
 
 class InspectConfig(Settings):

@@ -139,7 +139,7 @@ def encode(tokenizer, row):
 
 def make_trainer(model, max_steps, out):
     revision = REVISION if model == MODEL else None
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, add_prefix_space=True)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision<TOKENS>)
     base = <AUTO>.from_pretrained(
         model,
         revision=revision,
@@ -176,9 +176,9 @@ def make_trainer(model, max_steps, out):
 )
 
 
-def _classifier(says: str, auto: str, collator: str, kind: str, body: str) -> str:
-    text = _CLASSIFIER
-    for name, value in {"SAYS": says, "AUTO": auto, "COLLATOR": collator, "TYPE": kind, "BODY": body}.items():
+def _classifier(says: str, auto: str, collator: str, kind: str, body: str, tokens: str = "") -> str:
+    text, values = _CLASSIFIER, {"SAYS": says, "AUTO": auto, "COLLATOR": collator, "TYPE": kind, "BODY": body}
+    for name, value in {**values, "TOKENS": tokens}.items():
         text = text.replace(f"<{name}>", value)
     return text
 
@@ -195,6 +195,7 @@ TAGGER = _classifier(
     ]
     return encoded
 ''',
+    ", add_prefix_space=True",
 )  # fmt: skip
 HEAD = _classifier(
     "Trains a classifier of texts on train.jsonl by transformers' Trainer.", "AutoModelForSequenceClassification",

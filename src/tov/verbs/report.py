@@ -32,7 +32,7 @@ from tov.tasks import TASKS
 from tov.verbs import shown as shown_rows
 from tov.verbs import training_file
 
-FILE = "report.html"
+FILE, BESIDE = "report.html", "beside-"
 RESULTS = "results.json"
 GAINED, LOST = "only in the second", "only in the first"
 
@@ -87,12 +87,17 @@ def report(
 
 def run_report(config: ReportConfig) -> Reported:
     """`report` from a record of settings."""
+    if len(config.runs) > 2:
+        raise ConfigError(
+            f"tov report got {len(config.runs)} runs.", allowed="one run, or two selections to be shown side by side",
+            fix="Name one or two. A grid is named by its folder.",
+        )  # fmt: skip
     folders = [Path(one).expanduser() for one in config.runs]
     page = _pair(*map(_selection, folders)) if len(folders) == 2 else page_of(folders[0])
     file = (
         Path(config.out).expanduser()
         if config.out
-        else folders[0] / (FILE if len(folders) == 1 else f"beside-{folders[1].name}.html")
+        else folders[0] / (FILE if len(folders) == 1 else f"{BESIDE}{folders[1].resolve().name}.html")
     )
     if file.is_dir():
         raise ConfigError(f"--out {file} is a folder.", fix=f"Name a file, e.g. --out {file / FILE}.")
@@ -175,14 +180,27 @@ def _html(page: Page) -> str:
 
 
 def _write(page: Page, file: Path, folder: Path) -> None:
-    """Writes the page; one that the run has made before is listed anew."""
+    """Writes the page; one of a name of ours in the run folder is listed there as the run's."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, _html(page))
-    if file == folder / FILE and (folder / "manifest.json").exists():
-        with alone_in(folder):
-            run = any_run(folder)
-            if run.finished:
-                run.note(files={**run.manifest.files, FILE: checksum(file)})
+    ours = file.name == FILE or file.name.startswith(BESIDE)
+    if ours and file.parent.resolve() == folder.resolve() and (folder / "manifest.json").exists():
+        _list(file)
+
+
+def _list(file: Path) -> None:
+    with alone_in(file.parent):
+        run = any_run(file.parent)
+        if run.finished:
+            run.note(files={**run.manifest.files, file.name: checksum(file)})
+
+
+def write_missing(run: Run) -> Run:
+    """A finished selection that may have been made without a page, with its page."""
+    if (run.folder / FILE).exists():
+        return run
+    _write(_page(run), run.folder / FILE, run.folder)
+    return any_run(run.folder)
 
 
 def _pair(first: Run, second: Run) -> Page:

@@ -36,6 +36,7 @@ from tov.methods.auto import PILOTS
 from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
+from tov.progress import tell
 from tov.reports.numbers import amount_facts, choice_facts, facts_read, score_facts
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import Run, differences, open_run, run_folder, work_on
@@ -47,7 +48,7 @@ from tov.tasks import TASKS
 from tov.verbs import shown as shown_rows
 from tov.verbs import training_file
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
-from tov.verbs.report import write_page
+from tov.verbs.report import write_missing, write_page
 from tov.verbs.result import Picked
 from tov.verbs.shown import Ranked
 
@@ -101,7 +102,7 @@ def run_select(
         asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config)}
         if not differences({name: done.manifest.identity.get(name) for name in asked}, asked):
             training_file.check_selected(done)
-            return Picked(done)
+            return _shown_too(done, config)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
     amount = _amount(config, variant, rows, target, labels)
@@ -126,9 +127,20 @@ def run_select(
             ranked = _choose_and_write(run, rows.pool, variant, config, config.seed, target_seen)
             _show(run, ranked, variant, config, config.seed, models, target)
             _finish(run, config.page)
-        else:
-            _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
-    return Picked(run)
+            return Picked(run)
+        _keep_up(run, rows.pool, remember(config, pool=pools, target=targets))
+    return _shown_too(run, config)
+
+
+def _shown_too(done: Run, config: SelectConfig | ReselectConfig) -> Picked:
+    """A finished run, with its page if one is asked for by name."""
+    if config.page and "page" in config.model_fields_set:
+        done = write_missing(done)
+    if isinstance(config, SelectConfig) and config.explain_rows is not None and not config.quiet:
+        tell(
+            "The run was finished before, so --explain-rows measured nothing: tov inspect shows the tokens of any row."
+        )
+    return Picked(done)
 
 
 def _amount(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed, labels: tuple[str, ...]) -> Amount:
@@ -269,7 +281,8 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
             ranked = _choose_and_write(run, pool, variant, config, seed, target_again(origin, seed), origin)
             _show_again(run, ranked, seed, origin)
             _finish(run, config.page)
-    return Picked(run)
+            return Picked(run)
+    return _shown_too(run, config)
 
 
 def _choose_and_write(
