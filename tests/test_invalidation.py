@@ -145,6 +145,13 @@ PATH = [
     Row("lora_target_modules", ("q_proj",)),
 ]
 PAGE = Row("page", False, SAME)
+ENGINE = [
+    Row("engine", "ray", SAME),
+    Row("devices", "cpu,cpu", SAME),
+    Row("ray_address", "auto", NO_EFFECT, says="no effect without --engine ray"),
+    Row("workers", "1:4", NO_EFFECT, says="no effect without --engine ray"),
+    Row("gpus_per_worker", 0.5, NO_EFFECT, says="no effect without --engine ray"),
+]
 ONE_ANSWER = Row("score", "margin", UNUSABLE, says="preference pairs")
 SCAN = [Row("batch_tokens", 100), Row("amplify", 1.0), Row("shard_rows", 8), ONE_ANSWER]
 RULE = [
@@ -183,6 +190,7 @@ SELECT = [
     *PLACE,
     PAGE,
     Row("explain_rows", 3, SAME),
+    *ENGINE,
     *(Row(row.setting, row.value, NO_EFFECT) for row in GATE),
     *AMOUNT,
     Row("method", "uncertainty", differs=("method", "transform", "normalize")),
@@ -226,6 +234,7 @@ TABLES: dict[str, list[Row]] = {
     ],
     "score": [
         *PLACE,
+        *ENGINE,
         Row("from_run", lambda given: given.second, differs=("path",)),
         Row("pool", lambda given: rows(13, seed=7)),
         Row("trust_remote_code", True, SAME),
@@ -259,6 +268,7 @@ TABLES: dict[str, list[Row]] = {
         *TRAINING,
         *PLACE,
         PAGE,
+        *ENGINE,
         Row("num_train_epochs", 2, differs=("num_train_epochs", "train_rows"), more={"train_rows": ...}),
         Row("from_run", lambda given: given.folder / "select", SAME),
         Row("test", lambda given: rows(5, seed=3)),

@@ -150,6 +150,50 @@ def test_a_state_that_is_no_number_is_an_error():
         scan(rows, pairs=[(1, base, broken)])
 
 
+def too_small(monkeypatch: pytest.MonkeyPatch, most: int, *, from_pass: int = 0) -> list[int]:
+    """A memory that holds passes of at most so many tokens, from some pass on; gives the sizes of those that did not fit."""
+    refused, made = list[int](), 0
+
+    def logprobs(model, batch, **options):
+        nonlocal made
+        if batch.ids.size > most and made >= from_pass:
+            refused.append(batch.ids.size)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        made += 1
+        return row_logprobs(model, batch, **options)
+
+    monkeypatch.setattr("tov.methods.tov.scan.row_logprobs", logprobs)
+    return refused
+
+
+def test_a_batch_that_does_not_fit_in_memory_is_halved_and_scores_stay(monkeypatch):
+    refused = too_small(monkeypatch, 60)
+    scanned = scan(subject()[1])
+    assert refused
+    assert max(refused) > 120, "some halves had to be halved again"
+    tried = len(refused)
+    assert_is_twin(scanned.columns, slice(None), "halved batches")
+    scan(subject()[1])
+    assert len(refused) == 2 * tried, "what did not fit once was tried again in the second pass"
+
+
+def test_both_states_walk_one_layout_even_if_memory_ends_between_them(monkeypatch):
+    _, rows, base, _ = subject()
+    refused = too_small(
+        monkeypatch, 60, from_pass=1
+    )  # the one batch of the base pass fits, that of the target's no more
+    scanned = scan(rows, batch_tokens=4096, pairs=[(1, base, base)])
+    assert refused
+    scored = rows.scored_counts > 0
+    assert (scanned.columns["score_identity"][scored] == 0).all(), "the same weights gave two numbers"
+
+
+def test_one_row_that_does_not_fit_is_an_error(monkeypatch):
+    too_small(monkeypatch, 5)
+    with pytest.raises(torch.OutOfMemoryError):
+        scan(subject()[1])
+
+
 def floor_of(dtype: torch.dtype, batch_tokens: int) -> dict[str, float]:
     """The noise floor of rows that share batches of at most so many tokens, against each row alone."""
     adapted = attach(tiny_llama(dtype=dtype), rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), seed=0)

@@ -167,6 +167,11 @@ def part(progress: Progress, rows: int) -> Iterator[None]:
         _heard.reset(before)
 
 
+def heard(share: float) -> None:
+    """So much of the part that the caller works on is done: for whoever listens."""
+    _heard.get()(share)
+
+
 def each(items: Sequence[T], walk: int = 0, walks: int = 1) -> Iterator[T]:
     """The items one by one; how far they are is heard by the part that they belong to.
 
@@ -175,7 +180,6 @@ def each(items: Sequence[T], walk: int = 0, walks: int = 1) -> Iterator[T]:
         walk: which walk over the part this is, from 0.
         walks: how many there will be.
     """
-    heard = _heard.get()
     for done, item in enumerate(items, 1):
         yield item
         heard((walk + done / len(items)) / walks)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import field_validator, model_validator
 
 from tov.config.choice import RuleSettings, SelectionSettings
+from tov.config.engine import EngineSettings
 from tov.config.export import ExportConfig as ExportConfig
 from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
 from tov.config.page import ExplainSettings, PageSettings
@@ -58,9 +59,11 @@ class DataSettings(Settings):
         "your names of columns, e.g. prompt=question completion=answer; of a CoNLL file their numbers: tokens=2 ner_tags=3",
         {},
     )
-    on_bad_row: Literal["error", "skip"] = setting(
-        "fit", "action on an unusable pool row: stop with an error, or skip and count the row", "error"
-    )
+    on_bad_row: Literal["error", "skip", "quarantine"] = setting(
+        "fit",
+        "action on an unusable pool row: stop with an error, skip and count it, or also write it to quarantine.jsonl with "
+        "its place and the reason", "error",
+    )  # fmt: skip
 
     @field_validator("task")
     @classmethod
@@ -208,7 +211,9 @@ class FitConfig(PathSettings, PlaceSettings):
     """Settings of `tov fit`."""
 
 
-class SelectConfig(SelectionSettings, PathSettings, ScanSettings, GateSettings, ExplainSettings, PlaceSettings):
+class SelectConfig(
+    SelectionSettings, PathSettings, ScanSettings, GateSettings, ExplainSettings, EngineSettings, PlaceSettings
+):
     """Settings of `tov select`."""
 
     method: str = setting("scan", METHOD, "tov", named=True)
@@ -237,7 +242,7 @@ class ReselectConfig(SelectionSettings, PageSettings, PlaceSettings):
     seed: int | None = setting("choice", "seed of all random choices; default: the run's seed", None, ge=0)
 
 
-class ScoreConfig(PlaceSettings):
+class ScoreConfig(EngineSettings, PlaceSettings):
     """Settings of `tov score`."""
 
     from_run: str = setting("fit", "run of tov select or tov fit whose stored path is used", min_length=1, named=True)
@@ -277,7 +282,14 @@ class TrainConfig(TrainingSettings, PlaceSettings):
 
 
 class CompareConfig(
-    TrainingSettings, RuleSettings, PathSettings, ScanSettings, GateSettings, PageSettings, PlaceSettings
+    TrainingSettings,
+    RuleSettings,
+    PathSettings,
+    ScanSettings,
+    GateSettings,
+    PageSettings,
+    EngineSettings,
+    PlaceSettings,
 ):
     """Settings of `tov compare`."""
 

@@ -6,12 +6,14 @@ import numpy as np
 
 from tov.data.pool import Index
 
-USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST, NOT_GOLD, NEAR_TEST = range(8)
+USABLE, IN_TARGET, DUPLICATE, UNREADABLE, NO_TOKENS, IN_TEST, NOT_GOLD, NEAR_TEST, REFUSED, NOT_SCORED = range(10)
 REASONS = (
     "", "prompt in target", "repeat of an earlier row", "unreadable", "no scored tokens", "prompt in test",
-    "marked as not right", "near duplicate of the test",
+    "marked as not right", "near duplicate of the test", "refused by the model's template", "not scored",
 )  # fmt: skip
 """The words for the codes above; they stand in the score table's column `excluded`."""
+KEPT_APART = (UNREADABLE, REFUSED, NOT_SCORED)
+"""Of rows that something is wrong with; their reason goes on behind a colon."""
 
 
 def left_out(codes: np.ndarray, pool: Index) -> str:

@@ -36,8 +36,9 @@ class Engine(Protocol):
     """Computes a task on shards."""
 
     def map(
-        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress
-    ) -> None:
+        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress,
+        given_up: Callable[[Shard, str], None] | None = None,
+    ) -> None:  # fmt: skip
         """Hands every shard's result to `done`, in the calling process, in any order.
 
         Args:
@@ -45,7 +46,10 @@ class Engine(Protocol):
             shards: read one by one as they are wanted.
             done: writes a result; what it has taken is never computed again.
             progress: hears how far a shard is while it is computed; `done` tells that it is finished.
+            given_up: takes a shard that failed on several workers, and why. An engine of one process never calls it: there
+                a failure ends the walk.
 
         Raises:
             TovError: as the task says; what is done stays done.
+            RunError: workers fail, and `given_up` is not there to take what they failed on.
         """

@@ -18,6 +18,7 @@ T = TypeVar("T")
 def fill(
     store: ShardStore, reader: ShardReader, task: ShardTask[T], table_of: Callable[[Shard, T], pa.Table], engine: Engine, *,
     progress: Progress, passed: Callable[[Shard], int] = lambda shard: 0,
+    given_up: Callable[[Shard, str], pa.Table] | None = None,
 ) -> None:  # fmt: skip
     """Makes every shard of a store that is not there yet.
 
@@ -31,6 +32,8 @@ def fill(
         engine: computes it.
         progress: told of rows and tokens.
         passed: called once a shard is computed; gives the tokens that went through the model for it.
+        given_up: a shard that failed on several workers, and why, to the table that stands for it; without it that is an
+            error.
 
     Raises:
         RunError: a shard was made from something else, or is broken.
@@ -50,4 +53,9 @@ def fill(
         store.write(shard.start, table_of(shard, computed))
         progress.advance(shard.stop - shard.start, tokens)
 
-    engine.map(task, missing(), done, progress)
+    def give_up(shard: Shard, why: str) -> None:
+        assert given_up
+        store.write(shard.start, given_up(shard, why))
+        progress.advance(shard.stop - shard.start)
+
+    engine.map(task, missing(), done, progress, give_up if given_up else None)

@@ -26,8 +26,9 @@ class LocalEngine:
     models: Models = field(default_factory=Models)
 
     def map(
-        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress
-    ) -> None:
+        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress,
+        given_up: Callable[[Shard, str], None] | None = None,
+    ) -> None:  # fmt: skip
         """As of `tov.engine.base.Engine.map`; a shard that fails ends the walk."""
         compute: Callable[[Shard], T] | None = None
         with ExitStack() as opened:

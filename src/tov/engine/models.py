@@ -180,18 +180,21 @@ class Models:
 
     Attributes:
         opened: the model and its initial state, by its description; at most one.
+        fingerprints: of every model that was opened, by its description as it was given, device and dtype not yet named.
     """
 
     opened: dict[ModelSpec, tuple[Opened, State]] = field(default_factory=dict)
+    fingerprints: dict[ModelSpec, list[Any]] = field(default_factory=dict)
 
     def open(self, spec: ModelSpec, expected: Expected | None = None) -> Opened:
         """The model in its initial state: pretrained weights, adapter of no effect, seeded head. Errors: `ModelSpec.open`."""
-        spec = spec.resolved()
+        given, spec = spec, spec.resolved()
         if spec not in self.opened:
             self.opened.clear()  # two models may not fit in memory
             opened = spec.open(expected)
             self.opened[spec] = opened, read_state(opened.adapted)
         opened, start = self.opened[spec]
+        self.fingerprints[given] = opened.fingerprint
         write_state(opened.adapted, start)
         return opened
 

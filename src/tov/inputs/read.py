@@ -102,7 +102,7 @@ def read_pool(
     pool = open_rows(inputs, settings)
     index = index_rows(pool, on_bad_row=settings.on_bad_row)
     excluded = exclusions(index, target_prompts, decontaminate=decontaminate)
-    return PoolRows(pool, index, excluded, skip=settings.on_bad_row == "skip")
+    return PoolRows(pool, index, excluded, skip=settings.on_bad_row != "error")
 
 
 def check_n(n: int, rows: PoolRows, flag: str = "--n") -> None:

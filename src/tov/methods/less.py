@@ -37,8 +37,9 @@ from tov.methods.shared.warm_up import (
     warmed_up,
 )
 from tov.model.adapters import write_state
+from tov.model.fitting import passes
 from tov.model.gradients import batches_of, per_example_gradients
-from tov.progress import Progress, each
+from tov.progress import Progress
 from tov.scores.store import ShardStore, features_of
 from tov.selection.choose import Best
 from tov.selection.round_robin import top_candidates
@@ -82,8 +83,11 @@ def less_features(
     features = np.full((len(rows), projection.size), np.nan, np.float32)
     write_state(adapted, checkpoint.state)
     with per_example_gradients(adapted) as run:
-        for batch in each(batches_of(rows, batch_tokens)):
-            features[batch.rows] = row_features(adapted, run, batch, projection, checkpoint, unit=True).cpu().numpy()
+        for batch, made in passes(
+            batches_of(rows, batch_tokens),
+            lambda batch: row_features(adapted, run, batch, projection, checkpoint, unit=True).cpu().numpy(),
+        ):
+            features[batch.rows] = made
     return features
 
 

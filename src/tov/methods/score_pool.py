@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from tov.config.records import ScanSettings
 from tov.engine.base import Engine
+from tov.engine.choose import engine_of
 from tov.engine.fill import fill
-from tov.engine.local import LocalEngine
 from tov.engine.models import Models, ModelSpec
-from tov.errors import NumericError
+from tov.errors import NumericError, RunError
 from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, reading_notes, usable_rows
 from tov.methods.base import NOISE_ROWS, Method, Scorer
@@ -31,7 +32,7 @@ from tov.progress import track
 from tov.runs.folder import Run
 from tov.runs.manifest import ModelRecord, ScoringRecord, TargetRecord
 from tov.scores.shard import Shard, ShardReader
-from tov.scores.store import ShardStore
+from tov.scores.store import ShardStore, columns_in
 from tov.scores.table import FIXED, Columns, column_name, shard_table
 from tov.seeds import generator
 
@@ -87,7 +88,7 @@ def score_pool(
     """
     with _in_its_words(variant), ExitStack() as stack:
         models = models or stack.enter_context(_for_this_alone())
-        engine, options = LocalEngine(models), variant.method.resolve(variant.options, n)
+        engine, options = engine_of(settings, models), variant.method.resolve(variant.options, n)
         scorers = {}
         for name, target in targets.items():
             scorers[name] = variant.method.prepare(
@@ -160,6 +161,14 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
             run.note_line("pool rows that the model's chat template refuses have no scored token")
         return passes[0] * shard.tokens
 
+    def not_scored(shard: Shard, why: str) -> pa.Table:
+        if not any(store.folder.glob("*.parquet")):
+            raise RunError(
+                f"No shard of the pool could be scored: {why}.", fix="Mend that, and give the command again."
+            )
+        names = [name for name in columns_in(store.folder) if name not in FIXED]
+        return shard_table(reader, shard, {name: np.full(len(shard.rows), np.nan) for name in names}, base, why)
+
     of_all = _AllTargets(dict(scorers))
     scorer = _Margin(of_all) if margin else of_all
     with run.stage(SCAN), track(SCAN, len(reader.pool), quiet=quiet) as progress:
@@ -170,6 +179,7 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         fill(
             store, reader, scorer, lambda shard, columns: shard_table(reader, shard, columns, base),
             engine, progress=progress, passed=passed,
+            given_up=not_scored if getattr(prepared.settings, "on_bad_row", "") == "quarantine" else None,
         )  # fmt: skip
     run.note(scoring=_record(prepared, store.fingerprint, noise, complete=True))
     if run.manifest.model is None:

@@ -10,6 +10,7 @@ import torch
 
 from tov.errors import NumericError
 from tov.losses import log_loss
+from tov.model.fitting import passes
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import classifier_logits, is_causal, label_logprobs, row_logprobs
 from tov.text.batches import Batch, collate, plan
@@ -53,7 +54,7 @@ def evaluate(adapted: Any, rows: Encoded, *, batch_tokens: int) -> Evaluation:
     batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
     order = np.concatenate([batch.rows for batch in batches])
     with scanning(adapted):
-        parts = [_one(adapted.get_base_model(), batch) for batch in batches]
+        parts = [part for _, part in passes(batches, lambda batch: _one(adapted.get_base_model(), batch))]
     logp, predicted = (torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True))
     if not np.isfinite(logp).all():
         raise NumericError("The log-loss of a test row is not a finite number.", fix="Lower --train-learning-rate.")

@@ -11,6 +11,7 @@ from tov.data.cells import BadRow
 from tov.data.decontamination import USABLE
 from tov.data.pool import Index, Pool
 from tov.data.rows import Row
+from tov.errors import DataError
 from tov.text.encode import IGNORED, Encoded, Encoder, encode_placed
 
 
@@ -100,6 +101,16 @@ class ShardReader:
         others = [row.rejected for row in rows]  # type: ignore[attr-defined]
         rejected = Shard(start, stop, others, places, self.encoded(others, start + places))
         return Shard(start, stop, rows, places, _without(encoded, rejected.encoded.scored_counts == 0), rejected)
+
+    def refusal(self, row_id: int) -> str:
+        """Why a row cannot be encoded; "" if it can."""
+        [row] = self.pool.at([row_id])
+        try:
+            if not isinstance(row, BadRow):
+                self.encode([row])
+        except DataError as error:
+            return error.problem
+        return ""
 
     def encoded(self, rows: list[Row], row_ids: np.ndarray) -> Encoded:
         """Rows with these row_ids as tokens. Errors as of `read`."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from tov.data.decontamination import NO_TOKENS, REASONS, UNREADABLE
+from tov.data.decontamination import KEPT_APART, NO_TOKENS, NOT_SCORED, REASONS, REFUSED
 from tov.data.rows import hexes
 from tov.scores.shard import Shard, ShardReader
 
@@ -65,7 +65,7 @@ def usable_in(scores: pa.Table) -> np.ndarray:
     return np.array([not reason for reason in reasons])[codes]
 
 
-def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.ndarray) -> pa.Table:
+def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.ndarray, why: str = "") -> pa.Table:
     """A shard of the score table.
 
     Columns: `row_id`; `source`; `hash`, 16 hex digits of the content; `tokens`, the length that bins go by; `length`, all
@@ -77,6 +77,7 @@ def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.nd
         shard: the rows that were scored.
         columns: (rows,) numbers of those.
         base: uint64 content hashes of the base set U.
+        why: the rows have no numbers, if they have none.
     """
     part = slice(shard.start, shard.stop)
     tokens, lengths, lost = np.zeros((3, shard.stop - shard.start), np.int32)
@@ -84,9 +85,16 @@ def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.nd
     lengths[shard.places] = shard.encoded.lengths
     codes = reader.excluded[part].copy()
     scored = shard.encoded.sizes > 0
+    codes[shard.places[scored]] = NOT_SCORED if why else codes[shard.places[scored]]
     codes[shard.places[~scored]] = NO_TOKENS
     row_ids, content = np.arange(shard.start, shard.stop), reader.index.content[part]
-    reasons = [_reason(reader, int(row), int(code)) for row, code in zip(row_ids, codes, strict=True)]
+    said = {place: reader.refusal(shard.start + place) for place in shard.places[shard.encoded.lengths == 0].tolist()}
+    said = {place: refusal for place, refusal in said.items() if refusal}
+    codes[list(said)] = REFUSED
+    reasons = [
+        _reason(int(code), reader.index.bad.get(int(row), said.get(int(row) - shard.start, why)))
+        for row, code in zip(row_ids, codes, strict=True)
+    ]
     arrays: dict[str, pa.Array] = {
         "row_id": pa.array(row_ids, pa.int64()),
         "source": pa.array(reader.pool.source_names(row_ids), pa.string()),
@@ -101,5 +109,5 @@ def shard_table(reader: ShardReader, shard: Shard, columns: Columns, base: np.nd
     return pa.table(arrays | {name: pa.array(values, pa.float32()) for name, values in spread.items()})
 
 
-def _reason(reader: ShardReader, row_id: int, code: int) -> str:
-    return f"{REASONS[code]}: {reader.index.bad[row_id]}" if code == UNREADABLE else REASONS[code]
+def _reason(code: int, why: str) -> str:
+    return REASONS[code] + (f": {why}" if code in KEPT_APART and why else "")

@@ -47,6 +47,15 @@ def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.
     return groups
 
 
+def halves(batch: Batch) -> list[Batch]:
+    """A batch of several rows as two, each padded to its own longest row."""
+    middle, parts = len(batch.rows) // 2, []
+    for part in (slice(middle), slice(middle, None)):
+        width = int(batch.lengths[part].max())
+        parts.append(Batch(batch.rows[part], batch.ids[part, :width], batch.labels[part, :width], batch.lengths[part]))
+    return parts
+
+
 def collate(encoded: Encoded, rows: np.ndarray, width: int = 0) -> Batch:
     """One batch of these rows, padded to the longest or to `width`; the row order in its scored tokens is that of `rows`."""
     lengths = encoded.lengths[rows]

@@ -12,6 +12,7 @@ from tov.config.settings import build
 from tov.data.labels import check_known
 from tov.data.pool import files_of
 from tov.data.sources import Input
+from tov.engine.choose import engine_of
 from tov.engine.local import LocalEngine
 from tov.engine.models import Models, ModelSpec
 from tov.files import write_text
@@ -34,9 +35,10 @@ from tov.methods.work import Work, model_record, note_model
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import open_run, run_folder, work_on
 from tov.runs.manifest import TargetRecord
+from tov.scores.store import read_table
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
-from tov.verbs import training_file
+from tov.verbs import quarantine, training_file
 from tov.verbs.looked import note_target, see_target
 from tov.verbs.result import Result, fitted
 from tov.verbs.select import facts_of
@@ -104,8 +106,12 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         scorer = method.reuse(run.artifacts, settings, models)
         assert scorer
         prepared = Prepared(run, rows, settings, method, None, labels, {DEFAULT_TARGET: scorer}, None)
-        fill_table(prepared, models, LocalEngine(models), quiet=config.quiet)
-        run.note(summary={"scores": facts_of(run), "notes": reading_notes(pool=rows)})
+        fill_table(prepared, models, engine_of(config, models), quiet=config.quiet)
+        notes = reading_notes(pool=rows)
+        if settings.on_bad_row == quarantine.MODE:
+            excluded = read_table(run.scores, columns=["excluded"], fingerprint=run.stamp)
+            notes += quarantine.write_quarantine(run.folder, rows.pool, excluded)
+        run.note(summary={"scores": facts_of(run), "notes": notes})
         write_text(run.folder / "summary.md", summary_markdown(run.manifest))
         run.finish()
     return Result(run)

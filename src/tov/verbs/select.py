@@ -45,8 +45,8 @@ from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
+from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
-from tov.verbs import training_file
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
 from tov.verbs.report import write_missing, write_page
 from tov.verbs.result import Picked
@@ -307,6 +307,8 @@ def _choose_and_write(
         if origin is None:
             check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids, run.stamp))
         written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
+        if origin is None and getattr(config, "on_bad_row", "") == quarantine.MODE:
+            written += quarantine.write_quarantine(run.folder, pool, scores)
         checks = look_at(run, pool, scores, choice.row_ids, target, seed)
     run.note(checks=checks, summary={
         "choice": {

@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from tov.errors import NumericError
 from tov.methods.shared.neighbours import normalised
+from tov.model.fitting import passes
 from tov.model.gradients import batches_of
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import filled_mask, is_causal
-from tov.progress import each
 from tov.text.batches import Batch
 from tov.text.encode import Encoded
 
@@ -47,10 +47,13 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int, half_way: bool
     model = adapted.get_base_model()
     embeddings = np.full((len(rows), model.config.get_text_config().hidden_size), np.nan, np.float32)
     with scanning(adapted), _hidden_half_way(model) if half_way else nullcontext() as latest:
-        for batch in each(batches_of(rows, batch_tokens)):
+
+        def embed(batch: Batch) -> np.ndarray:
             last = _last_hidden(model, batch)
-            hidden = latest(batch) if latest else last
-            embeddings[batch.rows] = _weighted_mean(hidden, batch.lengths).cpu().numpy()
+            return _weighted_mean(latest(batch) if latest else last, batch.lengths).cpu().numpy()
+
+        for batch, embedded in passes(batches_of(rows, batch_tokens), embed):
+            embeddings[batch.rows] = embedded
             if not np.isfinite(embeddings[batch.rows]).all():
                 raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
     return embeddings

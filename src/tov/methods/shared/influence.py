@@ -21,6 +21,7 @@ from tov.errors import ConfigError, DataError
 from tov.methods.shared.gradients import Checkpoint, products, projected
 from tov.methods.shared.projection import Projection
 from tov.model.adapters import parameters, write_state
+from tov.model.fitting import passes
 from tov.model.gradients import batches_of, flat_gradients, per_example_gradients
 from tov.progress import each
 from tov.text.batches import Batch, collate
@@ -156,21 +157,21 @@ def influence(
             allowed="target gradients of every checkpoint",
             fix="Take the target gradients at these checkpoints.",
         )
-    batches, sums = batches_of(rows, batch_tokens), dict[int, np.ndarray]()
+    batches, sums = batches_of(rows, batch_tokens), np.zeros((len(rows), targets[0].shape[0]))
     with per_example_gradients(adapted) as run:
         for k, checkpoint in enumerate(checkpoints):
             write_state(adapted, checkpoint.state)
-            for number, batch in enumerate(each(batches, k, len(checkpoints))):
+
+            def compared(batch: Batch, k: int = k, checkpoint: Checkpoint = checkpoint) -> Tensor:
                 if projection is None:
-                    found = weights[k] * products(adapted, run, batch, targets[k], checkpoint.moments, unit=unit)
-                else:
-                    features = row_features(adapted, run, batch, projection, checkpoint, unit=unit)
-                    found = weights[k] * features @ targets[k].to(features).T
-                sums[number] = sums.get(number, 0.0) + found.cpu().double().numpy()
-    placed = np.full((len(rows), targets[0].shape[0]), np.nan)
-    for number, values in sums.items():
-        placed[batches[number].rows] = values
-    return placed
+                    return weights[k] * products(adapted, run, batch, targets[k], checkpoint.moments, unit=unit)
+                features = row_features(adapted, run, batch, projection, checkpoint, unit=unit)
+                return weights[k] * features @ targets[k].to(features).T
+
+            for batch, found in passes(batches, compared, k, len(checkpoints)):
+                sums[batch.rows] += found.cpu().double().numpy()
+    sums[rows.scored_counts == 0] = np.nan
+    return sums
 
 
 def row_features(

@@ -21,9 +21,9 @@ from tov.methods.base import TokenGains
 from tov.methods.shared.embeddings import cosines_in_passing
 from tov.methods.tov.scoring import TRANSFORM_FUNCTIONS, row_scores, uncertainty
 from tov.model.adapters import State
+from tov.model.fitting import passes
 from tov.model.kernels.joined import Refresh
 from tov.model.logloss import row_logprobs
-from tov.progress import each
 from tov.text.batches import Batch, collate, plan
 from tov.text.encode import Encoded
 
@@ -63,11 +63,12 @@ def token_losses(
 ) -> np.ndarray:
     """(sum of scored tokens,) log p of every scored token under the state now in the model, batch by batch, row by row.
 
-    `walk` of `walks` is for the progress (`tov.progress.each`); `then` is told of each batch that has just passed.
+    Batches that do not fit in memory are halved (`tov.model.fitting`). `walk` of `walks` is for the progress; `then` is told of
+    each batch that has just passed.
     """
     parts = []
-    for batch in each(batches, walk, walks):
-        parts.append(row_logprobs(model, batch))
+    for batch, logp in passes(batches, lambda batch: row_logprobs(model, batch), walk, walks):
+        parts.append(logp)
         if then:
             then(batch)
     return _on_cpu(parts)
@@ -99,14 +100,19 @@ def scan_rows(
     batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
     order = np.concatenate([batch.rows for batch in batches]) if batches else np.empty(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts[order])])
-    epochs, passes, near = [], 0, list[Tensor]()
+    epochs, done, near = [], 0, list[Tensor]()
     for _, base_state, target_state in pairs:
-        set_state(base_state)
-        with nullcontext() if embedded is None or passes else cosines_in_passing(model, embedded) as of_batch:
-            then = (lambda batch: near.append(of_batch(batch).amax(1))) if of_batch else None
-            base = token_losses(model, batches, passes, 2 * count, then=then)
-        set_state(target_state)
-        target = token_losses(model, batches, passes + 1, 2 * count)
+        layout = -1
+        while layout != len(batches):  # both states walk one layout: again, if memory made it another one in between
+            set_state(base_state)
+            with nullcontext() if embedded is None or done else cosines_in_passing(model, embedded) as of_batch:
+                if of_batch:
+                    near.clear()
+                then = (lambda batch: near.append(of_batch(batch).amax(1))) if of_batch else None
+                base = token_losses(model, batches, done, 2 * count, then=then)
+            layout = len(batches)
+            set_state(target_state)
+            target = token_losses(model, batches, done + 1, 2 * count)
         if not (np.isfinite(base).all() and np.isfinite(target).all()):
             raise NumericError(
                 "The log-loss of a token is not a finite number.", fix="Try --dtype fp32, or a lower --learning-rate."
@@ -115,12 +121,12 @@ def scan_rows(
         measures["loss_base"], measures["loss_target"] = log_loss(base, offsets), log_loss(target, offsets)
         measures["uncertainty"] = uncertainty(base, offsets)
         epochs.append({name: _in_place(measures[name], order, len(rows)) for name in MEASURES})
-        passes += 2
+        done += 2
     cosines = _on_cpu(near)
     if not np.isfinite(cosines).all():
         raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
     nearness = None if embedded is None else _in_place(cosines, order, len(rows))
-    return Scanned(rows.sizes, epochs, passes * int(rows.lengths[order].sum()), nearness)
+    return Scanned(rows.sizes, epochs, done * int(rows.lengths[order].sum()), nearness)
 
 
 def explain_rows(

@@ -1,0 +1,254 @@
+"""Shards handed to several workers: who gets which, and what happens when a worker is lost, slow, or fails.
+
+Knows nothing of processes or clusters: `Crew` is what it needs of them. Results come in any order, and each shard is handed
+to `done` once. A lost worker costs the shards that it held, which others get.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Protocol, TypeVar
+
+from tov.engine.bench import Outcome
+from tov.errors import RunError
+from tov.progress import tell
+from tov.scores.shard import Shard
+
+T = TypeVar("T")
+HELD = 2
+"""Shards that a worker holds: one in work, and one so that it need not wait."""
+TRIES = 3
+"""Workers that a shard may fail on before it is set aside."""
+LOSSES = 6
+"""Workers that may be lost while a shard is in work before it is set aside: machines go for reasons of their own."""
+STILLBORN = 4
+"""Workers in a row that may end without a result before the walk ends: something is wrong with all of them."""
+SLOW, SLOW_SECONDS = 3.0, 5.0
+"""How many times the usual time, and at least how long, a shard may take before an idle worker gets it too."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What has happened to a worker.
+
+    Attributes:
+        worker: its number.
+        shard: first row_id of the shard in question; None where it is the worker itself that is ready, or lost.
+        outcome: of the shard.
+        lost: why the worker is no more.
+    """
+
+    worker: int
+    shard: int | None = None
+    outcome: Outcome | None = None
+    lost: str | None = None
+
+
+class Crew(Protocol):
+    """Workers of some kind."""
+
+    size: int
+    """How many there may be."""
+
+    def hire(self) -> int:
+        """Starts one more worker, and gives its number; it says that it is ready by `News`."""
+
+    def send(self, worker: int, shard: Shard) -> None:
+        """Gives a worker a shard; it computes them in the order in which it got them."""
+
+    def news(self, seconds: float) -> list[News]:
+        """What has happened; waits so long for something to happen."""
+
+    def dismiss(self, worker: int) -> None:
+        """Ends a worker at once; no more is heard of it."""
+
+
+@dataclass
+class _InWork:
+    shard: Shard
+    workers: list[int]
+    since: float
+
+
+@dataclass
+class _Walk:
+    """One walk over the shards of a task."""
+
+    crew: Crew
+    shards: Iterator[Shard]
+    done: Callable[[Shard, Any], None]
+    given_up: Callable[[Shard, str], None] | None
+    held: dict[int, list[int]] = field(default_factory=dict)
+    ready: set[int] = field(default_factory=set)
+    work: dict[int, _InWork] = field(default_factory=dict)
+    again: deque[Shard] = field(default_factory=deque)
+    failures: dict[int, list[str]] = field(default_factory=dict)
+    losses: dict[int, int] = field(default_factory=dict)
+    aside: list[tuple[Shard, str]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    stillborn: int = 0
+    over: bool = False
+
+    def run(self) -> None:
+        first = self._next()
+        if first is None:
+            return
+        self.again.append(first)
+        try:
+            for _ in range(self.crew.size):
+                self._hire()
+            while self.again or self.work or not self.over:
+                self._hand_out()
+                for news in self.crew.news(0.0 if self._could_give() else 1.0):
+                    self._hear(news)
+                self._help_the_slow()
+        finally:
+            for worker in list(self.held):
+                self.crew.dismiss(worker)
+        self._tell_of_those_aside()
+
+    def _hire(self) -> None:
+        self.held[self.crew.hire()] = []
+
+    def _next(self) -> Shard | None:
+        """A shard to be computed; reading one may take long."""
+        if self.again:
+            return self.again.popleft()
+        shard = None if self.over else next(self.shards, None)
+        self.over = self.over or shard is None
+        return shard
+
+    def _free(self) -> int | None:
+        """The ready worker that holds least, if it may hold more."""
+        worker = min(self.ready, key=lambda one: (len(self.held[one]), one), default=None)
+        return worker if worker is not None and len(self.held[worker]) < HELD else None
+
+    def _could_give(self) -> bool:
+        return self._free() is not None and bool(self.again or not self.over)
+
+    def _hand_out(self) -> None:
+        """One shard: between two of them what workers have to say is heard."""
+        worker = self._free()
+        shard = self._next() if worker is not None else None
+        if worker is not None and shard is not None:
+            self.work[shard.start] = _InWork(shard, [worker], time.monotonic())
+            self.held[worker].append(shard.start)
+            self.crew.send(worker, shard)
+
+    def _hear(self, news: News) -> None:
+        if news.worker not in self.held:
+            return
+        if news.lost is not None:
+            self._lost(news.worker, news.lost)
+        elif news.shard is None:
+            self.ready.add(news.worker)
+        elif news.outcome is not None:
+            self._outcome(news.worker, news.shard, news.outcome)
+
+    def _outcome(self, worker: int, start: int, outcome: Outcome) -> None:
+        if start in self.held[worker]:
+            self.held[worker].remove(start)
+        if self.held[worker]:
+            self.work[self.held[worker][0]].since = time.monotonic()  # it has only now begun
+        found = self.work.get(start)
+        if found is None:  # another worker was faster
+            return
+        if outcome.error:
+            raise outcome.error.raised()
+        if outcome.failed:
+            found.workers.remove(worker)
+            self.failures.setdefault(start, []).append(outcome.failed)
+            # Whatever it was may have spoilt the process: a GPU is of no use after some errors.
+            self._replace(worker)
+            self._again_or_aside(start)
+            return
+        self.stillborn = 0
+        self.times.append(outcome.seconds)
+        del self.work[start]
+        self.done(found.shard, outcome.value)
+
+    def _lost(self, worker: int, why: str) -> None:
+        self.stillborn += 1
+        if self.stillborn >= STILLBORN + self.crew.size:
+            raise RunError(
+                f"{self.stillborn} workers ended one after another without a result; the last one: {why}",
+                fix="See that a worker has the memory and the files that it needs. What was computed before is kept.",
+            )
+        tell(f"a worker was lost ({why}); another takes over")
+        if self.held[worker]:
+            self.losses[self.held[worker][0]] = self.losses.get(self.held[worker][0], 0) + 1
+        self._replace(worker)
+
+    def _replace(self, worker: int) -> None:
+        """Another one for a worker; what this one held is in nobody's hands."""
+        held = self.held.pop(worker)
+        self.ready.discard(worker)
+        self.crew.dismiss(worker)
+        for start in held:
+            found = self.work.get(start)
+            if found and worker in found.workers:
+                found.workers.remove(worker)
+                self._again_or_aside(start)
+        self._hire()
+
+    def _again_or_aside(self, start: int) -> None:
+        found, failures = self.work[start], self.failures.get(start, [])
+        if found.workers:
+            return
+        del self.work[start]
+        if len(failures) >= TRIES:
+            times = "a worker" if len(failures) == 1 else f"{len(failures)} workers"
+            self.aside.append((found.shard, f"failed on {times}: {failures[-1]}"))
+        elif self.losses.get(start, 0) >= LOSSES:
+            self.aside.append((found.shard, f"{self.losses[start]} workers were lost over it"))
+        else:
+            self.again.appendleft(found.shard)
+
+    def _help_the_slow(self) -> None:
+        """Near the end a shard that takes far longer than others is given to an idle worker too; the first result counts."""
+        idle = [worker for worker in self.ready if not self.held[worker]]
+        if not idle or self.again or not self.over or not self.times:
+            return
+        limit = time.monotonic() - max(SLOW * median(self.times), SLOW_SECONDS)
+        slow = [one for one in self.work.values() if len(one.workers) == 1 and one.since < limit]
+        for found, worker in zip(sorted(slow, key=lambda one: one.since), idle, strict=False):
+            found.workers.append(worker)
+            self.held[worker].append(found.shard.start)
+            self.crew.send(worker, found.shard)
+
+    def _tell_of_those_aside(self) -> None:
+        if not self.aside:
+            return
+        if self.given_up:
+            for shard, why in sorted(self.aside, key=lambda one: one[0].start):
+                self.given_up(shard, why)
+            return
+        shard, why = min(self.aside, key=lambda one: one[0].start)
+        more = f" (and {len(self.aside) - 1} shards more)" if len(self.aside) > 1 else ""
+        raise RunError(
+            f"Pool rows {shard.start:,} to {shard.stop - 1:,}{more} could not be computed: {why}.",
+            fix="All other rows are done and kept; the same command tries these again. --on-bad-row quarantine leaves them "
+            "out and lists them.",
+        )
+
+
+def walk(
+    crew: Crew, shards: Iterable[Shard], done: Callable[[Shard, T], None], given_up: Callable[[Shard, str], None] | None
+) -> None:
+    """Computes all shards by a crew.
+
+    Args:
+        crew: has the task already; its workers end with the walk.
+        shards: read one by one as workers have room for them.
+        done: takes a result.
+        given_up: takes a shard that no worker could compute, and why; without it such a shard is an error at the end.
+
+    Raises:
+        RunError: a shard failed on `TRIES` workers and nothing takes it, or workers end without a result.
+        TovError: as the task says.
+    """
+    _Walk(crew, iter(shards), done, given_up).run()

@@ -1,0 +1,149 @@
+"""The engine of a Ray cluster: an actor a worker, started where Ray has room. The only file that imports Ray."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from tov.engine.base import ShardTask
+from tov.engine.bench import Bench, Outcome, Sent, described
+from tov.engine.crew import News, walk
+from tov.engine.models import Models
+from tov.errors import ConfigError
+from tov.progress import Progress, tell
+from tov.scores.shard import Shard
+
+T = TypeVar("T")
+PATIENCE = 30.0
+"""Seconds without room for a worker after which that is said."""
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Computes shards by actors of a Ray cluster.
+
+    Attributes:
+        address: of the cluster; None: the one that this process belongs to, else one on this machine alone.
+        least: workers that must have room.
+        most: workers that may be; those for which there is no room wait for it.
+        gpus: of each worker, or a part of one.
+        models: of the driver; they are let go while workers have theirs.
+    """
+
+    address: str | None = None
+    least: int = 1
+    most: int = 1
+    gpus: float = 0.0
+    models: Models = field(default_factory=Models)
+
+    def map(
+        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress,
+        given_up: Callable[[Shard, str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """As of `tov.engine.base.Engine.map`."""
+        ray = connected(self.address)
+        sent = described(task, self.models, torch.get_num_threads())
+        self.models.close()
+        self._check_room(ray)
+        walk(_Actors(ray, ray.put(sent), self.most, self.gpus), shards, done, given_up)
+
+    def _check_room(self, ray: Any) -> None:
+        """Whether the cluster as it is, or as it may grow, has room for the least number of workers."""
+        there = ray.cluster_resources()
+        room = int(there.get("GPU", 0) / self.gpus) if self.gpus else int(there.get("CPU", 0))
+        if room < self.least:
+            what = f"{self.gpus:g} GPUs" if self.gpus else "1 CPU"
+            tell(
+                f"the cluster has room for {room} workers of {what} now, {self.least} are asked for: those that have none "
+                "wait until machines join"
+            )
+
+
+def connected(address: str | None) -> Any:
+    """The package, connected to a cluster.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(
+            "--engine ray needs the package ray, which is not installed.", fix="pip install 'tov[ray]'"
+        ) from None
+    if not ray.is_initialized():
+        quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        alone = {} if address else {"include_dashboard": False}
+        try:
+            ray.init(address=address, **quietly, **alone)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"There is no Ray cluster to be had{f' at {address}' if address else ''}: {str(error).splitlines()[0]}",
+                fix="Start one (ray start --head), name it by --ray-address, or leave that out for one on this machine.",
+            ) from None
+    return ray
+
+
+class _Worker:
+    """An actor's class: it says that it is ready, and computes shards in order."""
+
+    def __init__(self, sent: Sent, path: list[str]) -> None:
+        sys.path[:] = [*sys.path, *(one for one in path if one not in sys.path)]
+        self.bench = Bench(sent)
+
+    def ready(self) -> None:
+        """Returns when the actor has been started."""
+
+    def compute(self, shard: Shard) -> Outcome:
+        """A shard's outcome."""
+        return self.bench.compute(shard)
+
+
+class _Actors:
+    """As of `tov.engine.crew.Crew`."""
+
+    def __init__(self, ray: Any, sent: Any, size: int, gpus: float) -> None:
+        self.ray, self.sent, self.size = ray, sent, size
+        # One CPU is the driver's, which reads the pool.
+        self.kind = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Worker)
+        self.actors: dict[int, Any] = {}
+        self.asked: dict[Any, tuple[int, int | None]] = {}
+        self.hired, self.since, self.told = 0, time.monotonic(), False
+
+    def hire(self) -> int:
+        number, self.hired = self.hired, self.hired + 1
+        self.actors[number] = self.kind.remote(self.sent, sys.path)
+        self.asked[self.actors[number].ready.remote()] = number, None
+        return number
+
+    def send(self, worker: int, shard: Shard) -> None:
+        self.asked[self.actors[worker].compute.remote(shard)] = worker, shard.start
+
+    def news(self, seconds: float) -> list[News]:
+        finished, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)
+        if seconds and not finished and not self.told and self._nobody_yet():
+            self.told = True
+            tell("the cluster has no room for a worker yet: waiting")
+        heard = []
+        for reference in finished:
+            worker, start = self.asked.pop(reference)
+            try:
+                outcome = self.ray.get(reference)
+            except self.ray.exceptions.RayError as error:
+                heard.append(News(worker, lost=type(error).__name__))
+            else:
+                heard.append(News(worker, start, outcome))
+        return heard
+
+    def _nobody_yet(self) -> bool:
+        waiting = all(start is None for _, start in self.asked.values())
+        return waiting and time.monotonic() - self.since > PATIENCE
+
+    def dismiss(self, worker: int) -> None:
+        self.asked = {reference: what for reference, what in self.asked.items() if what[0] != worker}
+        self.ray.kill(self.actors.pop(worker), no_restart=True)

@@ -1,0 +1,275 @@
+"""Engines of several processes: the same files as one process, and what happens when workers die, fail, dawdle or differ."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tov
+from conftest import skip_without
+from tiny import make_rows
+from tov.engine import crew
+from tov.engine.bench import ALIKE, Bench, Refusal, described
+from tov.engine.models import Models
+from tov.engine.processes import ProcessEngine
+from tov.errors import DataError, RunError, TovError
+from tov.progress import Silent
+from tov.runs.environment import versions
+from tov.scores.shard import Shard
+from tov.text.encode import pack
+
+ENGINES = ("processes", "ray")
+
+
+def shards(count: int) -> Iterator[Shard]:
+    nothing = pack([], np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for start in range(count):
+        yield Shard(start, start + 1, [], np.zeros(0, np.int64), nothing)
+
+
+def engine_of(kind: str, workers: int) -> Any:
+    if kind == "processes":
+        return ProcessEngine(("cpu",) * workers)
+    skip_without("ray", install="pip install 'tov[ray]'")
+    from tov.engine.on_ray import RayEngine
+
+    return RayEngine(least=1, most=workers)
+
+
+@pytest.fixture(params=ENGINES)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def computed(kind: str, task: Any, *, workers: int = 1, count: int = 5, given_up: Any = None) -> dict[int, Any]:
+    found: dict[int, Any] = {}
+
+    def done(shard: Shard, value: Any) -> None:
+        assert shard.start not in found, "a result was handed on twice"
+        found[shard.start] = value
+
+    engine_of(kind, workers).map(task, shards(count), done, Silent(), given_up)
+    return found
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """Squares the number of a shard; on some of them something happens, so many times.
+
+    Attributes:
+        folder: where it is noted how often it has happened.
+        on: shard -> what happens there, and how often.
+    """
+
+    folder: Path
+    on: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+    @contextmanager
+    def open(self, models: Models) -> Iterator[Callable[[Shard], int]]:
+        def compute(shard: Shard) -> int:
+            what, times = self.on.get(shard.start, ("", 0))
+            happened = len(list(self.folder.glob(f"{shard.start}-*"))) if times else 0
+            if happened < times:
+                (self.folder / f"{shard.start}-{happened}").touch()
+                _happen(what)
+            return shard.start**2
+
+        yield compute
+
+
+def _happen(what: str) -> None:
+    if what == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "fails":
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    elif what == "is the user's":
+        raise DataError("pool.jsonl, row 3: no answer.", allowed="rows with one", fix="Correct the row.")
+    elif what == "dawdles":
+        time.sleep(600)
+
+
+def test_no_shards_need_no_worker() -> None:
+    assert computed("processes", Troubled(Path("nowhere")), count=0) == {}
+
+
+def test_a_lost_worker_costs_its_shards_alone(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = Troubled(tmp_path, {1: ("dies", 1), 3: ("fails", 1)})
+    assert computed(kind, task, count=8) == {number: number**2 for number in range(8)}
+    assert {file.name for file in tmp_path.iterdir()} == {"1-0", "3-0"}
+    assert capsys.readouterr().err.count("a worker was lost") == 1
+
+
+def test_a_shard_that_fails_everywhere_is_an_error_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "TRIES", 2)
+    found: dict[int, Any] = {}
+    with pytest.raises(RunError) as told:
+        ProcessEngine(("cpu",)).map(
+            Troubled(tmp_path, {2: ("fails", 99)}), shards(5),
+            lambda shard, value: found.update({shard.start: value}), Silent(),
+        )  # fmt: skip
+    assert found.keys() == {0, 1, 3, 4}
+    assert told.value.problem.startswith(
+        "Pool rows 2 to 2 could not be computed: failed on 2 workers: RuntimeError: CUDA"
+    )
+    assert "--on-bad-row quarantine" in told.value.fix
+
+
+def test_or_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "TRIES", 1)
+    monkeypatch.setattr(crew, "LOSSES", 2)
+    given: list[Any] = []
+    found = computed(
+        "processes", Troubled(tmp_path, {1: ("dies", 99), 3: ("fails", 99)}),
+        given_up=lambda shard, why: given.append((shard.start, why)),
+    )  # fmt: skip
+    assert found.keys() == {0, 2, 4}
+    assert given == [
+        (1, "2 workers were lost over it"),
+        (3, "failed on a worker: RuntimeError: CUDA error: an illegal memory access was encountered"),
+    ]
+
+
+def test_an_error_of_the_users_is_raised_as_it_is(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as told:
+        computed(kind, Troubled(tmp_path, {2: ("is the user's", 1)}))
+    assert (told.value.problem, told.value.allowed) == ("pool.jsonl, row 3: no answer.", "rows with one")
+    assert told.value.fix == "Correct the row."
+
+
+def test_a_slow_worker_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "SLOW_SECONDS", 0.5)
+    begun = time.monotonic()
+    found = computed("processes", Troubled(tmp_path, {2: ("dawdles", 1)}), workers=2, count=6)
+    assert found == {number: number**2 for number in range(6)}
+    assert time.monotonic() - begun < 300
+
+
+@dataclass(frozen=True)
+class Stillborn:
+    """Ends its process when it is opened."""
+
+    @contextmanager
+    def open(self, models: Models) -> Iterator[Callable[[Shard], int]]:
+        os._exit(3)
+        yield lambda shard: 0
+
+
+def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "STILLBORN", 1)
+    with pytest.raises(
+        RunError, match=r"workers ended one after another without a result; the last one: cpu: exit code 3"
+    ):
+        computed("processes", Stillborn(), given_up=print)
+
+
+# Workers that are not of one kind with the driver
+
+
+def test_a_worker_of_another_version_is_refused(tmp_path: Path) -> None:
+    sent = described(Troubled(tmp_path), Models(), 1)
+    assert sent.versions.keys() == set(ALIKE)
+    assert Bench(sent).compute(next(shards(1))).value == 0
+    other = replace(sent, versions={**sent.versions, "torch": "1.0"})
+    refused = Bench(other).compute(next(shards(1))).error
+    assert refused
+    assert refused.kind == "RunError"
+    assert f"A worker has torch {versions()['torch']}, but the driver has 1.0" in refused.problem
+
+
+def test_a_worker_with_another_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    from tov.engine.models import Lora, ModelSpec
+
+    spec = ModelSpec(str(tiny_folder), "instruction", (), 0, Lora(2, 8.0, 0.0, ("all-linear",)), 64, "auto", "cpu")
+
+    models = Models()
+    models.open(spec)
+    sent = described(Opens(spec), models, 1)
+    assert Bench(sent).compute(next(shards(1))).value == 0
+    weights, tokens, dtype, *rest = sent.models[spec]
+    others = {"dtype": [weights, tokens, "fp64", *rest], "weights": ["another", tokens, dtype, *rest]}
+    for name, fingerprint in others.items():
+        refused = Bench(replace(sent, models={spec: fingerprint})).compute(next(shards(1))).error
+        assert refused
+        assert f"A worker opens another model {spec.name} than the driver: {name} " in refused.problem
+
+
+@dataclass(frozen=True)
+class Opens:
+    """Opens a model.
+
+    Attributes:
+        spec: of it.
+    """
+
+    spec: Any
+
+    @contextmanager
+    def open(self, models: Models) -> Iterator[Callable[[Shard], int]]:
+        models.open(self.spec)
+        yield lambda shard: shard.start
+
+
+@pytest.mark.parametrize("kind_of", [one for one in TovError.__subclasses__() if one.__module__ == "tov.errors"])
+def test_every_error_survives_the_way(kind_of: type[TovError]) -> None:
+    again = Refusal.of(kind_of("what.", allowed="this", fix="Do that.")).raised()
+    assert type(again) is kind_of
+    assert (again.problem, again.allowed, again.fix) == ("what.", "this", "Do that.")
+
+
+# Whole runs
+
+GIVEN: dict[str, Any] = {"n": 20, "epochs": 1, "base_size": 8, "max_length": 64, "shard_rows": 10, "quiet": True}
+METHODS = {"tov": "cpu,cpu", "less": "cpu", "bm25": "cpu"}
+
+
+def picked(out: Path, model: Path, method: str, **more: Any) -> Any:
+    given = {name: value for name, value in GIVEN.items() if name not in ("epochs", "base_size") or method == "tov"}
+    return tov.select(
+        model=str(model),
+        pool=make_rows(60, seed=1),
+        target=make_rows(6, seed=2),
+        out=out,
+        method=method,
+        **given,
+        **more,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_processes_leave_the_files_of_one(method: str, tmp_path: Path, tiny_folder: Path) -> None:
+    if method == "bm25":
+        skip_without("bm25s", install="pip install bm25s")
+    one = picked(tmp_path / "one", tiny_folder, method)
+    several = picked(tmp_path / "several", tiny_folder, method, devices=METHODS[method])
+    assert scored(several.folder) == scored(one.folder)
+    assert (several.folder / "selected.jsonl").read_bytes() == (one.folder / "selected.jsonl").read_bytes()
+
+
+def test_a_cluster_leaves_the_files_of_one_process(tmp_path: Path, tiny_folder: Path) -> None:
+    skip_without("ray", install="pip install 'tov[ray]'")
+    one = picked(tmp_path / "one", tiny_folder, "less")
+    several = picked(tmp_path / "several", tiny_folder, "less", engine="ray", workers=1)
+    assert scored(several.folder) == scored(one.folder)
+    assert (several.folder / "selected.jsonl").read_bytes() == (one.folder / "selected.jsonl").read_bytes()
+
+
+def scored(folder: Path) -> dict[str, bytes]:
+    files = [*folder.glob("scores/*"), *folder.glob("artifacts/*/**/*.parquet")]
+    assert files
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def test_where_shards_are_computed_is_no_part_of_a_run(tmp_path: Path, tiny_folder: Path) -> None:
+    one = picked(tmp_path / "run", tiny_folder, "rds")
+    before = (one.folder / "manifest.json").read_bytes()
+    picked(tmp_path / "run", tiny_folder, "rds", devices="cpu")
+    assert (one.folder / "manifest.json").read_bytes() == before
