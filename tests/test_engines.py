@@ -227,21 +227,16 @@ def test_every_error_survives_the_way(kind_of: type[TovError]) -> None:
 
 # Whole runs
 
-GIVEN: dict[str, Any] = {"n": 20, "epochs": 1, "base_size": 8, "max_length": 64, "shard_rows": 10, "quiet": True}
+GIVEN: dict[str, Any] = {
+    "n": 20, "epochs": 1, "base_size": 8, "max_length": 64, "shard_rows": 10, "dtype": "fp32", "quiet": True,
+}  # fmt: skip
 METHODS = {"tov": "cpu,cpu", "less": "cpu", "bm25": "cpu"}
 
 
 def picked(out: Path, model: Path, method: str, **more: Any) -> Any:
     given = {name: value for name, value in GIVEN.items() if name not in ("epochs", "base_size") or method == "tov"}
-    return tov.select(
-        model=str(model),
-        pool=make_rows(60, seed=1),
-        target=make_rows(6, seed=2),
-        out=out,
-        method=method,
-        **given,
-        **more,
-    )
+    inputs = {"pool": make_rows(60, seed=1), "target": make_rows(6, seed=2)}
+    return tov.select(**{"model": str(model), **inputs, "out": out, "method": method, **given, **more})
 
 
 @pytest.mark.parametrize("method", METHODS)

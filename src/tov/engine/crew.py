@@ -25,7 +25,7 @@ TRIES = 3
 """Workers that a shard may fail on before it is set aside."""
 LOSSES = 6
 """Workers that may be lost while a shard is in work before it is set aside: machines go for reasons of their own."""
-STILLBORN = 4
+STILLBORN = 8
 """Workers in a row that may end without a result before the walk ends: something is wrong with all of them."""
 SLOW, SLOW_SECONDS = 3.0, 5.0
 """How many times the usual time, and at least how long, a shard may take before an idle worker gets it too."""

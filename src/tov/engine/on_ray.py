@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -47,10 +48,16 @@ class RayEngine:
     ) -> None:  # fmt: skip
         """As of `tov.engine.base.Engine.map`."""
         ray = connected(self.address)
+        if self.gpus and not torch.cuda.is_available():
+            raise ConfigError(
+                "--gpus-per-worker asks for GPUs, but this process, which fits and decides where all compute, has none.",
+                fix="Start it where a GPU is, e.g. ray job submit --entrypoint-num-gpus 1, or leave --gpus-per-worker out.",
+            )
         sent = described(task, self.models, torch.get_num_threads())
         self.models.close()
         self._check_room(ray)
-        walk(_Actors(ray, ray.put(sent), self.most, self.gpus), shards, done, given_up)
+        with redirect_stdout(sys.stderr):  # Ray tells there of workers that die; ours has results alone
+            walk(_Actors(ray, ray.put(sent), self.most, self.gpus), shards, done, given_up)
 
     def _check_room(self, ray: Any) -> None:
         """Whether the cluster as it is, or as it may grow, has room for the least number of workers."""
@@ -74,7 +81,7 @@ def connected(address: str | None) -> Any:
         import ray
     except ImportError:
         raise ConfigError(
-            "--engine ray needs the package ray, which is not installed.", fix="pip install 'tov[ray]'"
+            "--engine ray needs the package ray, which is not installed.", fix="Install it: pip install 'tov[ray]'"
         ) from None
     if not ray.is_initialized():
         quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}

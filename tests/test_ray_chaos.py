@@ -1,0 +1,130 @@
+"""Workers and drivers on a Ray cluster, killed at random: the same command ends with the same files, and no row is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import skip_without
+from test_engines import picked, scored
+from tiny import make_rows, write_jsonl
+
+MOST = int(os.environ.get("TOV_RAY_KILLS", "8"))
+"""Workers that are killed."""
+DRIVERS = 2
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+
+
+@pytest.fixture(autouse=True)
+def ray() -> Any:
+    skip_without("ray", install="pip install 'tov[ray]'")
+    import ray
+
+    yield ray
+    ray.shutdown()
+
+
+def titled(start: str) -> Iterator[int]:
+    """Processes whose title begins so."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):
+                if (folder / "cmdline").read_bytes().startswith(start.encode()):
+                    yield int(folder.name)
+
+
+class Killer:
+    """Kills workers that have a shard in work, at random moments: of their opening, or after some more shards."""
+
+    def __init__(self, chance: random.Random, shards: Path) -> None:
+        self.chance, self.shards, self.killed, self.over = chance, shards, 0, threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Killer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        until = 0
+        while self.killed < MOST and not self.over.wait(self.chance.uniform(0, 0.1)):
+            if len(list(self.shards.glob("rows-*"))) < until:
+                continue
+            for process in titled("ray::_Worker.compute"):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+                    self.killed += 1
+                until = len(list(self.shards.glob("rows-*"))) + self.chance.randrange(8)
+                break
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path) -> None:
+    whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1)
+    chance, killed, runs = random.Random(7), 0, 0
+    while killed < MOST:
+        out = tmp_path / f"run{runs}"
+        with Killer(chance, out / "scores") as killer:
+            run = picked(out, tiny_folder, "tov", shard_rows=1, engine="ray", workers=1)
+        assert scored(run.folder) == scored(whole.folder)
+        assert (run.folder / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
+        killed, runs = killed + killer.killed, runs + 1
+        assert runs < 20, f"only {killed} workers were killed"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path) -> None:
+    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(60, seed=1))
+    target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
+    whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1, pool=pool, target=target)
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "tov",
+            "select",
+            "--model",
+            tiny_folder,
+            "--pool",
+            pool,
+            "--target",
+            target,
+            "--n",
+            "20",
+        ),
+        *("--epochs", "1", "--base-size", "8", "--max-length", "64", "--shard-rows", "1", "--out", tmp_path / "run"),
+        *("--dtype", "fp32", "--engine", "ray", "--quiet"),
+    ]
+    chance, shards = random.Random(8), tmp_path / "run" / "scores"
+    for number in range(DRIVERS):
+        driver = subprocess.Popen(list(map(str, command)))
+        until = (number + 1) * 15 + chance.randrange(10)
+        while driver.poll() is None and (not shards.exists() or len(list(shards.glob("rows-*"))) < until):
+            time.sleep(0.005)
+        driver.kill()
+        assert driver.wait() == -signal.SIGKILL, "it ended before it was killed"
+        assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] != "finished"
+    subprocess.run(list(map(str, command)), check=True)
+    assert scored(tmp_path / "run") == scored(whole.folder)
+    assert (tmp_path / "run" / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
+    before = time.monotonic()
+    while list(titled("ray::_Worker")) and time.monotonic() - before < 60:
+        time.sleep(0.5)
+    assert not list(titled("ray::_Worker")), "workers go on without their driver"
