@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tov
-from tiny import make_rows, tiny_tokenizer
+from tiny import make_rows, tiny_tokenizer, write_jsonl
 from tov.cli.main import main
 from tov.config.page import InspectConfig
 from tov.config.settings import build
@@ -360,3 +360,82 @@ def main_says(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0
+
+
+# What was said wrongly
+
+
+def test_a_page_takes_the_place_of_nothing_else(picked: Any, tmp_path: Path) -> None:
+    theirs = write_jsonl(tmp_path / "target.jsonl", make_rows(3, seed=2))
+    before = theirs.read_bytes()
+    for place in (theirs, picked.folder / "manifest.json", picked.folder / "selected.jsonl"):
+        with pytest.raises(ConfigError, match="is there, and is no page of tov"):
+            report(picked, out=place)
+    assert theirs.read_bytes() == before
+    assert open_run(picked.folder).is_whole()
+    page = report(picked, out=tmp_path / "page.html").file
+    assert report(picked, out=page).file == page, "a page may be written again"
+
+
+def test_rows_that_there_cannot_be_are_refused(picked: Any) -> None:
+    for row in (10_000, 10**30):
+        with pytest.raises(ConfigError, match=f"There is no row {row:,}"):
+            tov.inspect(picked, [row])
+
+
+def test_a_device_that_there_cannot_be_is_refused(picked: Any) -> None:
+    with pytest.raises(ConfigError, match="There is no device 'foo'"):
+        tov.inspect(picked, [0], device="foo")
+
+
+def test_missing_neighbours_are_told_with_the_reason(tmp_path: Path, tiny_folder: Path) -> None:
+    target = write_jsonl(tmp_path / "target.jsonl", make_rows(4, seed=2))
+    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(20, seed=1))
+    run = tov.select(
+        model=str(tiny_folder), pool=pool, target=target, n=6, base_size=4, epochs=1, max_length=64, explain_rows=0, quiet=True,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    with_them = tov.inspect(run, [3])
+    assert with_them.rows[0]["near"]
+    assert (with_them.unexplained, with_them.far) == ("", "")
+    without = tov.inspect(run, [3], tokens=False)
+    assert "--no-tokens leaves out" in str(without)
+    target.unlink()
+    gone = tov.inspect(run, [3])
+    assert gone.rows[0]["tokens"]
+    assert not gone.rows[0]["near"]
+    assert "No nearest target rows: the files of the run's target are gone, or have changed." in str(gone)
+
+
+def test_what_has_no_page_is_called_what_it_is(picked: Any, tmp_path: Path, tiny_folder: Path) -> None:
+    given = {"model": str(tiny_folder), "pool": make_rows(20, seed=1), "target": make_rows(4, seed=2), "quiet": True}
+    fitted = tov.fit(**given, base_size=4, epochs=1, max_length=64, out=tmp_path / "fit")
+    with pytest.raises(RunError, match="is a run of tov fit, which has no scores of rows"):
+        tov.inspect(fitted.folder, [1])
+    compared = tov.compare(
+        **given, test=make_rows(4, seed=5), methods=["random"], sizes=[4], seeds=1, train_rows=8, max_length=64,
+        out=tmp_path / "compared",
+    )  # fmt: skip
+    with pytest.raises(RunError, match="is a comparison, and only two selections can stand side by side"):
+        report(picked, compared.folder)
+    (compared.folder / "results.json").unlink()
+    with pytest.raises(RunError, match=r"is a comparison without its results.json") as told:
+        report(compared.folder)
+    assert "--report-only" in told.value.fix
+    with pytest.raises(RunError) as told:
+        report(tmp_path)
+    assert told.value.fix == "Name the --out of a selection, a comparison or a grid."
+
+
+def test_names_on_the_terminal_are_those_that_flags_take(tmp_path: Path, tiny_folder: Path) -> None:
+    names = ["a <b> `d`", "e|f"]
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(10, seed=len(name))) for name in names]
+    out = tmp_path / "two words"
+    run = tov.select(
+        model=str(tiny_folder), pool=files,
+        target=make_rows(4, seed=7), n=6, method="dsir", max_length=64, quiet=True, out=out,
+    )  # fmt: skip
+    said = str(run)
+    assert all(name in said for name in names)
+    assert f"tov report '{out}' --open" in said
+    assert "--n 10 --out" in (out / "report.html").read_text("utf-8"), "half of the usable rows, not 1,000"

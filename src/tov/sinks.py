@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 _HIDDEN = (
@@ -24,6 +25,11 @@ _MARKS = re.compile(r"([\\`*<>\[\]|$~#!])|(&(?=#?\w+;))|(?<!\w)(_)|(_)(?!\w)")
 def line(text: object) -> str:
     """On one line, with every control character, turn of direction and half character as an escape that is seen."""
     return _ON_A_LINE.sub(_seen, str(text))
+
+
+def argument(text: object) -> str:
+    """A name as a shell takes it, to be copied from a terminal."""
+    return shlex.quote(line(text))
 
 
 def terminal(text: object) -> str:

@@ -36,7 +36,9 @@ class InspectConfig(Settings):
     from_run: str = setting("output", "run folder", min_length=1)
     rows: tuple[int, ...] = setting("output", "row_ids: places in the pool, from 0", min_length=1)
     tokens: bool = setting(
-        "output", "open the model and measure the rows' tokens, where the run has not stored them", True
+        "output",
+        "open the model and measure the rows' tokens and nearest target rows, where the run has not stored them",
+        True,
     )
     device: str = setting("output", "device: auto, cpu, cuda, cuda:1 or mps", "auto")
     trust_remote_code: bool = consent()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.cells import cell_len
+
 from tov.progress import duration
 from tov.reports.numbers import QUANTILES
 from tov.runs.manifest import Manifest
@@ -86,15 +88,21 @@ def interval(gain: Mapping[str, Any]) -> str:
     return f"{gain['mean']:+.1f}" + ("" if gain["low"] is None else f" [{gain['low']:+.1f}, {gain['high']:+.1f}]")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A Markdown table; the first column is left-aligned, the others right-aligned. Names are escaped by the caller."""
-    cells = [[cell(one) for one in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], shown: Callable[[object], str] = cell) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned. Names are escaped by the caller.
+
+    Args:
+        header: names of the columns.
+        rows: of the table.
+        shown: a cell as it is written; by default a bar is escaped, which would end it.
+    """
+    cells = [[shown(one) for one in row] for row in (header, *rows)]
+    widths = [max(cell_len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
+        spaces = [" " * (width - cell_len(one)) for one, width in zip(row, widths, strict=True)]
         padded = [
-            one.ljust(width) if not at else one.rjust(width)
-            for at, (one, width) in enumerate(zip(row, widths, strict=True))
+            one + space if not at else space + one for at, (one, space) in enumerate(zip(row, spaces, strict=True))
         ]
         return "| " + " | ".join(padded) + " |"
 
@@ -145,10 +153,15 @@ def composition_rows(choice: Mapping[str, Any]) -> tuple[list[str], list[list[st
     ]
 
 
-def composition_table(choice: Mapping[str, Any]) -> str:
-    """The same in Markdown."""
+def composition_table(choice: Mapping[str, Any], named: Callable[[object], str] = markdown) -> str:
+    """The same in Markdown; for a terminal with `named=line`: names as they are typed."""
     header, rows = composition_rows(choice)
-    return table(header, [[markdown(name), *rest] for name, *rest in rows])
+    return table(header, [[named(name), *rest] for name, *rest in rows], line if named is line else cell)
+
+
+def to_choose(usable: int) -> int:
+    """Rows that an example of a command asks for: 1,000, or of fewer usable ones a half."""
+    return max(1, min(1000, usable // 2))
 
 
 def amount_lines(choice: Mapping[str, Any], named: Callable[[object], str] = line) -> list[str]:

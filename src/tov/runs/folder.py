@@ -319,14 +319,18 @@ def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
     )
 
 
-def any_run(folder: Path | str) -> Run:
+def any_run(folder: Path | str, *, fix: str = "Name the --out of an earlier select, score or fit.") -> Run:
     """Whatever run is there, also a comparison.
+
+    Args:
+        folder: of it.
+        fix: what to do where there is none.
 
     Raises:
         RunError: the folder holds none.
     """
     settle(Path(folder))
-    return _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
+    return _run_in(Path(folder), fix=fix)
 
 
 def open_run(folder: Path | str) -> Run:

@@ -122,8 +122,14 @@ def _made(origin: Origin) -> str:
 
 def bare(location: str) -> str:
     """A path without its folders; a Hub id or an alias as it is."""
-    name, equals, rest = location.rpartition("=")
-    return f"{name}{equals}{Path(rest).name}" if os.path.isabs(rest) or rest.startswith((".", "~")) else location
+    name, equals, rest = location.partition("=")  # NAME=FILE; a path may have an = of its own
+    if not equals or _is_path(location):
+        name, equals, rest = "", "", location
+    return f"{name}{equals}{Path(rest).name}" if _is_path(rest) else location
+
+
+def _is_path(text: str) -> bool:
+    return os.path.isabs(text) or text.startswith((".", "~"))
 
 
 def _by_source(rows: Sequence[Chosen]) -> list[list[str]]:

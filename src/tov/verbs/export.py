@@ -154,10 +154,12 @@ def _kept(found: Counter[str], trainer: Trainer, asked: str | None) -> list[str]
     refused = [kind for kind in kept if kind not in trainer.kinds]
     if refused and not trainer.several:
         others = [name for name, one in TRAINERS.items() if set(kept) <= {*one.kinds}]
+        able = next((kind for kind in kept if kind in trainer.kinds), None)
         raise DataError(
             f"{trainer.title} cannot take {TITLES.get(refused[0], refused[0])} (the run has {said}).",
             allowed=", ".join(TITLES[kind] for kind in trainer.kinds),
-            fix=f"Export for another: --to {' or '.join(others or ['hub'])}",
+            fix=(f"Leave them out, counted: --kind {able}. Or export" if able else "Export")
+            + f" for another: --to {' or '.join(others or ['hub'])}",
         )
     if len(kept) > 1 and not trainer.several:
         raise DataError(

@@ -19,6 +19,7 @@ from tov.errors import ConfigError, RunError, TovError
 from tov.inputs.named import Inputs, check_unchanged, list_inputs, pool_again
 from tov.inputs.read import Indexed, read_target
 from tov.methods.registry import find_method
+from tov.model.load import pick_device
 from tov.runs.folder import Run, open_run
 from tov.scores.store import columns_in, read_hashes, read_rows, read_table, rows_in
 from tov.sinks import line, terminal
@@ -35,16 +36,18 @@ class Inspected:
     Attributes:
         rows: a record each: `row_id`, `source`, `scores` (all columns of the table), `parts`, `group`, `rank`, `of`, `bin`,
             `better_than`, `tokens` (text, log-loss, gain, label), `near` (target rows with cosine and parts).
-        unexplained: why there are no tokens, or "".
+        unexplained: why some have no tokens and no nearest target rows, or "".
+        far: why rows that have tokens have no nearest target rows, where it is not by the method; or "".
     """
 
     rows: list[dict[str, Any]]
     unexplained: str
+    far: str = ""
 
     @property
     def record(self) -> dict[str, Any]:
         """What the command prints with --json."""
-        return {"rows": self.rows, "unexplained": self.unexplained}
+        return {"rows": self.rows, "unexplained": self.unexplained, "far": self.far}
 
     def __str__(self) -> str:
         """What the command prints."""
@@ -74,9 +77,16 @@ def inspect(
 def run_inspect(config: InspectConfig, pools: Sequence[Input] | None = None) -> Inspected:
     """`inspect` from a record of settings; a pool in memory is passed beside it."""
     run = open_run(config.from_run)
-    scoring, row_ids = run.manifest.scoring, np.array(config.rows, np.int64)
+    scoring = run.manifest.scoring
+    if run.finished and scoring is None:
+        raise RunError(
+            f"{config.from_run} is a run of tov {run.manifest.command}, which has no scores of rows.",
+            fix="Name the --out of a tov select or score.",
+        )
     if scoring is None or not scoring.complete:
         raise RunError(f"{config.from_run} has no complete scores.", fix="Finish it first: give its command again.")
+    if config.tokens:
+        pick_device(config.device)
     count = scoring.rows or rows_in(run.scores)
     beyond = [row for row in config.rows if not 0 <= row < count]
     if beyond:
@@ -84,12 +94,13 @@ def run_inspect(config: InspectConfig, pools: Sequence[Input] | None = None) -> 
             f"There is no row {beyond[0]:,} in the pool of {config.from_run}.", allowed=f"0 to {count - 1:,}",
             fix="Take a row_id from the report, or tov_row_id from selected.jsonl.",
         )  # fmt: skip
+    row_ids = np.array(config.rows, np.int64)
     pool = pool_again(run, pools, count)
     check_unchanged(pool, row_ids, read_hashes(run.scores, row_ids, run.stamp))
     shown = shown_rows.read(run) or {"rows": {"id": []}, "explained": {}, "target": {}, "unexplained": ""}
     explained, target = dict(shown["explained"]), dict(shown["target"])
     missing = np.array([row for row in config.rows if str(row) not in explained], np.int64)
-    why = ""
+    why = "--no-tokens leaves out what the run has not stored" if len(missing) else ""
     if len(missing) and config.tokens:
         fresh = {**shown, "explained": {}, "target": {}, "unexplained": ""}
         _explain(run, config, pool, missing, fresh)
@@ -103,7 +114,11 @@ def run_inspect(config: InspectConfig, pools: Sequence[Input] | None = None) -> 
         _record(row, one, place, shown, explained.get(str(row["row_id"])), target) | {"better_than": of}
         for row, one, place, of in zip(table, parts, config.rows, better, strict=True)
     ]
-    return Inspected(records, why)
+    lacking = any(row["tokens"] and not row["near"] for row in records)
+    gone = lacking and run.manifest.targets and _target(run) is None
+    return Inspected(
+        records, why.rstrip("."), "the files of the run's target are gone, or have changed" if gone else ""
+    )
 
 
 def _explain(run: Run, config: InspectConfig, pool: Pool, row_ids: np.ndarray, shown: dict[str, Any]) -> None:
@@ -196,7 +211,9 @@ def _rendered(inspected: Inspected) -> str:
     for row in inspected.rows:
         _print_row(console, row, colours)
     if inspected.unexplained:
-        console.print(f"No single tokens: {line(inspected.unexplained)}.", markup=False)
+        console.print(f"No single tokens, nor nearest target rows: {line(inspected.unexplained)}.", markup=False)
+    if inspected.far:
+        console.print(f"No nearest target rows: {line(inspected.far)}.", markup=False)
     return out.getvalue().rstrip("\n")
 
 

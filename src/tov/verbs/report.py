@@ -22,18 +22,21 @@ from tov.reports.html.comparison import comparison_page, grid_page
 from tov.reports.html.page import Page, html
 from tov.reports.html.pair import pair_page
 from tov.reports.html.selection import gate_page, selection_page
+from tov.reports.summary import to_choose
 from tov.runs.environment import versions
 from tov.runs.folder import Run, any_run
 from tov.runs.made import alone_in
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_hashes
-from tov.sinks import line
+from tov.sinks import argument, line
 from tov.tasks import TASKS
 from tov.verbs import shown as shown_rows
 from tov.verbs import training_file
 
 FILE, BESIDE = "report.html", "beside-"
 RESULTS = "results.json"
+MARK = b'<meta name="generator" content="tov '
+"""Near the beginning of every page."""
 GAINED, LOST = "only in the second", "only in the first"
 
 
@@ -99,12 +102,24 @@ def run_report(config: ReportConfig) -> Reported:
         if config.out
         else folders[0] / (FILE if len(folders) == 1 else f"{BESIDE}{folders[1].resolve().name}.html")
     )
-    if file.is_dir():
-        raise ConfigError(f"--out {file} is a folder.", fix=f"Name a file, e.g. --out {file / FILE}.")
+    _check_place(file)
     _write(page, file, folders[0])
     if config.open:
         webbrowser.open(file.absolute().as_uri())
     return Reported(file, page.verdict)
+
+
+def _check_place(file: Path) -> None:
+    """Raises ConfigError where a page would take the place of something else."""
+    if file.is_dir():
+        raise ConfigError(f"--out {file} is a folder.", fix=f"Name a file, e.g. --out {file / FILE}.")
+    if file.exists():
+        with open(file, "rb") as opened:
+            ours = MARK in opened.read(2000)
+        if not ours:
+            raise ConfigError(
+                f"--out {file} is there, and is no page of tov.", fix="Name another file, or move that one away first."
+            )
 
 
 def page_of(folder: Path) -> Page:
@@ -117,7 +132,7 @@ def page_of(folder: Path) -> Page:
         results = {path.parent.name: read_results(path) for path in sorted(folder.glob(f"*/{RESULTS}"))}
         if results:
             return _of_results(lambda: grid_page(results, str(folder)), folder)
-    run = any_run(folder)
+    run = any_run(folder, fix="Name the --out of a selection, a comparison or a grid.")
     if (folder / RESULTS).exists():
         return _of_results(
             lambda: comparison_page(read_results(folder / RESULTS), run.manifest, str(folder)), folder / RESULTS
@@ -140,17 +155,28 @@ def _of_results(page: Callable[[], Page], place: Path) -> Page:
 
 
 def _selection(folder: Path) -> Run:
-    run = any_run(folder)
+    run = any_run(folder, fix="Name the --out of a selection, a comparison or a grid.")
+    command = run.manifest.command
     if run.finished and "choice" in run.manifest.summary:
         return run
-    command = run.manifest.command
     if not run.finished:
         raise RunError(f"{folder} is not finished.", fix="Give its command again: it goes on where it was.")
+    if command == "compare":
+        if not (folder / RESULTS).exists():
+            raise RunError(
+                f"{folder} is a comparison without its {RESULTS}.",
+                fix=f"Make it anew: tov compare {argument(folder / 'config.yaml')} --report-only",
+            )
+        raise RunError(
+            f"{folder} is a comparison, and only two selections can stand side by side.",
+            fix="Name two selections; or the comparison alone.",
+        )
+    n = to_choose(run.manifest.summary["scores"]["usable"]) if command == "score" else 0
     raise RunError(
         f"{folder} is a run of tov {command}, which has no page.",
         allowed="a selection, a comparison or a grid",
-        fix=f"Choose rows from it first: tov select --from {folder} --n 1000 --out OUT"
-        if command == "score"
+        fix=f"Choose rows from it first: tov select --from {argument(folder)} --n {n} --out OUT"
+        if n
         else "Name another run.",
     )
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
-from tov.reports.summary import amount_lines, composition_table, gate_text
+from tov.reports.summary import amount_lines, composition_table, gate_text, to_choose
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
-from tov.sinks import line
+from tov.sinks import argument, line
 from tov.verbs import training_file
 
 if TYPE_CHECKING:
@@ -80,13 +80,13 @@ class Result:
         if "scores" not in self.summary:
             return (
                 f"path of {self.summary['epochs']} epochs in {line(self.folder / 'path')}\n"
-                f"score a pool with it: tov score --from {line(self.folder)} --pool POOL --out OUT"
+                f"score a pool with it: tov score --from {argument(self.folder)} --pool POOL --out OUT"
             )
         facts = self.summary["scores"]
         return "\n".join([
             f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {line(self.folder / 'summary.md')}",
             *(f"  {count:,} rows without a score: {line(reason)}" for reason, count in facts["left_out"].items()),
-            f"choose from them: tov select --from {line(self.folder)} --n 1000 --out OUT",
+            f"choose from them: tov select --from {argument(self.folder)} --n {to_choose(facts['usable'])} --out OUT",
         ])  # fmt: skip
 
     def report(
@@ -130,13 +130,13 @@ class Picked(Result):
         choice, gate = self.summary["choice"], self.manifest.gate
         parts = [
             *([gate_text(gate), ""] if gate else []),
-            composition_table(choice),
+            composition_table(choice, line),
             *amount_lines(choice),
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",
             f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",
             f"report: {line(self.folder / 'summary.md')}",
-            f"page:   tov report {line(self.folder)} --open",
+            f"page:   tov report {argument(self.folder)} --open",
         ]
         return "\n".join(parts)
 

@@ -11,7 +11,7 @@ from tov.reports.html import charts
 from tov.reports.html.charts import gain_bars
 from tov.reports.html.page import Chart, Page, Section, Table
 from tov.reports.numbers import QUANTILES
-from tov.reports.summary import amount_lines, composition_rows, interval, number, share
+from tov.reports.summary import amount_lines, composition_rows, interval, number, share, to_choose
 from tov.runs.manifest import Manifest
 from tov.tasks import TASKS
 
@@ -334,6 +334,7 @@ def _again(manifest: Manifest, folder: str) -> Section:
         **{f"target {name}": target.fingerprint for name, target in manifest.targets.items()},
     }
     lines = [f"{name} {value}" for name, value in prints.items() if value]
+    n = to_choose(manifest.summary["scores"]["usable"])
     return Section(
         "again",
         "How to repeat it",
@@ -344,7 +345,7 @@ def _again(manifest: Manifest, folder: str) -> Section:
         code=[
             f"tov {verb} {shlex.quote(folder + '/config.yaml')}",
             "# other rows, nothing scored again:\n"
-            f"tov select --from {shlex.quote(folder)} --n 1000 --out {shlex.quote(folder + '-1000')}",
+            f"tov select --from {shlex.quote(folder)} --n {n} --out {shlex.quote(f'{folder}-{n}')}",
         ],
         tables=[Table("Versions", ["package", "version"], list(manifest.versions.items()), fold=True)],
     )
