@@ -16,7 +16,10 @@ import pytest
 
 import tov
 from conftest import skip_without
-from tiny import make_rows
+from tiny import make_rows, write_jsonl
+from tov.cli.main import main
+from tov.config.records import SelectConfig
+from tov.config.settings import build
 from tov.engine import crew
 from tov.engine.bench import ALIKE, Bench, Refusal, described
 from tov.engine.models import Models
@@ -223,6 +226,43 @@ def test_every_error_survives_the_way(kind_of: type[TovError]) -> None:
     again = Refusal.of(kind_of("what.", allowed="this", fix="Do that.")).raised()
     assert type(again) is kind_of
     assert (again.problem, again.allowed, again.fix) == ("what.", "this", "Do that.")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--workers", "0:2", "--engine", "ray"], "--workers got '0:2', but must be MIN:MAX or one number"),
+        (["--workers", "3:2", "--engine", "ray"], "MIN:MAX"),
+        (["--workers", "x", "--engine", "ray"], "MIN:MAX"),
+        (["--devices", "0,0"], "0 stands there twice"),
+        (["--devices", "gpu"], "numbers of GPUs, or cpu"),
+        (["--devices", "77"], "this machine has no GPU 77"),
+        (["--devices", "0", "--device", "cpu"], "contradict each other"),
+        (["--devices", "0", "--engine", "ray"], "starts its own workers"),
+        (["--engine", "ray", "--gpus-per-worker", "-1"], "--gpus-per-worker"),
+        (["--engine", "ray", "--ray-address", "127.0.0.1:1"], "There is no Ray cluster to be had at 127.0.0.1:1"),
+    ],
+)
+def test_wrong_words_are_refused(
+    words: list[str], says: str, tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--ray-address" in words:
+        skip_without("ray", install="pip install 'tov[ray]'")
+    pool, target = (write_jsonl(tmp_path / f"{seed}.jsonl", make_rows(9, seed=seed)) for seed in (1, 2))
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "--model", str(tiny_folder), "--pool", str(pool), "--target", str(target), "--n", "2",
+              "--out", str(tmp_path / "run"), *words])  # fmt: skip
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run" / "scores").exists()
+
+
+def test_words_become_settings() -> None:
+    given = {"model": "m", "pool": ["p"], "target": ["t"], "n": 1, "out": "auto"}
+    settings = build(SelectConfig, {**given, "engine": "ray", "workers": "4", "gpus_per_worker": 0.5})
+    assert (settings.workers, settings.gpus_per_worker) == ("4:4", 0.5)
+    assert build(SelectConfig, {**given, "devices": ["0,1", "2"]}).devices == ("0", "1", "2")
+    assert build(SelectConfig, {**given, "devices": "cpu, cpu", "device": "cpu"}).devices == ("cpu", "cpu")
 
 
 # Whole runs

@@ -10,8 +10,6 @@ from pydantic import field_validator, model_validator
 from tov.config.settings import Settings, setting
 from tov.errors import ConfigError
 
-MOST_WORKERS = 10_000
-
 
 class EngineSettings(Settings):
     """Of passes over the pool."""
@@ -29,7 +27,7 @@ class EngineSettings(Settings):
         "address of the Ray cluster; default: the one that this process belongs to, else one on this machine",
         None,
     )
-    workers: tuple[int, int] | None = setting(
+    workers: str | None = setting(
         "output", "Ray workers, MIN:MAX or a number: those that must have room, and those that may join", None
     )
     gpus_per_worker: float | None = setting("output", "GPUs of a Ray worker, or a part of one, e.g. 0.5", None, ge=0)
@@ -52,14 +50,13 @@ class EngineSettings(Settings):
     @field_validator("workers", mode="before")
     @classmethod
     def _workers(cls, value: Any) -> Any:
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
-            match = re.fullmatch(r"(\d+)(?::(\d+))?", str(value).strip())
-            value = (int(match[1]), int(match[2] or match[1])) if match else ()
-        if not (isinstance(value, (tuple, list)) and len(value) == 2 and 1 <= value[0] <= value[1] <= MOST_WORKERS):
-            if value is None:
-                return value
+        if value is None:
+            return None
+        match = re.fullmatch(r"(\d{1,5})(?::(\d{1,5}))?", str(value).strip())
+        least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= least <= most:
             raise ValueError("MIN:MAX or one number, at least 1, e.g. 2:16")
-        return tuple(value)
+        return f"{least}:{most}"
 
     @model_validator(mode="after")
     def _go_together(self) -> EngineSettings:

@@ -23,8 +23,8 @@ def engine_of(settings: Any, models: Models) -> Engine:
         from tov.engine.on_ray import RayEngine, connected
 
         connected(settings.ray_address)
-        least, most = settings.workers or (1, 1)
-        return RayEngine(settings.ray_address, least, most, settings.gpus_per_worker or 0.0, models)
+        least, _, most = (settings.workers or "1:1").partition(":")
+        return RayEngine(settings.ray_address, int(least), int(most), settings.gpus_per_worker or 0.0, models)
     if settings.devices:
         from tov.engine.processes import ProcessEngine, check_devices
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -84,6 +85,7 @@ def connected(address: str | None) -> Any:
             "--engine ray needs the package ray, which is not installed.", fix="Install it: pip install 'tov[ray]'"
         ) from None
     if not ray.is_initialized():
+        _check_answers(address)
         quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         alone = {} if address else {"include_dashboard": False}
         try:
@@ -94,6 +96,20 @@ def connected(address: str | None) -> Any:
                 fix="Start one (ray start --head), name it by --ray-address, or leave that out for one on this machine.",
             ) from None
     return ray
+
+
+def _check_answers(address: str | None) -> None:
+    """Whether anybody listens at HOST:PORT: Ray itself waits for minutes, and then ends the process."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"There is no Ray cluster to be had at {address}: {error.strerror or error}.",
+            fix="Start one (ray start --head), or correct --ray-address; it is HOST:PORT, or auto.",
+        ) from None
 
 
 class _Worker:
