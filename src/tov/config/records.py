@@ -33,6 +33,9 @@ def _tasks() -> str:
     return f"{', '.join(most)} or {last}"
 
 
+ON_BAD_ROW = "action on an unusable pool row: stop with an error, or skip and count the row"
+
+
 class DataSettings(Settings):
     """How rows are read and encoded."""
 
@@ -61,8 +64,8 @@ class DataSettings(Settings):
     )
     on_bad_row: Literal["error", "skip", "quarantine"] = setting(
         "fit",
-        "action on an unusable pool row: stop with an error, skip and count it, or also write it to quarantine.jsonl with "
-        "its place and the reason", "error",
+        f"{ON_BAD_ROW}; quarantine: also write it to quarantine.jsonl, with place and reason",
+        "error",
     )  # fmt: skip
 
     @field_validator("task")
@@ -210,6 +213,8 @@ P = TypeVar("P", bound=PathSettings)
 class FitConfig(PathSettings, PlaceSettings):
     """Settings of `tov fit`."""
 
+    on_bad_row: Literal["error", "skip"] = setting("fit", ON_BAD_ROW, "error")
+
 
 class SelectConfig(
     SelectionSettings, PathSettings, ScanSettings, GateSettings, ExplainSettings, EngineSettings, PlaceSettings
@@ -296,6 +301,7 @@ class CompareConfig(
     from_run: str | None = setting(
         "fit", "run whose model, inputs and settings the comparison uses", None, min_length=1, named=True
     )
+    on_bad_row: Literal["error", "skip"] = setting("fit", ON_BAD_ROW, "error")
     test: tuple[str, ...] = setting(
         "fit", "test, held-out rows like the target; --test-rows draws it from the target instead", (), named=True
     )
