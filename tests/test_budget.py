@@ -256,7 +256,9 @@ def test_parts_are_those_of_the_largest_remainders(thousandths, n):
     got = np.diff([0, *until]).tolist()
     assert got == oracle.parts({name: f"0.{of:03}" for name, of in thousandths.items()}, n)
     assert sum(got) == n
-    assert all(abs(1000 * has - thousandths[name] * n) < 1000 for name, has in zip(sorted(thousandths), got, strict=False))
+    assert all(
+        abs(1000 * has - thousandths[name] * n) < 1000 for name, has in zip(sorted(thousandths), got, strict=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,16 +302,18 @@ def test_amounts_that_cannot_be(settings, said):
 
 
 @pytest.mark.parametrize(
-    "share", ["x", "nan", "inf", "-inf", "-0.1", "1.1", 1.1, "101%", "%", "5 0%", "1e999999999", None, [1], float("nan")]
+    "share",
+    ["x", "nan", "inf", "-inf", "-0.1", "1.1", 1.1, "101%", "%", "5 0%", "1e999999999", None, [1], float("nan")],
 )
 def test_what_is_no_share_is_told_with_its_source(share):
-    with pytest.raises(ConfigError, match="^--share: forms=.* is no share") as caught:
+    with pytest.raises(ConfigError, match=r"^--share: forms=.* is no share") as caught:
         build(ReselectConfig, {"from_run": "r", "out": "o", "n": 1, "share": {"forms": share}})
     assert "above 0 and at most 1, e.g. 0.5 or 50%" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("share", "number"), [("50%", 0.5), ("29 %", 0.29), ("0.29", 0.29), (1, 1.0), ("0", 0.0), ("100%", 1.0), ("2.9%", 0.029)]
+    ("share", "number"),
+    [("50%", 0.5), ("29 %", 0.29), ("0.29", 0.29), (1, 1.0), ("0", 0.0), ("100%", 1.0), ("2.9%", 0.029)],
 )
 def test_ways_to_write_a_share(share, number):
     assert build(ReselectConfig, {"from_run": "r", "out": "o", "n": 1, "share": {"a": share}}).share == {"a": number}

@@ -81,7 +81,7 @@ def parts_of(shares: Mapping[str, float], names: Sequence[str], caps: Mapping[st
             fix="Let them be 1 together, or leave a source out: it then gives the rest.",
         )
     named = sorted(shares)
-    numbers = whole_numbers([written(shares[name]) * n for name in named] + [(1 - total) * n])
+    numbers = whole_numbers([written(shares[name]) * n for name in named] + [written(1) * n - total * n])
     parts = [
         Part((name,), until, shares[name]) for name, until in zip(named, itertools.accumulate(numbers), strict=False)
     ]
