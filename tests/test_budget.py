@@ -223,11 +223,14 @@ def test_each_source_with_a_share_is_chosen_from_by_itself(table, data, rule, bi
         assert abs(mine - Fraction(str(share)) * n) <= longest, f"{name} has {mine} of {n}, {share} was asked for"
     first, *_ = sorted(shares)
     alone = {**given, **common, "usable": table["usable"] & (codes == NAMES.index(first))}
-    wanted = math.floor(Fraction(str(shares[first])) * n)
+    wanted, *_ = oracle.parts({name: str(share) for name, share in shares.items()}, n)
     rows = (choose_tokens if of_tokens else choose)(**alone, n=wanted).row_ids.tolist() if wanted else []
     assert sorted(chosen[codes[chosen] == NAMES.index(first)].tolist()) == sorted(rows)
     if not of_tokens:
         assert len(chosen) == n
+        counts = np.bincount(codes[chosen], minlength=3)
+        of_named = oracle.parts({name: str(share) for name, share in shares.items()}, n)[:-1]
+        assert [counts[NAMES.index(name)] for name in sorted(shares)] == of_named
     by_score = choice.reasons == "score"
     assert (np.diff(by_score.astype(int)) <= 0).all(), "rows by score stand before those by chance"
     if rule in ("score+random", "score-only"):
@@ -236,11 +239,26 @@ def test_each_source_with_a_share_is_chosen_from_by_itself(table, data, rule, bi
 
 @pytest.mark.parametrize(
     ("shares", "n", "until"),
-    [({"a": 0.3}, 10, [3, 10]), ({"b": 0.15, "a": 0.15}, 10, [1, 3, 10]), ({"a": 0.1, "b": 0.2, "c": 0.7}, 5, [0, 1, 5]),
-     ({"a": 0.0}, 7, [0, 7]), ({"a": 0.29}, 100, [29, 100])],
+    [({"a": 0.3}, 10, [3, 10]), ({"b": 0.15, "a": 0.15}, 10, [2, 3, 10]), ({"a": 0.1, "b": 0.2, "c": 0.7}, 5, [1, 2, 5]),
+     ({"a": 0.0}, 7, [0, 7]), ({"a": 0.29}, 100, [29, 100]), ({"a": 0.34, "b": 0.33, "c": 0.33}, 10, [4, 7, 10]),
+     ({"a": 0.999}, 40, [40, 40]), ({"b": 0.25}, 2, [1, 2]), ({"a": 0.1}, 1, [0, 1]), ({"a": 0.33, "c": 0.33}, 3, [1, 2, 3])],
 )  # fmt: skip
 def test_parts_add_up_to_the_whole(shares, n, until):
     assert [part.until for part in parts_of(shares, NAMES, {}, n)] == until
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), st.integers(0, 333), min_size=1), st.integers(1, 10**6))
+def test_parts_are_those_of_the_largest_remainders(thousandths, n):
+    """All together are n, none is a whole row (or token) from its share, and no rest is left without one."""
+    assume(sum(thousandths.values()) < 1000)
+    assume(len(thousandths) < len(NAMES))
+    until = [part.until for part in parts_of({name: of / 1000 for name, of in thousandths.items()}, NAMES, {}, n)]
+    got = np.diff([0, *until]).tolist()
+    assert got == oracle.parts({name: f"0.{of:03}" for name, of in thousandths.items()}, n)
+    assert sum(got) == n
+    assert all(
+        abs(1000 * has - thousandths[name] * n) < 1000 for name, has in zip(sorted(thousandths), got, strict=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,11 +294,29 @@ def test_what_is_no_number_of_tokens(text):
     [({}, "Neither --n nor --tokens"), ({"n": 1, "tokens": 1}, "both say how much"),
      ({"n": 1, "share": {"a": 0.6, "b": 0.41}}, "1.01 together"), ({"n": 1, "share": ("0.3",)}, "pairs SOURCE=SHARE"),
      ({"n": 1, "share": ("a=0.3", "a=0.2")}, "twice"), ({"n": 1, "share": 0.3}, "pairs"),
-     ({"n": 1, "share": {"a": 1.1}}, "less than or equal to 1"), ({"n": 1, "share": ("a=x",)}, "valid number")],
+     ({"n": 1, "share": {"a": True}}, "a=True is no share"), ({"n": 1, "share": ("a=",)}, "a= is no share")],
 )  # fmt: skip
 def test_amounts_that_cannot_be(settings, said):
     with pytest.raises(ConfigError, match=said):
         build(ReselectConfig, {"from_run": "r", "out": "o", **settings})
+
+
+@pytest.mark.parametrize(
+    "share",
+    ["x", "nan", "inf", "-inf", "-0.1", "1.1", 1.1, "101%", "%", "5 0%", "1e999999999", None, [1], float("nan")],
+)
+def test_what_is_no_share_is_told_with_its_source(share):
+    with pytest.raises(ConfigError, match=r"^--share: forms=.* is no share") as caught:
+        build(ReselectConfig, {"from_run": "r", "out": "o", "n": 1, "share": {"forms": share}})
+    assert "above 0 and at most 1, e.g. 0.5 or 50%" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("share", "number"),
+    [("50%", 0.5), ("29 %", 0.29), ("0.29", 0.29), (1, 1.0), ("0", 0.0), ("100%", 1.0), ("2.9%", 0.029)],
+)
+def test_ways_to_write_a_share(share, number):
+    assert build(ReselectConfig, {"from_run": "r", "out": "o", "n": 1, "share": {"a": share}}).share == {"a": number}
 
 
 # Commands

@@ -211,11 +211,41 @@ def test_words_lost_to_truncation_are_counted(encoder: Path, tmp_path: Path) -> 
     vanished = Encoder(NER.encode, load_tokenizer(str(encoder), task=NER), 64, TAGS)(
         [Tagged(("a", "\u0000", "b"), ("O",) * 3)]
     )
-    assert (vanished.sizes.tolist(), vanished.lost.tolist()) == ([2], [1]), "a word that the tokenizer makes nothing of"
+    assert (vanished.sizes.tolist(), vanished.lost.tolist()) == ([2], [0]), "a word without a token is not cut"
+    both = Encoder(NER.encode, load_tokenizer(str(encoder), task=NER), 5, TAGS)(
+        [Tagged(("a", "\u202e\u0000\x07", "bc", "\u0000", "de", "f"), ("O",) * 6)]
+    )
+    assert (both.sizes.tolist(), both.lost.tolist()) == ([2], [2]), "[CLS] a b c [SEP]: de and f are beyond"
     picked = select("ner", tmp_path, str(encoder), max_length=16)
     lost = int(np.sum(picked.scores["lost"].to_numpy()))
     assert lost > 0
     assert f"{lost} words of" in (tmp_path / "run" / "summary.md").read_text()
+
+
+def test_rows_whose_words_give_no_token_are_not_said_to_be_cut(encoder: Path, tmp_path: Path) -> None:
+    rows = make("ner", 30, 1)
+    rows[3] = {"tokens": ["\u202e\u0000\x07"] * 4, "ner_tags": ["O"] * 4}
+    write_jsonl(tmp_path / "pool.jsonl", rows)
+    write_jsonl(tmp_path / "target.jsonl", make("ner", 6, 2))
+    picked = tov.select(
+        model=str(encoder), pool=str(tmp_path / "pool.jsonl"), target=str(tmp_path / "target.jsonl"), n=4, method="random",
+        out=tmp_path / "run", max_length=128, dtype="fp32", device="cpu", decontaminate=False, quiet=True,
+    )  # fmt: skip
+    assert picked.scores["lost"].to_pylist() == [0] * 30
+    assert picked.summary["scores"]["left_out"] == {"no scored tokens": 1}
+    for name in ("summary.md", "report.html"):
+        text = (tmp_path / "run" / name).read_text()
+        assert "beyond --max-length" not in text
+        assert "1 row: no scored tokens" in text
+
+
+@pytest.mark.parametrize(("task", "unit"), [("ner", "nats a word"), ("classification", "nats a text")])
+def test_the_page_names_the_unit_of_the_summary(task: str, unit: str, encoder: Path, tmp_path: Path) -> None:
+    select(task, tmp_path, str(encoder))
+    assert f"| {unit} " in (tmp_path / "run" / "summary.md").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f'<th scope="col">{unit}</th>' in page
+    assert "nats a token" not in page
 
 
 @pytest.mark.parametrize(("task", "unit"), [("ner", "words"), ("classification", "tokens")])
@@ -224,7 +254,11 @@ def test_a_plan_and_a_run_say_what_is_cut(task: str, unit: str, encoder: Path, t
     lost = picked.scores["lost"].to_numpy()
     cut = int((lost > 0).sum())
     assert 0 < cut < len(lost)
-    assert f"{lost.sum()} {unit} of {cut} rows: beyond --max-length" in (tmp_path / "run" / "summary.md").read_text()
+    said = f"{lost.sum()} {unit} of {cut} rows lie beyond --max-length: not seen, not scored."
+    assert f"\n{said}\n" in (tmp_path / "run" / "summary.md").read_text()
+    assert f"<p>{said}</p>" in (tmp_path / "run" / "report.html").read_text(), (
+        "the page says the same, in no list of rows"
+    )
     files = {role: str(tmp_path / f"{role}.jsonl") for role in ("pool", "target")}
     planned = tov.plan(
         model=str(encoder), **files, max_length=12, dtype="fp32", device="cpu", decontaminate=False, quiet=True,

@@ -236,7 +236,46 @@ def test_an_unknown_yaml_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "did you mean 'learning_rate'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("args", "advice"),
+    [
+        (["select", "--page", "false"], "Write --no-page alone."),
+        (["select", "--page=no"], "Write --no-page alone."),
+        (["select", "--no-page", "true"], "Write --no-page alone."),
+        (["plan", "--n", "3", "--page", "Yes"], "Write --page alone."),
+        (["compare", "--quiet", "off"], "Leave --quiet out"),
+        (["inspect", "run", "3", "--json", "on"], "Write --json alone."),
+        (["demo", "--force", "true"], "Write --force alone."),
+    ],
+)
+def test_a_truth_value_behind_a_switch_is_told(
+    args: list[str], advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(*args) == 2
+    message = capsys.readouterr().err
+    assert "takes no value" in message
+    assert advice in message
+
+
+def test_a_run_may_have_the_name_of_a_truth_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "on").mkdir()
+    assert exit_code("report", "--json", "on") != 0
+    assert "takes no value" not in capsys.readouterr().err
+
+
 # What is printed
+
+
+def test_tov_alone_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """On standard output, exit code 0, as pip does; git, too, prints it there."""
+    assert exit_code("--help") == 0
+    wanted = capsys.readouterr().out
+    assert exit_code() == 0
+    found = capsys.readouterr()
+    assert (found.out, found.err) == (wanted, "")
 
 
 def test_json_output_is_json_and_nothing_else(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

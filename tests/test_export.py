@@ -258,9 +258,9 @@ def test_axolotl_gets_arguments_and_tools_as_text(runs: Runs, tmp_path: Path) ->
 
 def test_llamafactory_gets_sharegpt_and_what_it_cannot_say_is_counted(runs: Runs, tmp_path: Path) -> None:
     out = tov.export(runs.of("tools"), to="llamafactory", out=tmp_path / "out")
-    assert out.summary["left_out"] == {"it says something beside a call": 1}
-    assert "1 rows left out: it says something beside a call" in str(out)
-    assert "1 rows: it says something beside a call" in (tmp_path / "out" / "README.md").read_text()
+    assert out.summary["left_out"] == {"something is said beside a call": 1}
+    assert "1 row left out: something is said beside a call" in str(out)
+    assert "something is said beside a call" in (tmp_path / "out" / "README.md").read_text()
     info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["tov"]
     by_id = {row["tov_row_id"]: row for row in lines(tmp_path / "out" / info["file_name"])}
     said = by_id[1][info["columns"]["messages"]]
@@ -278,7 +278,9 @@ def test_llamafactory_masks_history_where_most_rows_do(runs: Runs, tmp_path: Pat
     picked = runs.select("history", "chatml", rows, rows)
     out = tov.export(picked, to="llamafactory", out=tmp_path / "out")
     assert yaml.safe_load((tmp_path / "out" / "llamafactory.yaml").read_text())["mask_history"] is True
-    assert list(out.summary["left_out"].values()) == [1]
+    assert out.summary["left_out"] == {
+        "earlier answers are to be learnt too, but LLaMA-Factory is told to learn the last one alone, as fits most rows": 1
+    }
 
 
 def test_several_answers_are_a_line_each(runs: Runs, tmp_path: Path) -> None:
@@ -289,6 +291,15 @@ def test_several_answers_are_a_line_each(runs: Runs, tmp_path: Path) -> None:
     (note,) = [one for one in out.summary["notes"] if "several answers" in one]
     assert note.startswith("5 rows have several answers to learn")
     assert note.endswith("12 lines in all")
+
+
+@pytest.mark.parametrize(("name", "needed"), [("tools", True), ("single", False), ("text", False)])
+def test_rows_with_tools_need_datasets_that_do_not_pad_them(
+    name: str, needed: bool, runs: Runs, tmp_path: Path
+) -> None:
+    out = tov.export(runs.of(name), to="trl", out=tmp_path / "out")
+    assert ("pip install 'trl>=1.0' peft 'datasets>=4.8'" in str(out)) == needed
+    assert ("'datasets>=4.8'" in (tmp_path / "out" / "README.md").read_text()) == needed
 
 
 def test_unsloth_gets_a_script_that_compiles_and_tools_as_a_list(runs: Runs, tmp_path: Path) -> None:
@@ -521,7 +532,7 @@ def test_none_that_can_be_taken_is_an_error(runs: Runs, tmp_path: Path) -> None:
     rows = [turns(user(f"q{at}"), says("b"), documents=[{"title": "t", "text": "d"}]) for at in range(4)]
     picked = runs.select("documents", "plain", rows, rows)
     with pytest.raises(
-        tov.DataError, match="none of the 4 chosen rows as they were scored: 4 because it has documents"
+        tov.DataError, match="none of the 4 chosen rows as they were scored: 4 because documents stand beside the turns"
     ):
         tov.export(picked, to="trl", out=tmp_path / "out")
 

@@ -20,6 +20,7 @@ from tov.inputs.named import pool_again
 from tov.inputs.read import usable_rows
 from tov.reports.html.charts import gain_bars
 from tov.reports.html.comparison import verdict
+from tov.reports.summary import lengths_line
 from tov.runs.folder import open_run
 from tov.scores.store import read_hashes, read_rows, read_table
 from tov.text.pieces import pieces
@@ -220,11 +221,48 @@ def test_user_text_is_data_on_a_page_and_never_markup(picked: Any) -> None:
 def test_a_page_begins_with_the_verdict_and_says_what_has_not_been_measured(picked: Any) -> None:
     text = (picked.folder / "report.html").read_text("utf-8")
     usable = picked.summary["scores"]["usable"]
-    assert f"tov chose 20 of {usable} usable rows (10 by score, 10 at random), most often from pool" in text
+    sources = set(picked.dataset["tov_source"])
+    whence = "all from pool." if sources == {"pool"} else "most often from pool ("
+    assert f"tov chose 20 of {usable} usable rows (10 by score, 10 at random), {whence}" in text
     assert "tov compare --from" in text
     order = ["composition", "scores", "lengths", "points", "rows", "cost", "again"]
     places = [text.index(f'<section id="{name}"') for name in order]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ([10] * 10, "The groups are tenths of the pool, to within rows of one length."),
+        ([9] * 8 + [18], "these are 9 groups of 9 to 18 rows, not tenths of the pool"),
+        ([8, *[10] * 8, 18], "these are 10 groups of 8 to 18 rows, not tenths"),
+        ([7], "There are too few lengths for tenths of the pool: one group has all 7 rows."),
+    ],
+)
+def test_groups_of_lengths_are_said_to_be_what_they_are(sizes: list[int], said: str) -> None:
+    assert said in lengths_line([{"pool": size} for size in sizes])
+
+
+def test_a_pool_of_few_lengths(tiny_folder: Path, tmp_path: Path) -> None:
+    """All rows have one of five lengths, so a tenth of the pool is no group of the chart."""
+    pool = [{"prompt": f"{at:04}", "completion": "abcde"[: 1 + at % 5]} for at in range(40)]
+    picked = tov.select(
+        model=str(tiny_folder), pool=pool, target=make_rows(6, seed=2), n=10, out=tmp_path / "run", base_size=8, epochs=1,
+        max_length=96, dtype="fp32", device="cpu", bins=5, quiet=True, decontaminate=False,
+    )  # fmt: skip
+    page, summary = ((picked.folder / name).read_text("utf-8") for name in ("report.html", "summary.md"))
+    rows = picked.summary["choice"]["lengths"]
+    assert len(rows) < 10
+    alone = [str(row["from"]) for row in rows if row["from"] == row["to"]]
+    assert alone
+    for length in alone:
+        assert f'<th scope="row" dir="auto">{length}</th>' in page
+        assert re.search(rf"^\| {length} +\|", summary, re.M)
+    assert lengths_line(rows) in page
+    assert lengths_line(rows) in summary
+    assert "<p>The rule has 5 bins of equally many rows by length; each gives 1 row by score.</p>" in page
+    assert f"<p>The bars of the chart are other groups. {lengths_line(rows)}</p>" in page
+    assert "(5 by score, 5 at random), all from memory." in page, "one source has no share"
 
 
 def test_two_selections_side_by_side(picked: Any, tmp_path: Path) -> None:
@@ -238,6 +276,10 @@ def test_two_selections_side_by_side(picked: Any, tmp_path: Path) -> None:
         by_group[group].add(row_id)
     assert by_group["only in the first"] == first - second
     assert by_group.get("only in the second", set()) == second - first
+    text = page.file.read_text("utf-8")
+    assert '<caption class="sr">Rows that only one of the two selections has: gained and lost</caption>' in text
+    assert "just below the cut" not in text
+    assert "The chosen rows are in selected.jsonl of each run." in text
 
 
 def test_a_comparison_has_a_page(tmp_path: Path, tiny_folder: Path) -> None:
@@ -247,6 +289,8 @@ def test_a_comparison_has_a_page(tmp_path: Path, tiny_folder: Path) -> None:
     )  # fmt: skip
     text = (done.folder / "report.html").read_text("utf-8")
     assert "dsir" in text
+    assert "selected.jsonl" not in text, "a comparison has no such file"
+    assert "<p>Charts need JavaScript; everything else of the page is above.</p>" in text
     gains = data_of(done.folder / "report.html")["charts"]["gains-8"]["data"]
     variant = next(one for one in done.results["sizes"][0]["variants"] if one["variant"] == "dsir")
     assert gains[0]["text"].startswith(f"{variant['gain']['mean']:+.1f}")
@@ -264,12 +308,15 @@ def test_golden_results_of_a_grid_have_a_page(tmp_path: Path) -> None:
 
 
 def test_the_first_sentence_of_a_comparison() -> None:
-    def results(mean: float, low: float | None) -> dict[str, Any]:
+    def results(mean: float, low: float | None, seeds: Any = (0, 1)) -> dict[str, Any]:
         gain = {"mean": mean, "low": low, "high": None if low is None else mean + 1}
-        one = {"variant": "tov", "role": "variant", "gain": gain, "paired": [0, 1], "equivalent": None}
+        one = {"variant": "tov", "role": "variant", "gain": gain, "paired": seeds, "equivalent": None}
         return {"sizes": [{"n": 512, "variants": [one]}]}
 
     assert "better than random rows." in verdict(results(5.0, 2.0))
+    assert verdict(results(9.9, None, [0])).startswith(
+        "At 512 rows tov did best: over 1 seed its rows were +9.9 % (of the test log-loss) better than random rows, a single"
+    )
     assert "it may be luck" in verdict(results(5.0, -2.0))
     assert "a single draw" in verdict(results(5.0, None))
     assert "No variant was better than random rows" in verdict(results(-5.0, -8.0))

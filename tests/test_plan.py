@@ -15,6 +15,7 @@ from tov.cli.main import main
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.inputs import draw
 from tov.methods import Method, registry
+from tov.text.example import Part, marked
 
 PATHS = {
     "tov": "tov/epochs=2/base_size=8", "paired": "tov/paired/epochs=2/base_size=8", "uncertainty": "uncertainty/epochs=1",
@@ -173,3 +174,8 @@ def test_columns_that_the_model_does_not_see_are_named(tiny_folder: Path) -> Non
     mapped = {"output": "response", "input": "context"}
     notes = plan(tiny_folder, ["dsir"], columns=mapped, decontaminate=False, **given).facts["notes"]
     assert "pool memory: the model does not see the columns category; --columns says which is which" in notes
+
+
+def test_brackets_of_a_token_are_told_from_those_around_what_is_scored() -> None:
+    assert marked([Part("[CLS]", True, "pos"), Part("a b [SEP]", False)]) == "[[ [CLS] ]]/pos a b [SEP]"
+    assert marked([Part("Q ", False), Part("a [b] c", True)]) == "Q [[a [b] c]]"

@@ -395,8 +395,8 @@ def test_a_comparison_tells_what_its_choices_note_and_of_which_variants(tmp_path
     assert f"{variants[1]}: warm-up: 2 epochs in batches of 4 at a peak rate of 2e-05" in notes, (
         "numbers are what differs"
     )
-    [few] = [note for note in notes if "fewer than 10 length bins" in note]
-    assert few == "tov, tov/abs: 4 rows by score are fewer than 10 length bins; 4 bins are used"
+    [few] = [note for note in notes if "for 10 length bins" in note]
+    assert few == "tov, tov/abs: 4 rows by score for 10 length bins: only 4 bins are used"
 
 
 def test_trials_of_several_versions_are_told_and_a_finished_one_is_not_undone(

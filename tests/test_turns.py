@@ -111,7 +111,7 @@ def test_what_a_template_leaves_out_and_is_not_scored_is_counted(tools: Any) -> 
     assert encoded.left_out_kinds() == {"tools": 1}
     assert encoded.take([1]).left_out_kinds() == {}
     [note] = encoded.left_out_notes("target")
-    assert note == "the model's chat template leaves out the tools of 1 target rows"
+    assert note == "in 1 target row the model's chat template leaves out: tools"
 
 
 @pytest.mark.parametrize(

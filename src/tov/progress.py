@@ -116,6 +116,11 @@ def describe(label: str, rows: float, total: int, tokens: float, seconds: float,
     return f"{label}: {int(rows):,} / {total:,} rows{rate}{eta}"
 
 
+def counted(count: int, things: str) -> str:
+    """`1 row`, `2,000 rows`: a number of things, whose name is given in the plural."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}"
+
+
 def duration(seconds: float) -> str:
     """`45s`, `3m 05s`, `2h 10m`."""
     whole = round(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 @dataclass
@@ -58,3 +59,21 @@ def bins_best_first(rows: list[tuple[int, int, float]], bins: int) -> list[list[
         parts.append([row[0] for row in sorted(part, key=lambda row: (-row[2], row[0]))])
         start += size
     return parts
+
+
+def parts(shares: dict[str, str], n: int) -> list[int]:
+    """What each part gets of n: sources with a share by name, then the rest.
+
+    Each gets the whole of its share. What is left over goes one by one to the part that lacks most, the first of equals.
+
+    Args:
+        shares: source -> share, as it is written.
+        n: rows, or tokens.
+    """
+    wanted = [Fraction(shares[name]) * n for name in sorted(shares)]
+    wanted.append(n - sum(wanted, Fraction(0)))
+    got = [int(share) for share in wanted]
+    while sum(got) < n:
+        lacking = [share - has for share, has in zip(wanted, got, strict=True)]
+        got[lacking.index(max(lacking))] += 1
+    return got

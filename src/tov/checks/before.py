@@ -55,8 +55,8 @@ class Before:
 
     @property
     def cut(self) -> np.ndarray:
-        """(rows,) bool, sampled rows that `--max-length` cuts; words that a tokenizer makes nothing of are lost otherwise."""
-        return (self.encoded.lost > 0) & (self.encoded.lengths >= self.encode.max_length)
+        """(rows,) bool, sampled rows that `--max-length` cuts."""
+        return self.encoded.lost > 0
 
 
 def warnings_before(seen: Before) -> list[str]:
@@ -69,7 +69,7 @@ def _unscored(seen: Before) -> Iterator[str]:
     without = seen.encoded.scored_counts == 0
     share = float(without.mean()) if len(without) else 0.0
     if share >= MUCH:
-        cut = (without & (seen.encoded.lost > 0)).sum() > without.sum() / 2
+        cut = (without & seen.cut).sum() > without.sum() / 2
         do = (
             _raise_length(seen)
             if cut

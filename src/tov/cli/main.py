@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,6 +79,30 @@ POSITIONAL: dict[str, tuple[tuple[str, str, int], ...]] = {
 """Verbs whose settings stand by their place, and in no file: setting, how the usage line has it, how many."""
 
 
+YES, NO = ("true", "yes", "on"), ("false", "no", "off")
+
+
+def _check_switches(params: Sequence[click.Parameter], args: Sequence[str]) -> None:
+    """Raises ConfigError if a flag that takes no value has `true`, `false` or the like behind it."""
+    switches = {
+        flag: one
+        for one in params
+        if isinstance(one, click.Option) and one.is_flag
+        for flag in (*one.opts, *one.secondary_opts)
+    }
+    pairs = [*pairwise(args), *(arg.split("=", 1) for arg in args if "=" in arg)]
+    for flag, word in pairs:
+        if flag not in switches or word.lower() not in (*YES, *NO) or Path(word).exists():
+            continue
+        switch = switches[flag]
+        on = (flag in switch.opts) == (word.lower() in YES)
+        ways = switch.opts if on else switch.secondary_opts
+        raise ConfigError(
+            f"{flag} takes no value, but '{word}' stands behind it.",
+            fix=f"Write {ways[0]} alone." if ways else f"Leave {flag} out: without it, this is off.",
+        )
+
+
 class _Verbs(click.Group):
     """Knows the verbs' names without importing what they do."""
 
@@ -94,21 +119,27 @@ class _Verbs(click.Group):
                 allowed=", ".join(VERBS),
                 fix="Run tov --help to see what each command does.",
             )
-        return super().resolve_command(ctx, args)
+        name, found, rest = super().resolve_command(ctx, args)
+        if found and not ctx.resilient_parsing:
+            _check_switches(found.get_params(ctx), rest)
+        return name, found, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, verb.help) for name, verb in VERBS.items()])
 
 
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Verbs, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tov", message="%(package)s %(version)s")
-def tov() -> None:
+@click.pass_context
+def tov(ctx: click.Context) -> None:
     """Choose the training rows that help your target most, and measure by how much.
 
     tov fine-tunes briefly on a few examples of what you care about, scans a large pool forward-only, and takes the rows whose
     log-loss moved (Train on Validation, arXiv 2510.00386).
     """
+    if ctx.invoked_subcommand is None:
+        say(ctx.get_help())
 
 
 def _command(name: str) -> click.Command:

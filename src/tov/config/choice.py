@@ -47,6 +47,27 @@ def written(share: float) -> Fraction:
     return Fraction(str(share))
 
 
+def share_of(source: str, value: Any) -> float:
+    """A share as it may be written: `0.3`, `30%`.
+
+    Raises:
+        ConfigError: it is no number from 0 to 1.
+    """
+    text = str(value).strip()
+    try:
+        number = Decimal(text[:-1]) / 100 if text.endswith("%") else Decimal(text)
+        fits = 0 <= number <= 1
+    except ArithmeticError:  # no number, or NaN
+        fits = False
+    if not fits or isinstance(value, bool):
+        raise ConfigError(
+            f"{source}={value} is no share.",
+            allowed="a number above 0 and at most 1, e.g. 0.5 or 50%; 0 takes nothing from the source",
+            fix="Write one of these behind '='.",
+        )
+    return float(number)
+
+
 def _shares_in(value: Any) -> dict[str, str]:
     """Source -> share, of `SOURCE=SHARE` words."""
     words = [str(word) for word in value] if isinstance(value, (list, tuple)) else [str(value)]
@@ -117,7 +138,7 @@ class SelectionSettings(RuleSettings):
         "that a training passes, prompt and answer, within --max-length; 500k, 2M, 1.5G, 2_000_000, 2e6", None, unless=None,
     )  # fmt: skip
     share: dict[str, Annotated[float, Field(ge=0, le=1)]] = setting(
-        "choice", "share of the choice (of the rows, or of the tokens) that comes from a source (web=0.3 books=0.2); the "
+        "choice", "share of the choice (of the rows, or of the tokens) that comes from a source (web=0.3 books=20%); the "
         "sources that are not named share the rest", {}, unless={},
     )  # fmt: skip
 
@@ -140,7 +161,8 @@ class SelectionSettings(RuleSettings):
     @field_validator("share", mode="before")
     @classmethod
     def _from_words(cls, value: Any) -> Any:
-        return value if isinstance(value, dict) else _shares_in(value)
+        pairs = value if isinstance(value, dict) else _shares_in(value)
+        return {source: share_of(source, share) for source, share in pairs.items()}
 
     @field_validator("share")
     @classmethod

@@ -156,7 +156,9 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
     def passed(shard: Shard) -> int:
         run.spend(SCAN, passes[0] * shard.tokens, passes[1] * shard.tokens)
         for kind in shard.encoded.left_out_kinds():
-            run.note_line(f"the model's chat template leaves out the {kind} of pool rows: `tov plan` counts them")
+            run.note_line(
+                f"in some pool rows the model's chat template leaves out: {kind} (`tov plan` says in how many)"
+            )
         if rows.skip and not shard.encoded.lengths.all():
             run.note_line("pool rows that the model's chat template refuses have no scored token")
         return passes[0] * shard.tokens

@@ -7,13 +7,15 @@ from typing import Any
 
 from rich.cells import cell_len
 
-from tov.progress import duration
+from tov.progress import counted, duration
 from tov.reports.numbers import QUANTILES
 from tov.runs.manifest import Manifest
 from tov.sinks import cell, code, line, markdown, note
 from tov.tasks import TASKS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+GROUPS = 10
+"""Groups of rows by length, where the pool has lengths enough."""
 SHOWN = (
     "method",
     "options",
@@ -167,7 +169,11 @@ def to_choose(usable: int) -> int:
 def amount_lines(choice: Mapping[str, Any], named: Callable[[object], str] = line) -> list[str]:
     """Of a budget and of shares, where they were given: a line each, sources' names made harmless by `named`."""
     budget, unit = choice.get("budget"), "tokens" if "budget" in choice else "rows"
-    spent = [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {choice['n']:,} rows"] if budget else []
+    spent = (
+        [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {counted(choice['n'], 'rows')}"]
+        if budget
+        else []
+    )
     return spent + [
         f"{named(name)} gives {100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
         for name, one in choice.get("shares", {}).items()
@@ -179,13 +185,31 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
+def lengths_line(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of how many rows the groups by length are; rows of one length stay together."""
+    sizes = [row["pool"] for row in rows]
+    if len(rows) == GROUPS and max(sizes) <= 2 * min(sizes):
+        return "The groups are tenths of the pool, to within rows of one length."
+    if len(rows) == 1:
+        return f"There are too few lengths for tenths of the pool: one group has all {counted(sizes[0], 'rows')}."
+    return (
+        f"Rows of one length stay together, so these are {len(rows)} groups of {min(sizes):,} to {max(sizes):,} rows, "
+        "not tenths of the pool."
+    )
+
+
+def span(low: int, high: int, between: str) -> str:
+    """`12-20`, or `12`."""
+    return f"{low}{between}{high}" if low != high else str(low)
+
+
 def _lengths(choice: dict[str, Any], unit: str) -> str:
     rows = choice["lengths"]
-    return f"{unit.capitalize()} a row; the bins are tenths of the pool.\n\n" + table(
+    return f"{unit.capitalize()} a row. {lengths_line(rows)}\n\n" + table(
         [unit, "pool", "by score", "chosen", "chosen share"],
         [
             [
-                f"{row['from']}-{row['to']}",
+                span(row["from"], row["to"], "-"),
                 row["pool"],
                 row["by_score"],
                 row["chosen"],
@@ -200,11 +224,25 @@ def _bar(part: int, whole: int) -> str:
     return f"{BLOCKS[min(8, round(8 * part / whole * 4))] if whole else ''} {share(part, whole)}"
 
 
+def measured_in(manifest: Manifest, unit: str) -> str:
+    """What scores are numbers of, in words of the task: `nats a word`."""
+    scoring = manifest.scoring
+    found = scoring.unit if scoring and scoring.unit else "score"
+    return f"nats a {unit}" if found == "nats a token" else found
+
+
+def cut_lines(facts: Mapping[str, Any], unit: str) -> list[str]:
+    """How much lies beyond `--max-length`: a sentence, or none where nothing does."""
+    lost = facts["lost"]
+    lie = "lies" if lost["tokens"] == 1 else "lie"
+    cut = f"{counted(lost['tokens'], unit)} of {counted(lost['rows'], 'rows')}"
+    return [f"{cut} {lie} beyond --max-length: not seen, not scored."] if lost["tokens"] else []
+
+
 def _scores(facts: dict[str, Any], manifest: Manifest, unit: str) -> str:
     scoring = manifest.scoring
-    measured_in = scoring.unit if scoring and scoring.unit else "score"
     header = [
-        f"nats a {unit}" if measured_in == "nats a token" else markdown(measured_in),
+        markdown(measured_in(manifest, unit)),
         *(f"{100 * level:g} %" for level in QUANTILES),
     ]
     rows = [
@@ -224,14 +262,12 @@ def _scores(facts: dict[str, Any], manifest: Manifest, unit: str) -> str:
 
 def _left_out(summary: dict[str, Any], unit: str) -> str:
     facts, unscored = summary["scores"], summary.get("choice", {}).get("without_score", 0)
-    lines = [f"- {count:,} rows: {note(reason)}" for reason, count in facts["left_out"].items()]
+    lines = [f"- {counted(count, 'rows')}: {note(reason)}" for reason, count in facts["left_out"].items()]
     if unscored:
-        lines.append(f"- {unscored:,} rows that could be chosen have no score by the method: never taken by score")
-    if facts["lost"]["tokens"]:
-        lines.append(f"- {facts['lost']['tokens']:,} {unit} of {facts['lost']['rows']:,} rows: beyond --max-length")
-    return f"{facts['usable']:,} of {facts['rows']:,} pool rows could be chosen.\n\n" + (
-        "\n".join(lines) or "- nothing"
-    )
+        have = "row that could be chosen has" if unscored == 1 else "rows that could be chosen have"
+        lines.append(f"- {unscored:,} {have} no score by the method: never taken by score")
+    parts = [f"{facts['usable']:,} of {facts['rows']:,} pool rows could be chosen.", "\n".join(lines) or "- nothing"]
+    return "\n\n".join([*parts, *cut_lines(facts, unit)])
 
 
 def _timings(manifest: Manifest) -> str:

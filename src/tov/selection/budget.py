@@ -22,6 +22,7 @@ from tov.selection.choose import (
     among,
     best_of,
     check_rule,
+    fewer_bins,
     length_bins,
     ranked_by,
 )
@@ -159,7 +160,7 @@ def _bins(
         return []
     rows = max(1, -(-wanted * len(eligible) // int(lengths[eligible].sum())))
     if rows < bins:
-        notes.append(f"some {rows:,} rows by score are fewer than {bins} length bins; {rows} bins are used")
+        notes.append(f"about {fewer_bins(rows, bins)}")
     return [eligible[part] for part in length_bins(tokens[eligible], eligible, min(bins, rows))]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from tov.config.settings import EVERY_SOURCE
 from tov.errors import ConfigError, DataError, did_you_mean
+from tov.progress import counted
 from tov.seeds import generator
 from tov.selection.round_robin import round_robin_of
 from tov.selection.sampling import gumbel_noise
@@ -230,10 +231,16 @@ def choose(
             chosen = eligible[top_by_bin(parts, keys[eligible], eligible, by_score)]
         edges = tuple((int(lengths[part[0]]), int(lengths[part[-1]])) for part in parts)
         if by_score < bins:
-            notes.append(f"{by_score:,} rows by score are fewer than {bins} length bins; {by_score} bins are used")
+            notes.append(fewer_bins(by_score, bins))
     lucky = _by_chance(n - by_score, chosen, in_base, usable, generator(seed, "random half"), notes, quotas)
     reasons = np.array([BY_SCORE] * len(chosen) + [BY_CHANCE] * len(lucky))
     return Choice(np.concatenate([chosen, lucky]), reasons, edges, tuple(notes))
+
+
+def fewer_bins(rows: int, bins: int) -> str:
+    """Says that so many rows by score do not fill the bins."""
+    used = "bin is" if rows == 1 else "bins are"
+    return f"{counted(rows, 'rows')} by score for {bins} length bins: only {rows} {used} used"
 
 
 def check_rule(rule: str) -> None:

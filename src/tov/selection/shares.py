@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -23,7 +25,8 @@ class Part:
 
     Attributes:
         sources: that it is chosen from.
-        until: rows (or tokens) that all parts up to this one have together; each is so within one row of its share.
+        until: rows (or tokens) that all parts up to this one have together. Of rows each part has exactly what lies between
+            two of these; of tokens what its rows leave over is the next part's. Either is within one row of the share.
         share: of a source that is named; None for the rest.
     """
 
@@ -47,7 +50,7 @@ class Part:
 
 
 def parts_of(shares: Mapping[str, float], names: Sequence[str], caps: Mapping[str, float], n: int) -> list[Part]:
-    """The parts of a choice, sources that are named first, by name.
+    """The parts of a choice, sources that are named first, by name, then the rest; numbers are as of `whole_numbers`.
 
     Args:
         shares: source -> share of the choice; at most 1 together.
@@ -77,11 +80,28 @@ def parts_of(shares: Mapping[str, float], names: Sequence[str], caps: Mapping[st
             f"--share names every source, and the shares are {float(total):g} together.",
             fix="Let them be 1 together, or leave a source out: it then gives the rest.",
         )
-    parts, until = list[Part](), written(0)
-    for name in sorted(shares):
-        until += written(shares[name])
-        parts.append(Part((name,), math.floor(until * n), shares[name]))
+    named = sorted(shares)
+    numbers = whole_numbers([written(shares[name]) * n for name in named] + [written(1) * n - total * n])
+    parts = [
+        Part((name,), until, shares[name]) for name, until in zip(named, itertools.accumulate(numbers), strict=False)
+    ]
     return parts if total == 1 else [*parts, Part(others, n)]
+
+
+def whole_numbers(quotas: Sequence[Fraction]) -> list[int]:
+    """Whole numbers in place of quotas, with the same sum, by the largest remainder method (A. Hamilton, 1792).
+
+    Args:
+        quotas: at least 0; their sum is a whole number.
+
+    Returns:
+        Each quota rounded down, and one more for those with the largest remainders, the first ones of equal remainders.
+    """
+    numbers = [math.floor(quota) for quota in quotas]
+    left_over = int(sum(quotas)) - sum(numbers)
+    for place in sorted(range(len(quotas)), key=lambda place: numbers[place] - quotas[place])[:left_over]:
+        numbers[place] += 1
+    return numbers
 
 
 def check_parts(parts: Sequence[Part], most: Mapping[str, int], unit: str, flag: str) -> None:

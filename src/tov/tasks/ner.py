@@ -212,20 +212,17 @@ class NamedEntities(Task[Tagged]):
         space = leading_space(tokenizer)
         encoded = tokenizer(
             [_spaced(row.words, space) for row in rows], is_split_into_words=True, truncation=True, max_length=max_length,
-            return_attention_mask=False, return_offsets_mapping=True,
+            return_attention_mask=False,
         )  # fmt: skip
         packed, sizes, lost = [], [], []
-        for at, row in enumerate(rows):
-            tags, tagged = np.full(len(encoded["input_ids"][at]), IGNORED), set[int]()
-            for token, word in enumerate(encoded.word_ids(at)):
-                # A token of the space alone shows nothing of its word yet.
-                if word is None or word in tagged or (space and word and encoded["offset_mapping"][at][token][1] <= 1):
-                    continue
+        for row, kept in zip(rows, encoded.encodings, strict=True):
+            tags, first = np.full(len(kept.ids), IGNORED), _first_tokens(kept, space)
+            for word, token in first.items():
                 tags[token] = places[row.tags[word]]
-                tagged.add(word)
-            packed.append((np.array(encoded["input_ids"][at]), tags))
-            sizes.append(int((tags != IGNORED).sum()))
-            lost.append(len(row.words) - sizes[-1])
+            packed.append((np.array(kept.ids), tags))
+            sizes.append(len(first))
+            beyond = {word for rest in kept.overflowing for word in _first_tokens(rest, space)}
+            lost.append(len(beyond - first.keys()))
         return pack(packed, np.array(sizes), np.array(lost))
 
     def open_tokenizer(self, name: str, load: Callable[..., Any]) -> Any:
@@ -305,6 +302,15 @@ def leading_space(tokenizer: Any) -> bool:
         return False
     spaced = tokenizer(_spaced(PROBE, True), is_split_into_words=True, **_BARE)["input_ids"]
     return bool(spaced == text) or not any(map(str.isspace, tokenizer.decode(alone)))
+
+
+def _first_tokens(encoding: Any, space: bool) -> dict[int, int]:
+    """Word -> the first of its tokens; a token of the space alone shows nothing of its word yet."""
+    found: dict[int, int] = {}
+    for token, (word, (_, end)) in enumerate(zip(encoding.word_ids, encoding.offsets, strict=True)):
+        if word is not None and not (space and word and end <= 1):
+            found.setdefault(word, token)
+    return found
 
 
 def _spaced(words: Sequence[str], space: bool) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from tov.data.rows import Row
 from tov.errors import DataError
+from tov.progress import counted
 from tov.text.shown import KINDS
 
 IGNORED = -100
@@ -27,7 +28,7 @@ class Encoded:
             labelled texts the label, at the first token.
         offsets: (rows + 1,) where each row starts.
         sizes: (rows,) the length that bins go by: scored tokens, words, or the tokens of a labelled text.
-        lost: (rows,) of the same units, those that were cut off, and words that the tokenizer makes nothing of.
+        lost: (rows,) of the same units, those beyond the tokens that a row may have.
         left_out: (rows,) a bit for each of `tov.text.shown.KINDS` that a chat template leaves out; () without one.
     """
 
@@ -81,11 +82,13 @@ class Encoded:
         return {kind: count for kind, count in counts.items() if count}
 
     def left_out_notes(self, name: str) -> list[str]:
-        """`the model's chat template leaves out the tools of 3 target rows`, a line for each kind."""
-        return [
-            f"the model's chat template leaves out the {kind} of {count:,} {name} rows"
-            for kind, count in self.left_out_kinds().items()
-        ]
+        """`in 3 target rows the model's chat template leaves out: tools`, a line for each kind."""
+        return [left_out_note(kind, count, name) for kind, count in self.left_out_kinds().items()]
+
+
+def left_out_note(kind: str, count: int, name: str) -> str:
+    """`in 3 target rows the model's chat template leaves out: tools`."""
+    return f"in {counted(count, f'{name} rows')} the model's chat template leaves out: {kind}"
 
 
 class EncodeRows(Protocol):

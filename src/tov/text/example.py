@@ -62,7 +62,8 @@ def marked(row: list[Part]) -> str:
 
 def _marked(part: Part) -> str:
     text = _shortened(part.text)
-    shown = f"{OPENS}{text}{CLOSES}" if part.scored else text
+    around = " " if text.startswith("[") or text.endswith("]") else ""  # [[ [CLS] ]]: which brackets are whose is seen
+    shown = f"{OPENS}{around}{text}{around}{CLOSES}" if part.scored else text
     return f"{shown}/{part.label}" if part.label else shown
 
 

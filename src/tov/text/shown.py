@@ -10,7 +10,7 @@ from typing import Any
 from tov.text.chat import Context, Message
 
 EARLIER_REASONING = "reasoning of earlier turns"
-UNSCORED = "parts of turns that are not scored"
+UNSCORED = "parts of unscored turns"
 KINDS = (
     "tools", "documents", "chat_template_kwargs", "system turns", "developer turns", "user turns", "tool results",
     EARLIER_REASONING, UNSCORED,

@@ -74,7 +74,7 @@ def _pair(row: Conversation) -> dict[str, Any]:
     no_context(row, tools=False)
     prompt, chosen, rejected = pair(row)
     if any(set(turn) - {"role", "content"} for turn in (*prompt, chosen, rejected)):
-        raise NotTaken("it is a pair whose turns have more than role and content")
+        raise NotTaken("turns of a pair have more than role and content")
     return {"messages": prompt, "chosen": chosen, "rejected": rejected}
 
 

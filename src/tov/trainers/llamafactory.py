@@ -61,9 +61,9 @@ def _conversation(row: Conversation, *, last: bool) -> dict[str, Any]:
     turns, places = learnt(row)
     if places != answers(turns)[-1 if last else 0 :]:
         raise NotTaken(
-            "it learns more than the last answer, as most rows do not"
+            "earlier answers are to be learnt too, but LLaMA-Factory is told to learn the last one alone, as fits most rows"
             if last
-            else "it does not learn all of its answers"
+            else "some answers are not to be learnt, but LLaMA-Factory is told to learn all, as fits most rows"
         )
     return _shared(turns, row)
 
@@ -76,7 +76,7 @@ def _shared(messages: Sequence[Message], row: Conversation) -> dict[str, Any]:
     turns = [_turn(message) for message in messages]
     asking = [turn["from"] in ("human", "observation") for turn in turns]
     if asking != [place % 2 == 0 for place in range(len(turns))]:
-        raise NotTaken("its turns do not change between the two sides, beginning with the user's")
+        raise NotTaken("the two sides do not take turns, the user first")
     return {"conversations": turns, "system": system, "tools": as_text(row.context.tools) if row.context.tools else ""}
 
 
@@ -84,13 +84,13 @@ def _turn(message: Message) -> dict[str, str]:
     role, said, thought = message["role"], message["content"], message.get("reasoning_content")
     if role not in SPEAKERS:
         raise NotTaken(
-            f"it has a turn of role {role} that is not the first" if role == "system" else f"it has a {role} turn"
+            f"a turn of role {role} is not the first" if role == "system" else f"LLaMA-Factory knows no {role} turn"
         )
     before = f"<think>\n{thought}\n</think>\n\n" if thought else ""
     if not message.get("tool_calls"):
         return {"from": SPEAKERS[role], "value": before + said}
     if said.strip():
-        raise NotTaken("it says something beside a call")
+        raise NotTaken("something is said beside a call")
     calls = [{name: call["function"][name] for name in ("name", "arguments")} for call in message["tool_calls"]]
     return {"from": "function_call", "value": before + as_text(calls if len(calls) > 1 else calls[0])}
 

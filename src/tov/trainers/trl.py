@@ -34,10 +34,17 @@ class Trl(Trainer):
         formed = with_settings(formed)
         script = _dpo(formed, facts) if kind == "pairs" else sft(SFT, formed, facts)
         notes = notes_on(taken, formed, kind)
+        # Older versions pad the arguments of calls, and the properties of tools, with nulls.
+        datasets = " 'datasets>=4.8'" if kind != "text" and _with_tools(taken) else ""
         return Written(
             {DATA: json_lines(formed), SCRIPT: script, **template_file(facts, formed)}, taken, left_out, notes,
-            ["pip install 'trl>=1.0' peft", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
+            [f"pip install 'trl>=1.0' peft{datasets}", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
         )  # fmt: skip
+
+
+def _with_tools(taken: Sequence[Chosen]) -> bool:
+    rows = [chosen.row for chosen in taken]
+    return has(rows, "tool_calls") or any(row.context.tools for row in rows)
 
 
 def conversation(row: Conversation) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from tov.tasks.instruction import Conversation
 from tov.text.chat import Message, is_answer
 from tov.trainers.base import NotTaken
 
-DOCUMENTS = "it has documents"
-SETTINGS = "it has chat_template_kwargs"
+DOCUMENTS = "documents stand beside the turns"
+SETTINGS = "chat_template_kwargs stand beside the turns"
 
 
 def learnt(row: Conversation) -> tuple[list[Message], list[int]]:
@@ -22,7 +22,7 @@ def learnt(row: Conversation) -> tuple[list[Message], list[int]]:
     """
     places = [at for at, turn in enumerate(row.messages) if at not in row.unscored and is_answer(turn)]
     if not places:
-        raise NotTaken("no turn of it says anything that is to be learnt")
+        raise NotTaken("no turn says anything that is to be learnt")
     return [dict(turn) for turn in row.messages[: places[-1] + 1]], places
 
 
@@ -39,7 +39,7 @@ def by_answer(row: Conversation) -> list[tuple[list[Message], Message]]:
     """
     turns, places = learnt(row)
     if not places[0]:
-        raise NotTaken("it begins with the answer")
+        raise NotTaken("nothing stands before the answer")
     return [(turns[:place], turns[place]) for place in places]
 
 
@@ -54,7 +54,7 @@ def pair(row: Conversation) -> tuple[list[Message], Message, Message]:
     prompt, chosen = turns[: places[0]], turns[places[0] :]
     rejected = [dict(turn) for turn in row.rejected.messages[len(prompt) :]]
     if not prompt or len(chosen) != 1 or len(rejected) != 1 or list(row.rejected.messages[: len(prompt)]) != prompt:
-        raise NotTaken("one of its two answers has several turns")
+        raise NotTaken("one of the two answers has several turns")
     return prompt, chosen[0], rejected[0]
 
 
@@ -71,7 +71,7 @@ def no_context(row: Conversation, *, tools: bool = True, settings: bool = False)
     if row.context.settings and not settings:
         raise NotTaken(SETTINGS)
     if row.context.tools and not tools:
-        raise NotTaken("it has tools")
+        raise NotTaken("tools stand beside the turns")
 
 
 def as_text(value: Any) -> str:

@@ -315,7 +315,7 @@ def _about(config: CompareConfig, manifest: Manifest, data: Data) -> dict[str, A
         "test": f"{config.test_rows or len(data.test or data.target):,} rows",
         "training": f"{config.num_train_epochs or f'{config.train_rows:,} / n'} epochs, rate {config.train_learning_rate:g}, "
         f"batches of {config.train_batch_size}, LoRA rank {config.lora_r}, alpha {config.lora_alpha:g}",
-        "seeds": f"{config.seed} to {config.seed + config.seeds - 1}",
+        "seeds": f"{config.seed} to {config.seed + config.seeds - 1}" if config.seeds > 1 else config.seed,
         "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "on": f"{hardware['cpu']}, {hardware['threads']} threads" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
     }

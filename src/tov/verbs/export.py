@@ -22,6 +22,7 @@ from tov.config.settings import Settings, build
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import atomic, write_text
 from tov.model.load import resolve
+from tov.progress import counted
 from tov.runs.folder import Run, run_folder, work_on
 from tov.runs.made import CONFIG
 from tov.runs.manifest import ModelRecord, read_manifest
@@ -54,7 +55,7 @@ class Exported(Result):
         """What the command prints: rows, what was left out, notes, files, and how to use them."""
         facts = self.summary
         lines = [f"{facts['rows']:,} of {facts['chosen']:,} chosen rows for {facts['title']}"]
-        lines += [f"  {count:,} rows left out: {line(reason)}" for reason, count in facts["left_out"].items()]
+        lines += [f"  {counted(count, 'rows')} left out: {line(reason)}" for reason, count in facts["left_out"].items()]
         lines += [
             f"  columns left out of {line(source)}: {line(', '.join(names))}"
             for source, names in facts["columns_left_out"].items()

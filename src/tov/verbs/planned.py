@@ -15,7 +15,7 @@ from tov.data.pool import Pool
 from tov.engine.models import ModelSpec, Opened
 from tov.inputs.read import Indexed, PoolRows, reading_notes
 from tov.model.load import longest
-from tov.text.encode import IGNORED, Encoded
+from tov.text.encode import IGNORED, Encoded, left_out_note
 from tov.text.example import marked, parts
 
 SHOWN_COLUMNS = 8
@@ -158,7 +158,7 @@ def _unseen(**pools: Pool) -> list[str]:
 def _of_template(rows: PoolRows, encoded: Encoded, times: float) -> list[str]:
     """What the model's chat template does not show of the pool: parts that are not scored, and under skip whole rows."""
     kinds = {kind: round(times * count) for kind, count in encoded.left_out_kinds().items()}
-    notes = [f"the model's chat template leaves out the {kind} of {count:,} pool rows" for kind, count in kinds.items()]
+    notes = [left_out_note(kind, count, "pool") for kind, count in kinds.items()]
     refused = round(times * int((encoded.lengths == 0).sum())) if rows.skip else 0
     return notes + [f"the model's chat template refuses {refused:,} pool rows, which have no scored token"] * bool(
         refused

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tov.progress import counted
 from tov.reports import comparison as markdown
 from tov.reports.html import charts
 from tov.reports.html.charts import EDGE, gain_bars
@@ -66,10 +67,11 @@ def verdict(results: Mapping[str, Any]) -> str:
             continue
         best = max(variants, key=lambda one: one["gain"]["mean"])
         gain, low = best["gain"], best["gain"]["low"]
-        how = f"{markdown.gain_of(best)} % of the test log-loss over {_count(len(best['paired']), 'seed')}"
+        gain_of, seeds = markdown.gain_of(best), counted(len(best["paired"]), "seeds")
         if gain["mean"] <= 0:
             return (
-                f"No variant was better than random rows at {size['n']:,} rows; {best['variant']} came nearest ({how})."
+                f"No variant was better than random rows at {counted(size['n'], 'rows')}; {best['variant']} came nearest "
+                f"({gain_of} % of the test log-loss over {seeds})."
             )
         luck = (
             ", a single draw of which no interval can be had"
@@ -78,14 +80,11 @@ def verdict(results: Mapping[str, Any]) -> str:
         )
         sure = "" if low is not None and low > 0 else luck
         ratio = markdown.worth(best["equivalent"])
-        return f"At {size['n']:,} rows {best['variant']} did best: {how} better than random rows{sure}." + (
-            f" Its rows are worth {ratio} × as many random ones." if ratio != markdown.NONE else ""
-        )
+        return (
+            f"At {counted(size['n'], 'rows')} {best['variant']} did best: over {seeds} its rows were {gain_of} % (of the test "
+            f"log-loss) better than random rows{sure}."
+        ) + (f" Its rows are worth {ratio} × as many random ones." if ratio != markdown.NONE else "")
     return "No variant has a finished trial beside random rows yet."
-
-
-def _count(count: int, name: str) -> str:
-    return f"{count} {name}" + ("" if count == 1 else "s")
 
 
 def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:

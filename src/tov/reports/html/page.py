@@ -87,6 +87,8 @@ class Page:
         sections: in order.
         measure_lead, measure: a command that would measure what has not been measured, and what it is for.
         rows: what the table of rows shows; None without one.
+        rows_are: the table's caption.
+        rows_in: where the rows stand, for a reader to whom the table is not shown.
     """
 
     kind: str
@@ -97,6 +99,8 @@ class Page:
     measure_lead: str = ""
     measure: str = ""
     rows: dict[str, Any] | None = None
+    rows_are: str = ""
+    rows_in: str = ""
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tov.progress import counted
 from tov.reports.html import charts
 from tov.reports.html.page import Chart, Page, Section, Table
 from tov.reports.summary import share
@@ -54,8 +55,8 @@ def pair_page(
     )
     union = len(both) + len(gained) + len(lost)
     said = (
-        f"{names[1]} shares {len(both):,} of its {len(two):,} rows with {names[0]} ({share(len(both), len(two))}); "
-        f"{len(gained):,} rows are new and {len(lost):,} are gone."
+        f"{names[1]} shares {len(both):,} of its {counted(len(two), 'rows')} with {names[0]} ({share(len(both), len(two))}); "
+        f"{counted(len(gained), 'rows')} {_are(len(gained))} new and {len(lost):,} {_are(len(lost))} gone."
     )
     return Page(
         kind="two selections",
@@ -77,4 +78,10 @@ def pair_page(
             ),
         ],
         rows=rows,
+        rows_are="Rows that only one of the two selections has: gained and lost",
+        rows_in="The chosen rows are in selected.jsonl of each run.",
     )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"

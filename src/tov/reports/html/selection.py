@@ -6,12 +6,23 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tov.progress import duration, file_size
+from tov.progress import counted, duration, file_size
 from tov.reports.html import charts
 from tov.reports.html.charts import gain_bars
 from tov.reports.html.page import Chart, Page, Section, Table
 from tov.reports.numbers import QUANTILES
-from tov.reports.summary import amount_lines, composition_rows, interval, number, share, to_choose
+from tov.reports.summary import (
+    amount_lines,
+    composition_rows,
+    cut_lines,
+    interval,
+    lengths_line,
+    measured_in,
+    number,
+    share,
+    span,
+    to_choose,
+)
 from tov.runs.manifest import Manifest
 from tov.tasks import TASKS
 
@@ -39,19 +50,21 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
         _scores(manifest, shown, choice, task.unit),
         _lengths(manifest, shown, task.length),
         *([_points(shown)] if shown and shown["points"]["id"] else []),
-        _rows(manifest, shown),
+        _rows(manifest, shown, task.length),
         _cost(manifest),
         _again(manifest, folder),
     ]
     return Page(
         kind="tov selection",
-        title=f"{choice['n']:,} rows for {', '.join(_names(manifest.inputs.target)) or 'the target'}",
+        title=f"{counted(choice['n'], 'rows')} for {', '.join(_names(manifest.inputs.target)) or 'the target'}",
         verdict=verdict(manifest),
         facts=_facts(manifest, choice),
         sections=sections,
         measure_lead="" if manifest.gate else UNMEASURED,
         measure="" if manifest.gate else _compare(folder, choice["n"]),
         rows=None if shown is None else _table(manifest, shown, folder, task.length),
+        rows_are="Rows: chosen, just below the cut, left out",
+        rows_in="The chosen rows are in selected.jsonl.",
     )
 
 
@@ -68,9 +81,10 @@ def verdict(manifest: Manifest) -> str:
     choice = manifest.summary["choice"]
     pool, n = sum(row["pool"] for row in choice["composition"]), choice["n"]
     best = sorted(choice["composition"], key=lambda row: -row["chosen"])[:2]
-    most = " and ".join(f"{row['source']} ({share(row['chosen'], n)})" for row in best if row["chosen"])
+    most = [f"{row['source']} ({share(row['chosen'], n)})" for row in best if row["chosen"]]
+    whence = f"most often from {' and '.join(most)}" if len(most) > 1 else f"all from {best[0]['source']}"
     how = f"{choice['by_score']:,} by score" + (f", {choice['by_chance']:,} at random" if choice["by_chance"] else "")
-    sentence = f"tov chose {n:,} of {pool:,} usable rows ({how}), most often from {most}."
+    sentence = f"tov chose {n:,} of {counted(pool, 'usable rows')} ({how}), {whence}."
     if manifest.gate:
         sentence += f" {manifest.gate['verdict'][:1].upper()}{manifest.gate['verdict'][1:]}."
     return sentence
@@ -83,7 +97,7 @@ def _facts(manifest: Manifest, choice: Mapping[str, Any]) -> list[tuple[str, str
     if scoring and scoring.method != method:
         facts.append(("scored by", scoring.method))
     if target:
-        facts.append(("target", f"{target.rows:,} rows"))
+        facts.append(("target", counted(target.rows, "rows")))
     facts += (
         [("length of the chosen rows", f"{choice['tokens']:,} {TASKS[manifest.model.task].length}")]
         if manifest.model
@@ -188,7 +202,7 @@ def _scores(manifest: Manifest, shown: Mapping[str, Any] | None, choice: Mapping
                 "The ends hold what lies beyond.",
             )
         ]
-    header = [scoring.unit if scoring and scoring.unit else "score", *(f"{100 * level:g} %" for level in QUANTILES)]
+    header = [measured_in(manifest, unit), *(f"{100 * level:g} %" for level in QUANTILES)]
     columns = [*facts["quantiles"].items(), ("log-loss", facts.get("loss_base"))]
     rows = [[name, *map(number, values)] for name, values in columns if values]
     rows.append(["ranked by, chosen by score", *map(number, choice["score_chosen"] or [])]) if choice[
@@ -225,22 +239,23 @@ def _lengths(manifest: Manifest, shown: Mapping[str, Any] | None, unit: str) -> 
     choice = manifest.summary["choice"]
     rows, data = choice["lengths"], []
     for place, row in enumerate(rows):
-        name = f"{row['from']}–{row['to']}" if row["from"] != row["to"] else str(row["from"])
+        name = span(row["from"], row["to"], "–")
         for of, key in (("pool", "pool"), ("by score", "by_score"), ("chosen", "chosen")):
             total = max(sum(one[key] for one in rows), 1)
             data.append({"length": name, "place": place, "of": of, "rows": row[key], "share": row[key] / total})
     lead = []
     if shown and len(shown["bins"]) > 1 and not manifest.identity.get("settings", {}).get("source_cap"):
-        quota = choice["by_score"] // len(shown["bins"])
+        quota = counted(choice["by_score"] // len(shown["bins"]), "rows")
         lead.append(
-            f"The rule has {len(shown['bins'])} bins of equally many rows by length; each gives {quota:,} rows by score"
+            f"The rule has {len(shown['bins'])} bins of equally many rows by length; each gives {quota} by score"
             + (", the first ones one more." if choice["by_score"] % len(shown["bins"]) else ".")
         )
+    lead.append(f"The bars of the chart are other groups. {lengths_line(rows)}" if lead else lengths_line(rows))
     table = Table(
         f"{unit.capitalize()} a row",
         [unit, "pool", "by score", "chosen"],
         [
-            [f"{row['from']} to {row['to']}", f"{row['pool']:,}", f"{row['by_score']:,}", f"{row['chosen']:,}"]
+            [span(row["from"], row["to"], " to "), f"{row['pool']:,}", f"{row['by_score']:,}", f"{row['chosen']:,}"]
             for row in rows
         ],
         fold=True,
@@ -248,7 +263,7 @@ def _lengths(manifest: Manifest, shown: Mapping[str, Any] | None, unit: str) -> 
     return Section(
         "lengths",
         "Lengths",
-        lead=[*lead, "The bars of the chart are tenths of the pool."],
+        lead=lead,
         charts=[Chart("lengths", charts.lengths(), data, words={"length": f"{unit} a row"})],
         tables=[table],
     )
@@ -272,16 +287,15 @@ def _points(shown: Mapping[str, Any]) -> Section:
     )
 
 
-def _rows(manifest: Manifest, shown: Mapping[str, Any] | None) -> Section:
+def _rows(manifest: Manifest, shown: Mapping[str, Any] | None, unit: str) -> Section:
     facts, n = manifest.summary["scores"], manifest.summary["choice"]["n"]
-    left = [f"{count:,} rows: {reason}" for reason, count in facts["left_out"].items()]
-    if facts["lost"]["tokens"]:
-        left.append(f"{facts['lost']['tokens']:,} scored tokens of {facts['lost']['rows']:,} rows: beyond --max-length")
+    left = [f"{counted(count, 'rows')}: {reason}" for reason, count in facts["left_out"].items()]
+    cut = cut_lines(facts, unit)
     if shown is None:
         return Section(
             "rows",
             "Rows",
-            lead=["This run has stored no rows to show. tov select --from it (nothing is scored) stores them."],
+            lead=["This run has stored no rows to show. tov select --from it (nothing is scored) stores them.", *cut],
             points=left,
         )
     chosen = sum(group in ("by score", "at random") for group in shown["rows"]["group"])
@@ -291,8 +305,7 @@ def _rows(manifest: Manifest, shown: Mapping[str, Any] | None) -> Section:
     ]
     if chosen < n:
         lead.append(f"{chosen:,} of the {n:,} chosen rows are here, drawn at random; selected.jsonl has all.")
-    if left:
-        lead.append("Left out of the choice:")
+    lead += [*cut, *(["Left out of the choice:"] if left else [])]
     return Section("rows", "Rows", lead=lead, points=left, rows=True)
 
 

@@ -158,7 +158,7 @@ function detail(row) {
   if (row.why) why.push(`Left out: ${row.why}.`);
   const rank = row.rank === null ? "" : `, rank ${row.rank.toLocaleString("en")} of ${eligible.toLocaleString("en")}`;
   if (row.score !== null) why.push(`Score ${number(row.score)}${rank}.`);
-  if (bin && bins.length > 1) why.push(`Length bin ${row.bin + 1} of ${bins.length} (${bin[0]} to ${bin[1]} ${unit}).`);
+  if (bin && bins.length > 1) why.push(`Length bin ${row.bin + 1} of ${bins.length} (${bin[0] === bin[1] ? bin[0] : `${bin[0]} to ${bin[1]}`} ${unit}).`);
   const said = make("p", "why", why.join(" "));
   said.dir = "auto";
   box.append(said, partsOf(rows.parts[row.place]));
