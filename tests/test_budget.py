@@ -437,7 +437,9 @@ def test_of_a_large_pool_tokens_are_estimated_and_refused_only_where_that_is_cer
         tov.select(**settings(place), tokens=2 * total, out=tmp_path / "run")
     picked = tov.select(**settings(place), tokens=total - 1, out=tmp_path / "run")
     assert picked.summary["choice"]["budget"]["spent"] > total - 65, "an estimate has cut the budget"
-    with pytest.raises(DataError, match=f"The usable rows have {total:,} tokens, but --tokens asks for {total + 1:,}"):
+    with pytest.raises(
+        DataError, match=f"The usable rows that have a score have {total:,} tokens, but --tokens asks for {total + 1:,}"
+    ):
         tov.select(**settings(place), tokens=total + 1, out=tmp_path / "more")
 
 

@@ -15,6 +15,7 @@ from tov.errors import ConfigError, DataError
 from tov.seeds import generator
 from tov.selection.choose import Quotas, choose, length_bins, quotas_for, top_by_bin
 from tov.selection.round_robin import top_candidates
+from tov.selection.shares import choose_by_source
 
 RULES = ("score+random", "score-only")
 
@@ -338,3 +339,15 @@ def test_caps_that_leave_too_few_rows_are_told_by_source():
         by_rule(table, 25, "score-only", quotas=quotas)
     with pytest.raises(ConfigError, match=r"no source 'c'"):
         quotas_of(["a", "b"], {"c": 0.5}, 2)
+
+
+def test_a_share_that_its_source_cannot_give_is_told_in_its_own_words() -> None:
+    count = 30
+    given = {
+        "scores": np.arange(count, dtype=float), "tokens": np.ones(count, np.int32), "usable": np.ones(count, bool),
+        "in_base": np.zeros(count, bool), "rule": "score-only", "bins": 1, "seed": 0,
+    }  # fmt: skip
+    codes = np.repeat([0, 1], [5, 25])
+    with pytest.raises(DataError) as told:
+        choose_by_source(shares={"forms": 0.5}, caps={}, codes=codes, names=["forms", "web"], n=20, **given)
+    assert told.value.problem == "--share forms=0.5 is 10 of 20 rows, but at most 5 can be had there."

@@ -113,7 +113,9 @@ def choose_tokens(
     """
     check_rule(rule)
     usable_ids = np.flatnonzero(usable)
-    _check_enough("The usable rows have", int(lengths[usable_ids].sum()), n, "Lower --tokens, or add rows to the pool.")
+    whole = int(lengths[usable_ids].sum())
+    if rule == "score+random":  # the other rules tell below of fewer: of those that they may take
+        _check_enough("The usable rows have", whole, n, "Lower --tokens, or add rows to the pool.")
     if quotas:
         quotas.check(n, usable, lengths)
         quotas = quotas.copy()
@@ -127,7 +129,7 @@ def choose_tokens(
             _check_enough(
                 f"The usable rows{of_base} that have a score{' and are within the caps of their sources' * bool(quotas)} have",
                 able, n, f"Lower --tokens, {'lower --base-size, ' * based}{'raise --source-cap, ' * bool(quotas)}"
-                "or use --rule score+random.",
+                f"or {'use --rule score+random' if n <= whole else 'add rows to the pool'}.",
             )  # fmt: skip
         notes.append(f"only {able:,} tokens are of rows{of_base} with a score; the random part is larger")
         wanted = able

@@ -154,7 +154,13 @@ def choose_by_source(
     if not shares:
         return _not_empty(one(n=n, quotas=quotas), n)
     spent, choices, usable = 0, list[Choice](), given["usable"]
-    for part in parts_of(shares, names, caps, n):
+    parts, there = (
+        parts_of(shares, names, caps, n),
+        np.bincount(codes[usable], lengths if lengths is None else lengths[usable]),
+    )
+    most = {name: int(there[code]) if code < len(there) else 0 for code, name in enumerate(names)}
+    check_parts(parts, most, "rows" if lengths is None else "tokens", "--n" if lengths is None else "--tokens")
+    for part in parts:
         mine = usable & np.isin(codes, [names.index(name) for name in part.sources])
         wanted = part.until - spent
         if not wanted:
