@@ -169,7 +169,7 @@ class Stillborn:
 def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "STILLBORN", 1)
     with pytest.raises(
-        RunError, match=r"workers ended one after another without a result; the last one: cpu: exit code 3"
+        RunError, match=r"workers ended one after another without a result; the last one: cpu: exit code 3\."
     ):
         computed("processes", Stillborn(), given_up=print)
 

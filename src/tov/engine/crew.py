@@ -160,6 +160,7 @@ class _Walk:
         if outcome.error:
             raise outcome.error.raised()
         if outcome.failed:
+            self._count_without_result(outcome.failed)
             found.workers.remove(worker)
             self.failures.setdefault(start, []).append(outcome.failed)
             # Whatever it was may have spoilt the process: a GPU is of no use after some errors.
@@ -171,13 +172,16 @@ class _Walk:
         del self.work[start]
         self.done(found.shard, outcome.value)
 
-    def _lost(self, worker: int, why: str) -> None:
+    def _count_without_result(self, why: str) -> None:
         self.stillborn += 1
         if self.stillborn >= STILLBORN + self.crew.size:
             raise RunError(
-                f"{self.stillborn} workers ended one after another without a result; the last one: {why}",
+                f"{self.stillborn} workers ended one after another without a result; the last one: {why}.",
                 fix="See that a worker has the memory and the files that it needs. What was computed before is kept.",
             )
+
+    def _lost(self, worker: int, why: str) -> None:
+        self._count_without_result(why)
         tell(f"a worker was lost ({why}); another takes over")
         if self.held[worker]:
             self.losses[self.held[worker][0]] = self.losses.get(self.held[worker][0], 0) + 1

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener, wait
@@ -64,6 +65,9 @@ class _Process:
     popen: subprocess.Popen[bytes]
     device: str
     printed: IO[bytes]
+    listener: Listener
+    calls: queue.SimpleQueue[Connection]
+    begun: float
     connection: Connection | None = None
 
 
@@ -80,45 +84,20 @@ class _Processes:
         number, device = self.hired, self.free.pop(0)
         self.hired += 1
         printed = open(self.folder / f"{number}.txt", "w+b")  # noqa: SIM115 (until the worker ends)
-        with Listener(None, authkey=self.key) as listener:
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            environment["CUDA_VISIBLE_DEVICES"] = _visible(device)
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "tov.engine.processes"], stdin=subprocess.PIPE, stdout=printed, stderr=printed,
-                env=environment, start_new_session=True,  # Ctrl-C is for the driver, which ends its workers
-            )  # fmt: skip
-            self.processes[number] = _Process(popen, device, printed)
-            assert popen.stdin
-            with suppress(BrokenPipeError), popen.stdin as told:
-                told.write(f"{listener.address}\n{self.key.hex()}\n".encode())
-            self.processes[number].connection = self._called(listener, popen)
+        listener = Listener(None, authkey=self.key)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment["CUDA_VISIBLE_DEVICES"] = _visible(device)
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "tov.engine.processes"], stdin=subprocess.PIPE, stdout=printed, stderr=printed,
+            env=environment, start_new_session=True,  # Ctrl-C is for the driver, which ends its workers
+        )  # fmt: skip
+        assert popen.stdin
+        with suppress(BrokenPipeError), popen.stdin as told:
+            told.write(f"{listener.address}\n{self.key.hex()}\n".encode())
+        calls: queue.SimpleQueue[Connection] = queue.SimpleQueue()
+        threading.Thread(target=_answer, args=(listener, calls), daemon=True).start()
+        self.processes[number] = _Process(popen, device, printed, listener, calls, time.monotonic())
         return number
-
-    def _called(self, listener: Listener, popen: subprocess.Popen[bytes]) -> Connection | None:
-        """The connection of a process that has just been started; None if it ends before it calls."""
-        calls: queue.SimpleQueue[Connection | None] = queue.SimpleQueue()
-
-        def accept() -> None:
-            try:
-                calls.put(listener.accept())
-            except (OSError, EOFError):
-                calls.put(None)
-
-        threading.Thread(target=accept, daemon=True).start()
-        waited = 0.0
-        while waited < PATIENCE:
-            try:
-                connection = calls.get(timeout=0.2)
-            except queue.Empty:
-                waited += 0.2
-                if popen.poll() is not None:
-                    return None
-            else:
-                if connection:
-                    with suppress(OSError):  # it may be dead by now, and is found so by `news`
-                        connection.send(self.sent)
-                return connection
-        return None
 
     def send(self, worker: int, shard: Shard) -> None:
         connection = self.processes[worker].connection
@@ -127,20 +106,39 @@ class _Processes:
             connection.send(shard)
 
     def news(self, seconds: float) -> list[News]:
-        by_connection: dict[Any, int] = {
-            one.connection: number for number, one in self.processes.items() if one.connection
-        }
-        heard = [News(number, lost=self._why(one)) for number, one in self.processes.items() if not one.connection]
-        ready: list[Any] = wait(list(by_connection), 0.0 if heard else seconds)
-        for connection in ready:
-            number = by_connection[connection]
-            try:
-                start, outcome = connection.recv()
-            except (EOFError, OSError):
-                heard.append(News(number, lost=self._why(self.processes[number])))
-            else:
-                heard.append(News(number, start, outcome))
-        return heard
+        until = time.monotonic() + seconds
+        while True:
+            heard = [
+                news for number, one in self.processes.items() if not one.connection for news in self._met(number, one)
+            ]
+            by_connection: dict[Any, int] = {
+                one.connection: number for number, one in self.processes.items() if one.connection
+            }
+            left, unmet = max(0.0, until - time.monotonic()), len(by_connection) < len(self.processes)
+            pause = 0.0 if heard else min(left, 0.1) if unmet else left
+            ready: list[Any] = wait(list(by_connection), pause) if by_connection else []
+            if not by_connection:
+                time.sleep(pause)
+            heard += [self._received(by_connection[one], one) for one in ready]
+            if heard or not left:
+                return heard
+
+    def _met(self, number: int, process: _Process) -> Iterator[News]:
+        """Takes the call of a process that has just been started; tells of one that ends before it calls."""
+        with suppress(queue.Empty):
+            process.connection = process.calls.get_nowait()
+            with suppress(OSError):  # it may be dead by now, and is found so below
+                process.connection.send(self.sent)
+            return
+        if process.popen.poll() is not None or time.monotonic() - process.begun > PATIENCE:
+            yield News(number, lost=self._why(process))
+
+    def _received(self, number: int, connection: Any) -> News:
+        try:
+            start, outcome = connection.recv()
+        except (EOFError, OSError):
+            return News(number, lost=self._why(self.processes[number]))
+        return News(number, start, outcome)
 
     def _why(self, process: _Process) -> str:
         """How a process ended, with the last of what it printed."""
@@ -159,9 +157,16 @@ class _Processes:
         self.free.append(process.device)
         process.popen.kill()
         process.popen.wait()
+        process.listener.close()
         if process.connection:
             process.connection.close()
         process.printed.close()
+
+
+def _answer(listener: Listener, calls: queue.SimpleQueue[Connection]) -> None:
+    """Hands on the one call that a listener is for; ends without one when that is closed."""
+    with suppress(OSError, EOFError):
+        calls.put(listener.accept())
 
 
 def serve() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from tov.progress import counted
 from tov.reports.summary import table, versions_line
 from tov.runs.manifest import Manifest
 from tov.sinks import code, note
@@ -138,8 +139,8 @@ def _by_source(rows: Sequence[Chosen]) -> list[list[str]]:
 
 
 def _left_out(origin: Origin, written: Written, other: Counter[str], unseen: Mapping[str, Sequence[str]]) -> str:
-    lines = [f"{count:,} rows: {reason}" for reason, count in written.left_out.most_common()]
-    lines += [f"{count:,} rows: they are {TITLES.get(kind, kind)}" for kind, count in other.items()]
+    lines = [f"{counted(count, 'rows')}: {reason}" for reason, count in written.left_out.most_common()]
+    lines += [f"{counted(count, 'rows')}: they are {TITLES.get(kind, kind)}" for kind, count in other.items()]
     if not lines:
         lines = [f"no row: all {origin.chosen:,} chosen rows are here"]
     lines += [

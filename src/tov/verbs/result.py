@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
+from tov.progress import counted
 from tov.reports.summary import amount_lines, composition_table, gate_text, to_choose
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
@@ -79,7 +80,7 @@ class Result:
         """What the command prints: what there is, and what to do next."""
         if "scores" not in self.summary:
             return (
-                f"path of {self.summary['epochs']} epochs in {line(self.folder / 'path')}\n"
+                f"path of {counted(self.summary['epochs'], 'epochs')} in {line(self.folder / 'path')}\n"
                 f"score a pool with it: tov score --from {argument(self.folder)} --pool POOL --out OUT"
             )
         facts = self.summary["scores"]
