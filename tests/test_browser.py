@@ -14,6 +14,7 @@ import pytest
 import tov
 from conftest import skip_without
 from test_page import picked  # noqa: F401
+from tiny import make_rows
 from tov.reports.html.page import html
 from tov.reports.html.selection import selection_page
 from tov.runs.folder import open_run
@@ -119,6 +120,20 @@ def test_a_row_opens_by_the_keyboard_with_its_tokens_and_target_rows(opened: Ope
     assert page.locator(".tokens .up, .tokens .down").count() > 0
     page.keyboard.press("Enter")
     assert page.locator(".detail").count() == 0
+
+
+def test_a_row_without_tokens_says_so_and_has_its_target_rows(browser: Any, tmp_path: Path, tiny_folder: Path) -> None:
+    run = tov.select(
+        model=str(tiny_folder), pool=make_rows(20, seed=1), target=make_rows(5, seed=2), n=6, method="rds", max_length=64,
+        quiet=True, out=tmp_path / "run",
+    )  # fmt: skip
+    opened = Opened(browser, run.folder / "report.html")
+    opened.page.click("button.open >> nth=0")
+    detail = opened.page.inner_text(".detail")
+    assert "The nearest target rows" in detail
+    assert "Token by token" not in detail
+    assert "No single tokens: rds says nothing of single tokens." in detail
+    assert opened.said == []
 
 
 def test_rows_that_would_do_harm_are_inert_and_readable(opened: Opened) -> None:

@@ -14,10 +14,13 @@ import tov
 from tiny import make_rows, tiny_tokenizer, write_jsonl
 from tov.cli.main import main
 from tov.config.page import InspectConfig
+from tov.config.records import DataSettings, SelectConfig
 from tov.config.settings import build
+from tov.engine.models import ModelSpec
 from tov.errors import ConfigError, RunError
 from tov.inputs.named import pool_again
-from tov.inputs.read import usable_rows
+from tov.inputs.read import read_target, usable_rows
+from tov.methods.shared.embeddings import embed_rows
 from tov.reports.html.charts import gain_bars
 from tov.reports.html.comparison import verdict
 from tov.reports.summary import lengths_line
@@ -486,3 +489,43 @@ def test_names_on_the_terminal_are_those_that_flags_take(tmp_path: Path, tiny_fo
     assert all(name in said for name in names)
     assert f"tov report '{out}' --open" in said
     assert "--n 10 --out" in (out / "report.html").read_text("utf-8"), "half of the usable rows, not 1,000"
+
+
+@pytest.mark.parametrize("method", ["rds", "less", "dsir"])
+def test_methods_that_say_nothing_of_tokens_have_the_nearest_target_rows(
+    method: str, tmp_path: Path, tiny_folder: Path
+) -> None:
+    pool, target = make_rows(20, seed=1), make_rows(5, seed=2)
+    run = tov.select(
+        model=str(tiny_folder),
+        pool=pool,
+        target=target,
+        n=6,
+        method=method,
+        max_length=64,
+        quiet=True,
+        out=tmp_path / "run",
+    )
+    shown = shown_of(run)
+    assert shown["unexplained"] == f"{method} says nothing of single tokens"
+    if method == "dsir":
+        assert not shown["explained"], "a method that reads no model opens none"
+        return
+    assert shown["explained"]
+    loaded = ModelSpec.of(
+        build(SelectConfig, {"model": str(tiny_folder), "pool": ["-"], "target": ["-"], "n": 1, "out": "-", "max_length": 64})
+        .for_task("instruction")
+    ).open()  # fmt: skip
+    indexed = [read_target([one], build(DataSettings, {})) for one in (pool, target)]
+    mine, theirs = (
+        embed_rows(loaded.adapted, loaded.encode(one.rows), batch_tokens=64, half_way=True) for one in indexed
+    )
+    for row_id, one in shown["explained"].items():
+        assert one["tokens"] is None
+        cosines = theirs @ mine[int(row_id)]
+        assert [place for place, _ in one["near"]] == np.argsort(-cosines, kind="stable")[:3].tolist()
+        assert [cosine for _, cosine in one["near"]] == pytest.approx(sorted(cosines, reverse=True)[:3], abs=1e-4)
+        assert all(str(place) in shown["target"] for place, _ in one["near"])
+    said = str(tov.inspect(run, [int(next(iter(shown["explained"])))], pool=pool))
+    assert "near target row" in said
+    assert data_of(run.folder / "report.html")["rows"]["explained"] == shown["explained"]

@@ -24,6 +24,7 @@ from tov.runs.folder import Run, open_run
 from tov.scores.store import columns_in, read_hashes, read_rows, read_table, rows_in
 from tov.sinks import line, terminal
 from tov.verbs import shown as shown_rows
+from tov.verbs.explain import explain
 
 MOST_TEXT = 4000
 """Characters of a row on the terminal; --json has more."""
@@ -137,9 +138,7 @@ def _explain(run: Run, config: InspectConfig, pool: Pool, row_ids: np.ndarray, s
     built = build(SelectConfig, given).for_task(run.manifest.model.task)
     models = Models()
     try:
-        shown_rows.explain(
-            shown, row_ids, pool=pool, method=method, run=run, settings=built, models=models, target=_target(run)
-        )
+        explain(shown, row_ids, pool=pool, method=method, run=run, settings=built, models=models, target=_target(run))
     finally:
         models.close()
 
@@ -211,7 +210,8 @@ def _rendered(inspected: Inspected) -> str:
     for row in inspected.rows:
         _print_row(console, row, colours)
     if inspected.unexplained:
-        console.print(f"No single tokens, nor nearest target rows: {line(inspected.unexplained)}.", markup=False)
+        far = "" if any(row["near"] for row in inspected.rows) else ", nor nearest target rows"
+        console.print(f"No single tokens{far}: {line(inspected.unexplained)}.", markup=False)
     if inspected.far:
         console.print(f"No nearest target rows: {line(inspected.far)}.", markup=False)
     return out.getvalue().rstrip("\n")

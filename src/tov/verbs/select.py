@@ -47,6 +47,7 @@ from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
+from tov.verbs.explain import default_explained, explain, to_explain
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
 from tov.verbs.report import write_missing, write_page
 from tov.verbs.result import Picked
@@ -328,10 +329,8 @@ def _show(
     with run.stage("explain"):
         shown = shown_rows.show(run, ranked, seed)
         most = config.explain_rows
-        row_ids = shown_rows.to_explain(
-            shown, shown_rows.default_explained(shown["eligible"]) if most is None else most
-        )
-        shown_rows.explain(
+        row_ids = to_explain(shown, default_explained(shown["eligible"]) if most is None else most)
+        explain(
             shown,
             row_ids,
             pool=ranked.pool,

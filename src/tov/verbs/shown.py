@@ -8,23 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from tov.config.choice import SelectionSettings
 from tov.data.cells import BadRow
 from tov.data.pool import Pool
-from tov.engine.models import Models
-from tov.errors import TovError
 from tov.files import write_text
-from tov.inputs.draw import encode_scored
-from tov.inputs.read import Indexed, usable_rows
-from tov.methods.base import Method, TokenGains
 from tov.runs.folder import Run
 from tov.scores.store import columns_in, read_table
 from tov.scores.table import coded, usable_in
@@ -32,8 +26,6 @@ from tov.seeds import generator
 from tov.selection.choose import Choice, length_bins
 from tov.sinks import json_line
 from tov.tasks import TASKS
-from tov.text.encode import IGNORED, Encoded
-from tov.text.pieces import pieces
 
 FILE = "shown.json"
 FORMAT = 1
@@ -47,11 +39,6 @@ MOST_FIRST = 500
 STEPS = 40
 """Bars of a distribution."""
 CHOSEN, BY_CHANCE, BELOW, LEFT_OUT = "by score", "at random", "below the cut", "left out"
-
-
-def default_explained(usable: int) -> int:
-    """Rows whose tokens are looked at when the run ends, where the user does not say: a small part of the scan's cost."""
-    return min(100, max(16, usable // 20), usable)
 
 
 @dataclass(frozen=True)
@@ -247,96 +234,6 @@ def _points(ranked: Ranked, codes: np.ndarray, loss: np.ndarray, seed: int) -> d
         "loss": numbers(loss[ids]),
         "chosen": chosen[ids].astype(int).tolist(),
     }
-
-
-def to_explain(shown: dict[str, Any], most: int) -> np.ndarray:
-    """The rows whose tokens are looked at: half of them the best ones, the others just below the cut and drawn at random."""
-    by_group: dict[str, list[int]] = {}
-    for row_id, group in zip(shown["rows"]["id"], shown["rows"]["group"], strict=True):
-        by_group.setdefault(group, []).append(row_id)
-    below, chance = by_group.get(BELOW, []), by_group.get(BY_CHANCE, [])
-    picked = [*below[: most // 3], *chance[: most // 6]]
-    return np.array([*by_group.get(CHOSEN, [])[: most - len(picked)], *picked], np.int64)
-
-
-def explain(
-    shown: dict[str, Any], row_ids: np.ndarray, *, pool: Pool, method: Method, run: Run, settings: Any, models: Models,
-    target: Indexed | None,
-) -> None:  # fmt: skip
-    """Adds what single tokens of some rows gain, and the target rows that those are nearest to.
-
-    Where that cannot be had, `unexplained` says why; a selection is no worse for it.
-
-    Args:
-        shown: of `show`; changed in place.
-        row_ids: of the rows.
-        pool: has them.
-        method: that scored them.
-        run: with its artifacts.
-        settings: of the run.
-        models: opens the model, and keeps it.
-        target: its rows, if they are at hand.
-    """
-    name = method.name
-    try:
-        scorer = method.reuse(run.artifacts, settings, models) if len(row_ids) else None
-        if scorer is None or scorer.model is None:
-            shown["unexplained"] = (
-                f"{name} says nothing of single tokens" if len(row_ids) else "no row was to be explained"
-            )
-            return
-        encoder = models.open(scorer.model).encode
-        encoded = encoder(usable_rows(pool.at(row_ids)))
-        able = np.flatnonzero(encoded.scored_counts > 0)
-        encoded, row_ids = encoded.take(able), row_ids[able]
-        gains = scorer.explain(models, encoded) if len(able) else None
-        if gains is None:
-            shown["unexplained"] = f"{name} says nothing of single tokens"
-            return
-        near = np.empty(0, np.int64)
-        if target is None:
-            gains = replace(gains, nearest=None, cosines=None)  # nobody can tell their numbers, nor what they say
-        elif gains.nearest is not None:
-            _, compared = encode_scored(target.pool, encoder, role="target")  # rows without a scored token were not
-            places = compared[gains.nearest]
-            gains, near = replace(gains, nearest=places), np.unique(places)
-    except TovError as error:
-        shown["unexplained"] = error.problem
-        return
-    except (MemoryError, torch.OutOfMemoryError):
-        shown["unexplained"] = "the memory is too small for another pass"
-        return
-    shown["explained"] = explained(row_ids, encoded, gains, encoder.tokenizer, encoder.labels)
-    if target is not None:
-        shown["target"] = dict(zip(map(str, near.tolist()), texts(target.pool, near), strict=True))
-
-
-def explained(
-    row_ids: np.ndarray, encoded: Encoded, gains: TokenGains, tokenizer: Any, labels: Sequence[str]
-) -> dict[str, Any]:
-    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) and the nearest target rows."""
-    starts = np.concatenate([[0], np.cumsum(encoded.scored_counts)])
-    found = {}
-    for place, row_id in enumerate(row_ids.tolist()):
-        ids, marks = encoded.row(place)
-        scored = marks != IGNORED
-        loss, gain = np.full((2, len(ids)), np.nan)
-        part = slice(starts[place], starts[place + 1])
-        loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
-        names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
-        near = (
-            []
-            if gains.nearest is None or gains.cosines is None
-            else [list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)]
-        )
-        found[str(row_id)] = {
-            "tokens": [
-                list(one)
-                for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)
-            ],
-            "near": near,
-        }  # fmt: skip
-    return found
 
 
 def write(run: Run, shown: dict[str, Any]) -> None:

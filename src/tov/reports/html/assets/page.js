@@ -163,14 +163,15 @@ function detail(row) {
   said.dir = "auto";
   box.append(said, partsOf(rows.parts[row.place]));
   const more = explained[String(row.id)];
+  if (more && more.tokens) box.append(make("h3", "", "Token by token, as the model reads it"), tokensOf(more.tokens));
   if (more) {
-    box.append(make("h3", "", "Token by token, as the model reads it"), tokensOf(more.tokens));
     const near = more.near.filter(([place]) => target[String(place)]);
     if (near.length) box.append(make("h3", "", "The nearest target rows"));
     for (const [place, cosine] of near) {
       box.append(make("p", "legend", `Target row ${place}, cosine ${cosine.toFixed(3)}`), partsOf(target[String(place)]));
     }
-  } else if (row.score !== null) {
+  }
+  if (!(more && more.tokens) && row.score !== null) {
     box.append(make("p", "legend", unexplained ? `No single tokens: ${unexplained}.` : `Its tokens are told by: tov inspect ${page.rows.run} ${row.id}`));
   }
   return box;

@@ -1,0 +1,149 @@
+"""Why rows: what their single tokens gain, and the target rows that they are nearest to. One more pass over few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tov.data.pool import Pool
+from tov.engine.models import Models, ModelSpec, auto_batch_tokens
+from tov.errors import TovError
+from tov.inputs.draw import encode_scored
+from tov.inputs.read import Indexed, usable_rows
+from tov.methods.base import Method, TokenGains
+from tov.methods.shared.embeddings import embed_rows
+from tov.runs.folder import Run
+from tov.text.encode import IGNORED, Encoded
+from tov.text.pieces import pieces
+from tov.verbs.shown import BELOW, BY_CHANCE, CHOSEN, numbers, texts
+
+NEAREST = 3
+"""Target rows that are named as nearest to a row."""
+READ_NO_MODEL = ("text", "pilots")
+"""Needs of methods that open no model of their own: none is opened to explain what they did."""
+
+
+def default_explained(usable: int) -> int:
+    """Rows whose tokens are looked at when the run ends, where the user does not say: a small part of the scan's cost."""
+    return min(100, max(16, usable // 20), usable)
+
+
+def to_explain(shown: dict[str, Any], most: int) -> np.ndarray:
+    """The rows whose tokens are looked at: half of them the best ones, the others just below the cut and drawn at random."""
+    by_group: dict[str, list[int]] = {}
+    for row_id, group in zip(shown["rows"]["id"], shown["rows"]["group"], strict=True):
+        by_group.setdefault(group, []).append(row_id)
+    below, chance = by_group.get(BELOW, []), by_group.get(BY_CHANCE, [])
+    picked = [*below[: most // 3], *chance[: most // 6]]
+    return np.array([*by_group.get(CHOSEN, [])[: most - len(picked)], *picked], np.int64)
+
+
+def explain(
+    shown: dict[str, Any], row_ids: np.ndarray, *, pool: Pool, method: Method, run: Run, settings: Any, models: Models,
+    target: Indexed | None,
+) -> None:  # fmt: skip
+    """Adds what single tokens of some rows gain, and the target rows that those are nearest to.
+
+    A method that says nothing of tokens has the nearest rows alone: by the largest cosine of half-way embeddings under the
+    model that it has read, as for ToV. Where something cannot be had, `unexplained` says why; a selection is no worse for it.
+
+    Args:
+        shown: of `tov.verbs.shown.show`; changed in place.
+        row_ids: of the rows.
+        pool: has them.
+        method: that scored them.
+        run: with its artifacts.
+        settings: of the run.
+        models: opens the model, and keeps it.
+        target: its rows, if they are at hand.
+    """
+    if not len(row_ids):
+        shown["unexplained"] = "no row was to be explained"
+        return
+    try:
+        _explain(shown, row_ids, pool, method, run, settings, models, target)
+    except TovError as error:
+        shown["unexplained"] = error.problem
+    except (MemoryError, torch.OutOfMemoryError):
+        shown["unexplained"] = "the memory is too small for another pass"
+
+
+def _explain(
+    shown: dict[str, Any], row_ids: np.ndarray, pool: Pool, method: Method, run: Run, settings: Any, models: Models,
+    target: Indexed | None,
+) -> None:  # fmt: skip
+    scorer = method.reuse(run.artifacts, settings, models)
+    spec = scorer.model if scorer else None
+    if spec is None and method.needs not in READ_NO_MODEL and target is not None and run.manifest.model:
+        # Any adapter that has not been trained leaves the model as it is: one that is open need not be opened again.
+        spec = next(iter(models.opened), None) or ModelSpec.of(settings, tuple(run.manifest.model.labels))
+    if spec is None:
+        shown["unexplained"] = f"{method.name} says nothing of single tokens"
+        return
+    opened = models.open(spec)
+    encoded = opened.encode(usable_rows(pool.at(row_ids)))
+    able = np.flatnonzero(encoded.scored_counts > 0)
+    encoded, row_ids = encoded.take(able), row_ids[able]
+    gains = scorer.explain(models, encoded) if scorer and len(able) else None
+    with_tokens = gains is not None
+    if gains is None:
+        shown["unexplained"] = f"{method.name} says nothing of single tokens"
+        if target is None or not len(able):
+            return
+        unknown = np.full(int(encoded.scored_counts.sum()), np.nan)
+        gains = TokenGains(unknown, unknown, *_nearest(opened, encoded, target, settings))
+    near = np.empty(0, np.int64)
+    if target is None:
+        gains = replace(gains, nearest=None, cosines=None)  # nobody can tell their numbers, nor what they say
+    elif gains.nearest is not None:
+        _, compared = encode_scored(target.pool, opened.encode, role="target")  # rows without a scored token were not
+        places = compared[gains.nearest]
+        gains, near = replace(gains, nearest=places), np.unique(places)
+    found = explained(row_ids, encoded, gains, opened.encode.tokenizer, opened.encode.labels)
+    if not with_tokens:
+        found = {row_id: {**one, "tokens": None} for row_id, one in found.items()}
+    shown["explained"] = found
+    if target is not None:
+        shown["target"] = dict(zip(map(str, near.tolist()), texts(target.pool, near), strict=True))
+
+
+def _nearest(opened: Any, encoded: Encoded, target: Indexed, settings: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, k) numbers of target rows among those with a scored token, nearest first, and (rows, k) the cosines."""
+    wanted, _ = encode_scored(target.pool, opened.encode, role="target")
+    most = int(getattr(settings, "batch_tokens", None) or auto_batch_tokens(opened.loaded.device))
+    rows, theirs = (embed_rows(opened.adapted, one, batch_tokens=most, half_way=True) for one in (encoded, wanted))
+    cosines = rows.astype(np.float64) @ theirs.T.astype(np.float64)
+    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
+    return nearest, np.take_along_axis(cosines, nearest, axis=1)
+
+
+def explained(
+    row_ids: np.ndarray, encoded: Encoded, gains: TokenGains, tokenizer: Any, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) and the nearest target rows."""
+    starts = np.concatenate([[0], np.cumsum(encoded.scored_counts)])
+    found = {}
+    for place, row_id in enumerate(row_ids.tolist()):
+        ids, marks = encoded.row(place)
+        scored = marks != IGNORED
+        loss, gain = np.full((2, len(ids)), np.nan)
+        part = slice(starts[place], starts[place + 1])
+        loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
+        names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
+        near = (
+            []
+            if gains.nearest is None or gains.cosines is None
+            else [list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)]
+        )
+        found[str(row_id)] = {
+            "tokens": [
+                list(one)
+                for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)
+            ],
+            "near": near,
+        }  # fmt: skip
+    return found
