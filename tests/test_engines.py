@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,13 +25,11 @@ from tov.engine import crew
 from tov.engine.bench import ALIKE, Bench, Refusal, described
 from tov.engine.models import Models
 from tov.engine.processes import ProcessEngine
-from tov.errors import DataError, RunError, TovError
+from tov.errors import ConfigError, DataError, RunError, TovError
 from tov.progress import Silent
 from tov.runs.environment import versions
 from tov.scores.shard import Shard
 from tov.text.encode import pack
-
-ENGINES = ("processes", "ray")
 
 
 def shards(count: int) -> Iterator[Shard]:
@@ -39,28 +38,14 @@ def shards(count: int) -> Iterator[Shard]:
         yield Shard(start, start + 1, [], np.zeros(0, np.int64), nothing)
 
 
-def engine_of(kind: str, workers: int) -> Any:
-    if kind == "processes":
-        return ProcessEngine(("cpu",) * workers)
-    skip_without("ray", install="pip install 'tov[ray]'")
-    from tov.engine.on_ray import RayEngine
-
-    return RayEngine(least=1, most=workers)
-
-
-@pytest.fixture(params=ENGINES)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def computed(kind: str, task: Any, *, workers: int = 1, count: int = 5, given_up: Any = None) -> dict[int, Any]:
+def computed(task: Any, *, workers: int = 1, count: int = 5, given_up: Any = None) -> dict[int, Any]:
     found: dict[int, Any] = {}
 
     def done(shard: Shard, value: Any) -> None:
         assert shard.start not in found, "a result was handed on twice"
         found[shard.start] = value
 
-    engine_of(kind, workers).map(task, shards(count), done, Silent(), given_up)
+    ProcessEngine(("cpu",) * workers).map(task, shards(count), done, Silent(), given_up)
     return found
 
 
@@ -101,12 +86,12 @@ def _happen(what: str) -> None:
 
 
 def test_no_shards_need_no_worker() -> None:
-    assert computed("processes", Troubled(Path("nowhere")), count=0) == {}
+    assert computed(Troubled(Path("nowhere")), count=0) == {}
 
 
-def test_a_lost_worker_costs_its_shards_alone(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_worker_costs_its_shards_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = Troubled(tmp_path, {1: ("dies", 1), 3: ("fails", 1)})
-    assert computed(kind, task, count=8) == {number: number**2 for number in range(8)}
+    assert computed(task, count=8) == {number: number**2 for number in range(8)}
     assert {file.name for file in tmp_path.iterdir()} == {"1-0", "3-0"}
     assert capsys.readouterr().err.count("a worker was lost") == 1
 
@@ -131,7 +116,7 @@ def test_or_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(crew, "LOSSES", 2)
     given: list[Any] = []
     found = computed(
-        "processes", Troubled(tmp_path, {1: ("dies", 99), 3: ("fails", 99)}),
+        Troubled(tmp_path, {1: ("dies", 99), 3: ("fails", 99)}),
         given_up=lambda shard, why: given.append((shard.start, why)),
     )  # fmt: skip
     assert found.keys() == {0, 2, 4}
@@ -141,9 +126,9 @@ def test_or_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
-def test_an_error_of_the_users_is_raised_as_it_is(kind: str, tmp_path: Path) -> None:
+def test_an_error_of_the_users_is_raised_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError) as told:
-        computed(kind, Troubled(tmp_path, {2: ("is the user's", 1)}))
+        computed(Troubled(tmp_path, {2: ("is the user's", 1)}))
     assert (told.value.problem, told.value.allowed) == ("pool.jsonl, row 3: no answer.", "rows with one")
     assert told.value.fix == "Correct the row."
 
@@ -151,7 +136,7 @@ def test_an_error_of_the_users_is_raised_as_it_is(kind: str, tmp_path: Path) -> 
 def test_a_slow_worker_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "SLOW_SECONDS", 0.5)
     begun = time.monotonic()
-    found = computed("processes", Troubled(tmp_path, {2: ("dawdles", 1)}), workers=2, count=6)
+    found = computed(Troubled(tmp_path, {2: ("dawdles", 1)}), workers=2, count=6)
     assert found == {number: number**2 for number in range(6)}
     assert time.monotonic() - begun < 300
 
@@ -171,7 +156,7 @@ def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.Mo
     with pytest.raises(
         RunError, match=r"workers ended one after another without a result; the last one: cpu: exit code 3\."
     ):
-        computed("processes", Stillborn(), given_up=print)
+        computed(Stillborn(), given_up=print)
 
 
 # Workers that are not of one kind with the driver
@@ -291,10 +276,18 @@ def test_several_processes_leave_the_files_of_one(method: str, tmp_path: Path, t
 
 def test_a_cluster_leaves_the_files_of_one_process(tmp_path: Path, tiny_folder: Path) -> None:
     skip_without("ray", install="pip install 'tov[ray]'")
+    from tov.engine.on_ray import connected
+
     one = picked(tmp_path / "one", tiny_folder, "less")
     several = picked(tmp_path / "several", tiny_folder, "less", engine="ray", workers=1)
     assert scored(several.folder) == scored(one.folder)
     assert (several.folder / "selected.jsonl").read_bytes() == (one.folder / "selected.jsonl").read_bytes()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(ConfigError, match="is connected to the Ray cluster"),
+    ):
+        connected(f"127.0.0.1:{other.getsockname()[1]}")
+    assert connected(None) is connected("auto")
 
 
 def scored(folder: Path) -> dict[str, bytes]:

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -84,8 +84,8 @@ def connected(address: str | None) -> Any:
         raise ConfigError(
             "--engine ray needs the package ray, which is not installed.", fix="Install it: pip install 'tov[ray]'"
         ) from None
+    _check_answers(address)
     if not ray.is_initialized():
-        _check_answers(address)
         quietly: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         alone = {} if address else {"include_dashboard": False}
         try:
@@ -95,7 +95,25 @@ def connected(address: str | None) -> Any:
                 f"There is no Ray cluster to be had{f' at {address}' if address else ''}: {str(error).splitlines()[0]}",
                 fix="Start one (ray start --head), name it by --ray-address, or leave that out for one on this machine.",
             ) from None
+    here = ray.get_runtime_context().gcs_address
+    if address and ":" in address and not _same(address, here):
+        raise ConfigError(
+            f"This process is connected to the Ray cluster at {here}, not to that at {address}.",
+            fix="Leave --ray-address out, or start anew.",
+        )
     return ray
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two addresses are of one port of one machine, as far as names tell."""
+    hosts, ports = zip(*(text.rpartition("/")[2].rpartition(":")[::2] for text in (one, other)), strict=True)
+    return len({*ports}) == 1 and len({_resolved(host) for host in hosts}) == 1
+
+
+def _resolved(host: str) -> str:
+    with suppress(OSError):
+        return socket.gethostbyname(host)
+    return host
 
 
 def _check_answers(address: str | None) -> None:
