@@ -159,5 +159,8 @@ def test_a_row_that_the_template_refuses_is_named_or_skipped(tmp_path: Path, tin
     with pytest.raises(DataError, match=r"<list of 20 rows>, row 12: "):
         tov.select(model=str(tiny_folder), pool=rows, out=tmp_path / "run", **SMALL)
     run = tov.select(model=str(tiny_folder), pool=rows, out=tmp_path / "skipped", on_bad_row="skip", **SMALL)
-    assert run.scores["excluded"].to_pylist()[11] == "no scored tokens"
+    said = run.scores["excluded"].to_pylist()[11]
+    assert said.startswith("refused by the model's template: The model's chat template leaves out what turn 2 (")
+    assert said.endswith("is scored by: its call of add")
+    assert run.summary["scores"]["left_out"] == {"refused by the model's template": 1}
     assert any("chat template refuses" in note for note in run.summary["notes"])

@@ -319,18 +319,20 @@ def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
     )
 
 
-def any_run(folder: Path | str, *, fix: str = "Name the --out of an earlier select, score or fit.") -> Run:
+def any_run(folder: Path | str, *, with_page: bool = False) -> Run:
     """Whatever run is there, also a comparison.
 
     Args:
         folder: of it.
-        fix: what to do where there is none.
+        with_page: whether the error asks for a run that has one.
 
     Raises:
         RunError: the folder holds none.
     """
     settle(Path(folder))
-    return _run_in(Path(folder), fix=fix)
+    if with_page:
+        return _run_in(Path(folder), fix="Name the --out of a selection, a comparison or a grid.")
+    return _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
 
 
 def open_run(folder: Path | str) -> Run:

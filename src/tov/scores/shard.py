@@ -109,7 +109,8 @@ class ShardReader:
             if not isinstance(row, BadRow):
                 self.encode([row])
         except DataError as error:
-            return error.problem
+            # What the template makes of the row stands on further lines: too much for a column.
+            return error.problem.splitlines()[0].removesuffix(" It makes this of the row:").rstrip(".")
         return ""
 
     def encoded(self, rows: list[Row], row_ids: np.ndarray) -> Encoded:

@@ -132,7 +132,7 @@ def page_of(folder: Path) -> Page:
         results = {path.parent.name: read_results(path) for path in sorted(folder.glob(f"*/{RESULTS}"))}
         if results:
             return _of_results(lambda: grid_page(results, str(folder)), folder)
-    run = any_run(folder, fix="Name the --out of a selection, a comparison or a grid.")
+    run = any_run(folder, with_page=True)
     if (folder / RESULTS).exists():
         return _of_results(
             lambda: comparison_page(read_results(folder / RESULTS), run.manifest, str(folder)), folder / RESULTS
@@ -155,7 +155,7 @@ def _of_results(page: Callable[[], Page], place: Path) -> Page:
 
 
 def _selection(folder: Path) -> Run:
-    run = any_run(folder, fix="Name the --out of a selection, a comparison or a grid.")
+    run = any_run(folder, with_page=True)
     command = run.manifest.command
     if run.finished and "choice" in run.manifest.summary:
         return run
