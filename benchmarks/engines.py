@@ -3,9 +3,9 @@
     python benchmarks/engines.py --data DATA [--rows 20000] [--workers 1 2] [--repeats 3] [--out benchmarks/engines-cpu.json]
 
 DATA is a folder with ner/*.parquet. The pool is so many sentences of wikineural_en, embedded by MiniLM (method rds), whose
-scan is one pass. Each run is a process of its own, engines in turns, all within one call; seconds are those of the stage
-`scan`, in which workers start, open the model and compute, and those from its first shard file to its last one, which leave
-the start out. Files of all runs must be equal.
+walk is one pass. Each run is a process of its own, engines in turns, all within one call. Seconds are those of the whole
+command, and those of its two stages over the pool (`embed`, which passes the model; `scan`, which fills the table), in which
+workers start and open the model. Files of all runs must be equal.
 
 Beyond the cores of the machine a simulation goes on: shards are read by the driver one after another (measured), computed
 by K workers (measured), and written by the driver (measured).
@@ -62,17 +62,7 @@ def run(engine: list[str], folder: Path, out: Path, shard_rows: int) -> dict[str
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     whole = time.perf_counter() - begun
     timings = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["timings"]
-    # The pool's embeddings are an artifact of their own: shards written there, one by one.
-    made = sorted(file.stat().st_mtime for file in features(out))
-    return {"seconds": whole, "stages": timings, "first_to_last_shard": made[-1] - made[0], "shards": len(made)}
-
-
-def features(out: Path) -> list[Path]:
-    """The shards that the workers computed."""
-    by_folder: dict[Path, list[Path]] = {}
-    for file in out.rglob("rows-*.parquet"):
-        by_folder.setdefault(file.parent, []).append(file)
-    return max(by_folder.values(), key=lambda files: max(file.stat().st_size for file in files))
+    return {"seconds": whole, "stages": timings, "passes": timings["embed"] + timings["scan"]}
 
 
 def same(one: Path, other: Path) -> bool:
@@ -88,13 +78,15 @@ def driver_seconds(folder: Path, shard_rows: int) -> dict[str, float]:
     from tov.config.records import DataSettings
     from tov.config.settings import build
     from tov.engine.models import Lora, ModelSpec
-    from tov.inputs.read import read_pool
+    from tov.inputs.read import labels_of, read_pool, read_target
     from tov.scores.shard import ShardReader
 
     rows = read_pool(
         [str(folder / "pool.parquet")], build(DataSettings, {}), np.zeros(0, np.uint64), decontaminate=False
     )
-    labels = tuple(sorted({label for one in rows.index.labels for label in one}))
+    labels = labels_of(
+        rows, read_target([str(folder / "target.parquet")], build(DataSettings, {})), build(DataSettings, {})
+    )
     encode = ModelSpec("minilm", "ner", labels, 0, Lora(1, 1.0, 0.0, ("all-linear",))).encoder()
     reader = ShardReader(rows.pool, rows.index, rows.excluded, encode, shard_rows)
     read, sent = [], []
@@ -115,6 +107,27 @@ def simulated(workers: int, shards: int, driver: float, compute: float) -> float
         now += driver
         heapq.heapreplace(free, max(now, free[0]) + compute)
     return max(free)
+
+
+def summary(runs: dict[str, list[dict[str, Any]]], driver: dict[str, float], shards: int) -> dict[str, Any]:
+    """Ratios to one process, medians over the repeats; and the simulation."""
+    over = {
+        engine: {
+            key: statistics.median(mine[key] / theirs[key] for mine, theirs in zip(found, runs["local"], strict=True))
+            for key in ("seconds", "passes")
+        }
+        for engine, found in runs.items()
+    }
+    each = statistics.median(one["stages"]["embed"] for one in runs["local"]) / shards
+    compute, given = max(each - driver["read"], 0.0), driver["read"] + driver["send"]
+    return {
+        "runs": runs, "driver": driver, "over_local": over,
+        "simulated": {
+            "shard_seconds": each, "compute": compute, "driver": given,
+            "speedup": {count: shards * each / simulated(count, shards, given, compute) for count in SIMULATED},
+            "workers_that_one_driver_feeds": compute / given if given else None,
+        },
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -139,25 +152,8 @@ def main() -> None:
                 assert same(folder / "local-0", out), f"{engine} left other files"
                 print(f"{engine}: {runs[engine][-1]}", file=sys.stderr, flush=True)
         driver = driver_seconds(folder, args.shard_rows)
-    result: dict[str, Any] = {"rows": args.rows, "shard_rows": args.shard_rows, "runs": runs, "driver": driver}
-    local = [one["first_to_last_shard"] for one in runs["local"]]
-    result["over_local"] = {
-        engine: {
-            key: statistics.median(
-                mine[key] / theirs[key] for mine, theirs in zip(found, runs["local"], strict=True)
-            )
-            for key in ("seconds", "first_to_last_shard")
-        }
-        for engine, found in runs.items()
-    }  # fmt: skip
-    shards = runs["local"][0]["shards"]
-    each = statistics.median(local) / max(shards - 1, 1)
-    compute, given = max(each - driver["read"], 0.0), driver["read"] + driver["send"]
-    result["simulated"] = {
-        "shard_seconds": each, "compute": compute, "driver": given,
-        "speedup": {count: shards * each / simulated(count, shards, given, compute) for count in SIMULATED},
-        "workers_that_one_driver_feeds": compute / given if given else None,
-    }  # fmt: skip
+    result = summary(runs, driver, -(-args.rows // args.shard_rows))
+    result |= {"rows": args.rows, "shard_rows": args.shard_rows}
     result |= made_with()
     if args.out:
         write_json(args.out, result)
