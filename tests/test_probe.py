@@ -153,7 +153,8 @@ def test_a_method_is_not_charged_for_the_memory_of_the_one_before_it() -> None:
         held = torch.ones(size * 2**20, dtype=torch.uint8)
         taken.append(room.taken / 2**20)
         del held
-    assert taken == [pytest.approx(300, abs=20), pytest.approx(30, abs=20)]
+    assert taken[0] == pytest.approx(300, abs=20)
+    assert taken[1] < 60, "less than 30 where the system has kept what was freed"
 
 
 def test_a_slow_model_is_not_timed_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
