@@ -10,10 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,28 +28,34 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 
 
 @pytest.fixture(autouse=True)
-def ray() -> Any:
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A cluster of the test's own, and what its processes have in their environment: other tests may have one too."""
     skip_without("ray", install="pip install 'tov[ray]'")
     import ray
 
-    yield ray
+    ray.shutdown()
+    name = uuid.uuid4().hex
+    monkeypatch.setenv("TOV_TEST_CLUSTER", name)
+    yield name
     ray.shutdown()
 
 
-def titled(start: str) -> Iterator[int]:
-    """Processes whose title begins so."""
+def titled(start: str, mark: str) -> Iterator[int]:
+    """Processes of a cluster whose title begins so."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):
-                if (folder / "cmdline").read_bytes().startswith(start.encode()):
+                if not (folder / "cmdline").read_bytes().startswith(start.encode()):
+                    continue
+                if mark.encode() in (folder / "environ").read_bytes():
                     yield int(folder.name)
 
 
 class Killer:
     """Kills workers that have a shard in work, at random moments: of their opening, or after some more shards."""
 
-    def __init__(self, chance: random.Random, shards: Path) -> None:
-        self.chance, self.shards, self.killed, self.over = chance, shards, 0, threading.Event()
+    def __init__(self, chance: random.Random, shards: Path, mark: str) -> None:
+        self.chance, self.shards, self.mark, self.killed, self.over = chance, shards, mark, 0, threading.Event()
         self.thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Killer:
@@ -65,7 +71,7 @@ class Killer:
         while self.killed < MOST and not self.over.wait(self.chance.uniform(0, 0.1)):
             if len(list(self.shards.glob("rows-*"))) < until:
                 continue
-            for process in titled("ray::_Worker.compute"):
+            for process in titled("ray::_Worker.compute", self.mark):
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
                     self.killed += 1
@@ -75,12 +81,12 @@ class Killer:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path) -> None:
+def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
     whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1)
     chance, killed, runs = random.Random(7), 0, 0
     while killed < MOST:
         out = tmp_path / f"run{runs}"
-        with Killer(chance, out / "scores") as killer:
+        with Killer(chance, out / "scores", mark) as killer:
             run = picked(out, tiny_folder, "tov", shard_rows=1, engine="ray", workers=1)
         assert scored(run.folder) == scored(whole.folder)
         assert (run.folder / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
@@ -90,7 +96,7 @@ def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path) -> None:
+def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
     pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(60, seed=1))
     target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
     whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1, pool=pool, target=target)
@@ -125,6 +131,6 @@ def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
     assert scored(tmp_path / "run") == scored(whole.folder)
     assert (tmp_path / "run" / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
     before = time.monotonic()
-    while list(titled("ray::_Worker")) and time.monotonic() - before < 60:
+    while list(titled("ray::_Worker", mark)) and time.monotonic() - before < 60:
         time.sleep(0.5)
-    assert not list(titled("ray::_Worker")), "workers go on without their driver"
+    assert not list(titled("ray::_Worker", mark)), "workers go on without their driver"
