@@ -6,14 +6,18 @@ Everything that goes to a worker or comes back is one of the records here, and p
 from __future__ import annotations
 
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from tov import errors
 from tov.engine.models import Models, ModelSpec
-from tov.errors import TovError
+from tov.errors import RunError, TovError
 from tov.runs.environment import versions
 from tov.scores.shard import Shard
 
@@ -72,9 +76,7 @@ class Refusal:
 
     def raised(self) -> TovError:
         """The error again."""
-        import tov.errors
-
-        return getattr(tov.errors, self.kind)(self.problem, allowed=self.allowed, fix=self.fix)
+        return getattr(errors, self.kind)(self.problem, allowed=self.allowed, fix=self.fix)
 
 
 def described(task: Any, models: Models, threads: int) -> Sent:
@@ -99,8 +101,6 @@ class Bench:
 
     def compute(self, shard: Shard) -> Outcome:
         """A shard's outcome; raises nothing."""
-        import time
-
         begun = time.perf_counter()
         try:
             value = self._opened()(shard)
@@ -113,16 +113,12 @@ class Bench:
 
     def _opened(self) -> Callable[[Shard], Any]:
         if self._compute is None:
-            import torch
-
             self._check_versions()
             torch.set_num_threads(self.sent.threads)
             self._compute = self._stack.enter_context(pickle.loads(self.sent.task).open(self.models))
         return self._compute
 
     def _check_versions(self) -> None:
-        from tov.errors import RunError
-
         here = versions()
         for name, version in self.sent.versions.items():
             if here[name] != version:
@@ -133,8 +129,6 @@ class Bench:
 
     def _check_models(self) -> None:
         """A model that the driver has opened must be the same here: weights, tokens, dtype, kind of device, length."""
-        from tov.errors import RunError
-
         for spec, expected in self.sent.models.items():
             found = self.models.fingerprints.get(spec)
             if found and found != expected:

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 
 from tov.data.pool import Pool
-from tov.engine.models import Models, ModelSpec, auto_batch_tokens
+from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import TovError
 from tov.inputs.draw import encode_scored
 from tov.inputs.read import Indexed, usable_rows
 from tov.methods.base import Method, TokenGains
 from tov.methods.shared.embeddings import embed_rows
+from tov.methods.shared.neighbours import Neighbours, nearest
+from tov.methods.tov.scan import NEAREST
 from tov.runs.folder import Run
 from tov.text.encode import IGNORED, Encoded
 from tov.text.pieces import pieces
 from tov.verbs.shown import BELOW, BY_CHANCE, CHOSEN, numbers, texts
 
-NEAREST = 3
-"""Target rows that are named as nearest to a row."""
 READ_NO_MODEL = ("text", "pilots")
 """Needs of methods that open no model of their own: none is opened to explain what they did."""
 
@@ -89,61 +89,62 @@ def _explain(
     able = np.flatnonzero(encoded.scored_counts > 0)
     encoded, row_ids = encoded.take(able), row_ids[able]
     gains = scorer.explain(models, encoded) if scorer and len(able) else None
-    with_tokens = gains is not None
+    with_tokens, near = gains is not None, np.empty(0, np.int64)
     if gains is None:
         shown["unexplained"] = f"{method.name} says nothing of single tokens"
         if target is None or not len(able):
             return
-        unknown = np.full(int(encoded.scored_counts.sum()), np.nan)
-        gains = TokenGains(unknown, unknown, *_nearest(opened, encoded, target, settings))
-    near = np.empty(0, np.int64)
+        gains = TokenGains(np.empty(0), np.empty(0))
     if target is None:
         gains = replace(gains, nearest=None, cosines=None)  # nobody can tell their numbers, nor what they say
-    elif gains.nearest is not None:
-        _, compared = encode_scored(target.pool, opened.encode, role="target")  # rows without a scored token were not
-        places = compared[gains.nearest]
-        gains, near = replace(gains, nearest=places), np.unique(places)
-    found = explained(row_ids, encoded, gains, opened.encode.tokenizer, opened.encode.labels)
-    if not with_tokens:
-        found = {row_id: {**one, "tokens": None} for row_id, one in found.items()}
-    shown["explained"] = found
-    if target is not None:
+    else:
+        wanted, compared = encode_scored(target.pool, opened.encode, role="target")  # the others have no embedding
+        if not with_tokens:
+            found = _nearest(opened, encoded, wanted, settings)
+            gains = replace(gains, nearest=found.row_ids, cosines=found.values)
+        if gains.nearest is not None:
+            places = compared[gains.nearest]
+            gains, near = replace(gains, nearest=places), np.unique(places)
         shown["target"] = dict(zip(map(str, near.tolist()), texts(target.pool, near), strict=True))
+    shown["explained"] = explained(
+        row_ids, encoded, gains, opened.encode.tokenizer, opened.encode.labels, with_tokens=with_tokens
+    )
 
 
-def _nearest(opened: Any, encoded: Encoded, target: Indexed, settings: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, k) numbers of target rows among those with a scored token, nearest first, and (rows, k) the cosines."""
-    wanted, _ = encode_scored(target.pool, opened.encode, role="target")
+def _nearest(opened: Opened, rows: Encoded, target: Encoded, settings: Any) -> Neighbours:
+    """The target rows nearest to each row, by half-way embeddings."""
     most = int(getattr(settings, "batch_tokens", None) or auto_batch_tokens(opened.loaded.device))
-    rows, theirs = (embed_rows(opened.adapted, one, batch_tokens=most, half_way=True) for one in (encoded, wanted))
-    cosines = rows.astype(np.float64) @ theirs.T.astype(np.float64)
-    nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :NEAREST]
-    return nearest, np.take_along_axis(cosines, nearest, axis=1)
+    mine, theirs = (embed_rows(opened.adapted, one, batch_tokens=most, half_way=True) for one in (rows, target))
+    return nearest(mine, theirs, min(NEAREST, len(theirs)))
 
 
 def explained(
-    row_ids: np.ndarray, encoded: Encoded, gains: TokenGains, tokenizer: Any, labels: Sequence[str]
+    row_ids: np.ndarray,
+    encoded: Encoded,
+    gains: TokenGains,
+    tokenizer: Any,
+    labels: Sequence[str],
+    *,
+    with_tokens: bool,
 ) -> dict[str, Any]:
-    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) and the nearest target rows."""
+    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) or None, and nearest target rows."""
     starts = np.concatenate([[0], np.cumsum(encoded.scored_counts)])
-    found = {}
-    for place, row_id in enumerate(row_ids.tolist()):
+
+    def tokens(place: int) -> list[list[Any]]:
         ids, marks = encoded.row(place)
-        scored = marks != IGNORED
+        scored, part = marks != IGNORED, slice(starts[place], starts[place + 1])
         loss, gain = np.full((2, len(ids)), np.nan)
-        part = slice(starts[place], starts[place + 1])
         loss[scored], gain[scored] = gains.loss[part], gains.gain[part]
         names = [labels[mark] if labels and mark >= 0 else None for mark in marks.tolist()]
-        near = (
-            []
-            if gains.nearest is None or gains.cosines is None
-            else [list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)]
-        )
-        found[str(row_id)] = {
-            "tokens": [
-                list(one)
-                for one in zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)
-            ],
-            "near": near,
-        }  # fmt: skip
-    return found
+        told = zip(pieces(tokenizer, ids.tolist()), numbers(loss), numbers(gain), names, strict=True)
+        return [list(one) for one in told]
+
+    def near(place: int) -> list[list[Any]]:
+        if gains.nearest is None or gains.cosines is None:
+            return []
+        return [list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)]
+
+    return {
+        str(row_id): {"tokens": tokens(place) if with_tokens else None, "near": near(place)}
+        for place, row_id in enumerate(row_ids.tolist())
+    }
