@@ -292,7 +292,7 @@ def test_what_is_no_number_of_tokens(text):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({}, "Neither --n nor --tokens"), ({"n": 1, "tokens": 1}, "both say how much"),
-     ({"n": 1, "share": {"a": 0.6, "b": 0.41}}, "1.01 together"), ({"n": 1, "share": ("0.3",)}, "pairs SOURCE=SHARE"),
+     ({"n": 1, "share": ("0.3",)}, "pairs SOURCE=SHARE"),
      ({"n": 1, "share": ("a=0.3", "a=0.2")}, "twice"), ({"n": 1, "share": 0.3}, "pairs"),
      ({"n": 1, "share": {"a": True}}, "a=True is no share"), ({"n": 1, "share": ("a=",)}, "a= is no share")],
 )  # fmt: skip
@@ -411,6 +411,7 @@ def test_shares_and_budgets_from_a_file_from_flags_and_from_scores(
      ({"n": 40, "share": {"books": 0.6}}, r"--share books=0.6 is 24 of 40 rows, but at most 20"),
      ({"tokens": "2k", "share": {"books": 0.9}}, r"--share books=0.9 is 1,800 of 2,000 tokens, but at most"),
      ({"n": 50, "share": {"books": 0.1}}, r"What --share leaves to the others is 45 of 50 rows, but at most 40"),
+     ({"n": 10, "share": {"books": 0.6, "web": 0.41}}, "1.01 together"),
      ({"n": 10, "share": {"books": 0.4}, "source_cap": {"*": 0.3}}, "above --source-cap"),
      ({"n": 10, "share": {"books": 0.2}, "source_cap": {"web": 0.3}}, "--source-cap allows 3 rows")],
 )  # fmt: skip

@@ -419,8 +419,8 @@ def score_targets(folder: Path, model: Path, method: str, names: list[str], mode
         score_pool(run, rows, targets, config, variant, n=8, labels=labels, models=models, quiet=True)
     chosen = {}
     for name in names:
-        table = read_table(run.scores, 40, columns_for(variant.method, config, run.scores, target=name))
-        choice, _ = choose_rows(variant.method, config, table, run, n=8, seed=0, target=name)
+        table = read_table(run.scores, 40, columns_for(variant.method, config, run.scores, targets=[name]))
+        choice, _ = choose_rows(variant.method, config, table, run, n=8, seed=0, targets=[name])
         chosen[name] = choice.row_ids.tolist()
     return Scored(run, kept[0], chosen)
 

@@ -25,7 +25,7 @@ from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import DataError, TovError, interrupted
 from tov.files import digest
 from tov.inputs.draw import RANDOM_ROWS, draw_rows, encode_scored
-from tov.inputs.read import usable_rows
+from tov.inputs.read import targets_of, usable_rows
 from tov.methods.choice import choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, dumped, settings_for, table_made_from
@@ -38,7 +38,6 @@ from tov.runs.environment import versions
 from tov.runs.folder import Run, work_on
 from tov.runs.manifest import ChecksRecord
 from tov.scores.store import read_table
-from tov.scores.table import DEFAULT_TARGET
 from tov.seeds import derive, generator
 from tov.tasks import TASKS, Task
 from tov.text.encode import Encoded
@@ -134,11 +133,11 @@ class _Table:
 def _score_table(run: Run, bench: Bench, variant: Variant, options: Any, n: int) -> _Table | Exception:
     """Fills the variant's table by its method, or reads what an earlier call has left; variants of one table share it."""
     config, rows, target = settings_for(bench.config, variant), bench.split.rows, bench.split.target
-    made_from = table_made_from(config, variant.method, options)
+    made_from, targets = table_made_from(config, variant.method, options), targets_of(target)
     seed_folder = run.folder / "scores" / f"seed-{config.seed}"
     identity = {
         "settings": made_from, "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},
-        "target": target.index.fingerprint,
+        "target": target.index.fingerprint, **({"targets": list(targets)} if len(targets) > 1 else {}),
     }  # fmt: skip
     try:
         with work_on(
@@ -146,7 +145,7 @@ def _score_table(run: Run, bench: Bench, variant: Variant, options: Any, n: int)
         ) as table:
             if not table.finished:
                 score_pool(
-                    table, rows, {DEFAULT_TARGET: target}, config, variant, n=n, labels=bench.labels, models=bench.models,
+                    table, rows, targets, config, variant, n=n, labels=bench.labels, models=bench.models,
                     artifacts=seed_folder / "artifacts", quiet=config.quiet,
                 )  # fmt: skip
                 table.finish()
@@ -260,8 +259,11 @@ def _chosen(
             )
         return row_ids, encoded, 0, ()
     method, scores = trial.chooser.method, table.run.scores
-    columns = read_table(scores, table.rows, columns_for(method, table.config, scores), table.run.stamp)
-    choice, _ = choose_rows(method, table.config, columns, table.run, n=trial.n, seed=trial.seed)
+    targets = list(table.run.manifest.targets)
+    columns = read_table(
+        scores, table.rows, columns_for(method, table.config, scores, targets=targets), table.run.stamp
+    )
+    choice, _ = choose_rows(method, table.config, columns, table.run, targets=targets, n=trial.n, seed=trial.seed)
     encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
     return choice.row_ids, encoded, int((choice.reasons == "score").sum()), choice.notes
 

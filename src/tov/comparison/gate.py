@@ -23,14 +23,14 @@ import numpy as np
 from tov.comparison.bench import Bench, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved
 from tov.comparison.records import DONE, key_of, read_trials
-from tov.comparison.split import Split, check_column, folds_of, like_test, subset_of
+from tov.comparison.split import Split, check_column, folds_of, like_test
 from tov.comparison.variants import BASELINE, Trial, check_distinct, check_pattern
 from tov.config.records import CompareConfig
 from tov.config.settings import build
 from tov.engine.models import Models
 from tov.errors import ConfigError, DataError
 from tov.files import append_json_line, digest
-from tov.inputs.read import Indexed, PoolRows
+from tov.inputs.read import Indexed, PoolRows, subset_of
 from tov.methods.auto import LEAST, PilotSizes, pilot_sizes
 from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, dumped, parse_variant, settings_for

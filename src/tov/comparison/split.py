@@ -20,7 +20,7 @@ from tov.data.near import Near, question_text
 from tov.data.pool import Index, Pool, index_rows
 from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, did_you_mean
-from tov.inputs.read import Indexed, PoolRows, open_rows, read_target
+from tov.inputs.read import Indexed, PoolRows, open_rows, read_target, subset_of
 from tov.seeds import generator
 
 IsNear: TypeAlias = Callable[[Pool, np.ndarray], np.ndarray]
@@ -267,7 +267,3 @@ def _sample(
             parts.append(kept)
             wanted, near = wanted - len(kept), near + len(block) - len(kept)
     return np.sort(np.concatenate(parts)), near
-
-
-def subset_of(read: Indexed, row_ids: np.ndarray) -> Indexed:
-    return Indexed(read.pool.subset(row_ids), read.index.subset(row_ids))

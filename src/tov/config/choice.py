@@ -138,8 +138,9 @@ class SelectionSettings(RuleSettings):
         "that a training passes, prompt and answer, within --max-length; 500k, 2M, 1.5G, 2_000_000, 2e6", None, unless=None,
     )  # fmt: skip
     share: dict[str, Annotated[float, Field(ge=0, le=1)]] = setting(
-        "choice", "share of the choice (of the rows, or of the tokens) that comes from a source (web=0.3 books=20%); the "
-        "sources that are not named share the rest", {}, unless={},
+        "choice", "share of the choice (of the rows, or of the tokens) that comes from a source (web=0.3 books=20%), or that "
+        "one of several targets has (maths=0.5); the sources, and the targets, that are not named share the rest", {},
+        unless={},
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -163,16 +164,3 @@ class SelectionSettings(RuleSettings):
     def _from_words(cls, value: Any) -> Any:
         pairs = value if isinstance(value, dict) else _shares_in(value)
         return {source: share_of(source, share) for source, share in pairs.items()}
-
-    @field_validator("share")
-    @classmethod
-    def _at_most_all(cls, value: dict[str, float]) -> dict[str, float]:
-        total = sum(map(written, value.values()))
-        if total > 1:
-            shown = " ".join(f"{name}={share:g}" for name, share in value.items())
-            raise ConfigError(
-                f"{shown} are {float(total):g} together.",
-                allowed="shares of at most 1 together",
-                fix="Lower one of them.",
-            )
-        return value

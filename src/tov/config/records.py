@@ -114,7 +114,11 @@ class PathSettings(DataSettings):
         "fit", "model: Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm", min_length=1, named=True
     )
     target: tuple[str, ...] = setting(
-        "fit", "target, the examples of what you care about: files, globs or Hub ids", min_length=1, named=True
+        "fit",
+        "target, the examples of what you care about: files, globs or Hub ids; those under different names (maths=FILE "
+        "code=FILE) are targets of their own, each with its share of the rows",
+        min_length=1,
+        named=True,
     )
     pool: tuple[str, ...] = setting(
         "fit", "pool, the rows to choose from: files, globs, folders or Hub ids", min_length=1, named=True

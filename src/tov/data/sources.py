@@ -30,7 +30,21 @@ from tov.data.text_files import COMPRESSED
 from tov.errors import DataError, kind_of, of_system
 from tov.system import check_readable, kind_of_file
 
-Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]]
+
+@dataclass(frozen=True)
+class Named:
+    """Rows in memory with a name, as `NAME=FILE` is a file with one.
+
+    Attributes:
+        name: of the source.
+        rows: a `datasets.Dataset`, or a list of rows.
+    """
+
+    name: str
+    rows: datasets.Dataset | Sequence[Mapping[str, Any]]
+
+
+Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]] | Named
 
 BUILDERS = {
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
@@ -57,6 +71,7 @@ class Source:
         table: its rows.
         files: that it was read from.
         notes: what the user is told of the reading.
+        given: the name that the user gave it, which others may have too; "" without one.
     """
 
     name: str
@@ -66,6 +81,7 @@ class Source:
     notes: tuple[str, ...] = ()
     numbered: frozenset[str] = frozenset()
     """Values of `--columns` that the reader of CoNLL files has taken for numbers of columns."""
+    given: str = ""
 
 
 def open_sources(inputs: Sequence[Input], columns: Mapping[str, str] | None = None) -> tuple[Source, ...]:
@@ -90,6 +106,8 @@ def open_sources(inputs: Sequence[Input], columns: Mapping[str, str] | None = No
 
 
 def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
+    if isinstance(value, Named):
+        return [replace(one, name=value.name, given=value.name) for one in _open(value.rows, columns)]
     if isinstance(value, datasets.Dataset):
         location = f"<Dataset of {len(value)} rows>"
         return [Source("memory", location, ArrowTable(value, location))]
@@ -111,12 +129,22 @@ def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
         location = f"<list of {len(rows)} rows>"
         return [Source("memory", location, ListTable(rows, location))]
     text = str(value)
-    name, _, rest = text.partition("=")
-    if rest and not Path(text).exists() and re.fullmatch(r"[\w.-]+", name):
-        return [_one_source(name, rest, columns)]
+    if named := name_of(text):
+        return [replace(_one_source(*named, columns), given=named[0])]
     if not Path(text).exists() and glob.has_magic(text):
         return [_one_source(_stem(path), str(path), columns) for path in _matches(text)]
     return [_one_source(None, text, columns)]
+
+
+def name_of(location: str) -> tuple[str, str] | None:
+    """Name and place of `NAME=PLACE`; None of a place alone, such as a file whose name has a `=`."""
+    name, _, rest = location.partition("=")
+    return (name, rest) if rest and not Path(location).exists() and is_name(name) else None
+
+
+def is_name(text: str) -> bool:
+    """Whether a source, or a target, may be called so: letters, digits and `_.-`."""
+    return bool(re.fullmatch(r"[\w.-]+", text))
 
 
 def _stem(path: Path) -> str:
@@ -162,10 +190,8 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
     for value in inputs:
         if not isinstance(value, (str, Path)):
             return None
-        location = str(value)
-        name, _, rest = location.partition("=")
-        if rest and not Path(location).exists() and re.fullmatch(r"[\w.-]+", name):
-            location = rest
+        named = name_of(str(value))
+        location = named[1] if named else str(value)
         path = Path(location).expanduser()
         folder, _, _ = location.rpartition(":")
         if not path.exists() and folder and Path(folder).is_dir():

@@ -15,10 +15,10 @@ from tov.config.settings import build
 from tov.data.cells import BadRow
 from tov.data.pool import Index, Pool, check_mapping
 from tov.data.rows import content_hash
-from tov.data.sources import Input, local_files
+from tov.data.sources import Input, Named, is_name, local_files
 from tov.errors import ConfigError, DataError
 from tov.files import content_digest
-from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target
+from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, targets_of
 from tov.model.load import content_of, located
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
@@ -26,20 +26,42 @@ from tov.scores.store import read_hashes
 
 READ_AT_ONCE = 1 << 16
 """Rows whose hashes are compared at once."""
-Inputs: TypeAlias = Input | Sequence[Input]
+Inputs: TypeAlias = Input | Sequence[Input] | Mapping[str, Input | Sequence[Input]]
+IN_MEMORY = "<in memory>"
 
 
 def list_inputs(inputs: Inputs) -> list[Input]:
-    """One input, or several, as a list."""
-    if isinstance(inputs, (str, Path, datasets.Dataset)):
+    """One input, or several, as a list; of a mapping each with its name, as `NAME=FILE` has one.
+
+    Raises:
+        ConfigError: a name that cannot be one.
+    """
+    if isinstance(inputs, (str, Path, datasets.Dataset, Named)):
         return [inputs]
+    if isinstance(inputs, Mapping):
+        return [_called(name, one) for name, several in inputs.items() for one in list_inputs(several)]
     several = list(inputs)
     return [several] if several and isinstance(several[0], Mapping) else several
 
 
+def _called(name: str, value: Input) -> Input:
+    if not isinstance(name, str) or not is_name(name):
+        raise ConfigError(
+            f"Inputs got the name {name!r}.",
+            allowed="names of letters, digits and _.-; a row of its own stands in a list: [row]",
+            fix="Give it another name.",
+        )
+    if isinstance(value, Named):
+        return Named(name, value.rows)
+    return f"{name}={value}" if isinstance(value, (str, Path)) else Named(name, value)
+
+
 def name_inputs(inputs: Sequence[Input]) -> tuple[str, ...]:
     """What settings call them."""
-    return tuple(str(one) if isinstance(one, (str, Path)) else "<in memory>" for one in inputs)
+    return tuple(
+        str(one) if isinstance(one, (str, Path)) else f"{one.name}={IN_MEMORY}" if isinstance(one, Named) else IN_MEMORY
+        for one in inputs
+    )
 
 
 def read_inputs(
@@ -66,9 +88,9 @@ def pool_identity(pool: Pool, index: Index) -> dict[str, Any]:
     }
 
 
-def target_identity(target: Indexed) -> dict[str, Any]:
-    """What a run's identity says of a target."""
-    return {"rows": len(target), "fingerprint": target.index.fingerprint}
+def targets_identity(target: Indexed) -> dict[str, Any]:
+    """What a run's identity says of each of its targets."""
+    return {name: {"rows": len(one), "fingerprint": one.index.fingerprint} for name, one in targets_of(target).items()}
 
 
 def model_identity(settings: PathSettings) -> str:

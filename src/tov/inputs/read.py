@@ -16,6 +16,7 @@ from tov.data.pool import Index, Pool, index_rows, open_pool
 from tov.data.rows import Row
 from tov.data.sources import Input
 from tov.errors import DataError
+from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS, all_layouts
 
 
@@ -93,6 +94,34 @@ def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = 
             )
         pool, index = pool.subset(gold), index.subset(gold)
     return Indexed(pool, index)
+
+
+def targets_of(target: Indexed) -> dict[str, Indexed]:
+    """The targets of a run by name, in the order given: those that `NAME=INPUT` names, and all other rows as `target`.
+
+    A target alone is called `target`, whatever the user calls it: its columns in the score table have no suffix.
+
+    Args:
+        target: all of them together, as `read_target` reads them.
+
+    Raises:
+        DataError: a target has no row left.
+    """
+    given = [source.given or DEFAULT_TARGET for source in target.pool.sources]
+    names = list(dict.fromkeys(given))
+    if len(names) == 1:
+        return {DEFAULT_TARGET: target}
+    of_row = np.array([names.index(name) for name in given])[target.pool.source_index(np.arange(len(target)))]
+    targets = {name: subset_of(target, np.flatnonzero(of_row == place)) for place, name in enumerate(names)}
+    for name, one in targets.items():
+        if not len(one):
+            raise DataError(f"No row of the target {name} is left.", fix="Give it more rows, or leave it out.")
+    return targets
+
+
+def subset_of(read: Indexed, row_ids: np.ndarray) -> Indexed:
+    """These rows alone, in order."""
+    return Indexed(read.pool.subset(row_ids), read.index.subset(row_ids))
 
 
 def read_pool(

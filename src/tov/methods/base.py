@@ -7,9 +7,9 @@ documents) reads this contract and knows no method. Imports nothing heavy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -103,6 +103,26 @@ class Stage:
     noise_rows: int = 0
 
 
+def together(costs: Sequence[Sequence[Stage]], shared: Sequence[Stage]) -> list[Stage]:
+    """The stages of a run for several targets.
+
+    Args:
+        costs: of each target alone.
+        shared: what each of them but the first is spared.
+    """
+    less = {stage.name: stage for stage in shared}
+    return [_sum(stages, less.get(stages[0].name, Stage("")), len(costs) - 1) for stages in zip(*costs, strict=True)]
+
+
+def _sum(stages: Sequence[Stage], less: Stage, times: int) -> Stage:
+    sizes = [stage.kept for stage in stages]
+    kept = None if None in sizes or less.kept is None else sum(size for size in sizes if size) - times * less.kept
+    return replace(
+        stages[0], forward=sum(one.forward for one in stages) - times * less.forward,
+        backward=sum(one.backward for one in stages) - times * less.backward, kept=kept,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TokenGains:
     """What a scorer says of single tokens: S scored ones of some rows, row by row.
@@ -150,6 +170,35 @@ class Scorer:
         shards in any order, and must give the same numbers in every process.
         """
         raise NotImplementedError
+
+    @classmethod
+    @contextmanager
+    def open_together(
+        cls, models: Models, scorers: Mapping[str, Scorer]
+    ) -> Iterator[Callable[[Shard], Mapping[str, Columns]]]:
+        """Likewise for several targets: a function from a shard to each target's columns.
+
+        One after another, each opened for itself, as they share the model. Override it, and `passes_together`, where targets
+        share passes.
+
+        Args:
+            models: of this process.
+            scorers: target's name -> its scorer; all of this class.
+        """
+
+        def score(shard: Shard) -> Mapping[str, Columns]:
+            columns = {}
+            for name, scorer in scorers.items():
+                with scorer.open(models) as score_shard:
+                    columns[name] = score_shard(shard)
+            return columns
+
+        yield score
+
+    @classmethod
+    def passes_together(cls, scorers: Sequence[Scorer]) -> tuple[int, int]:
+        """How often a row's tokens go through the model for all of these, forward and backward."""
+        return sum(one.passes[0] for one in scorers), sum(one.passes[1] for one in scorers)
 
     def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
         """What rounding alone does to this method's log-losses, in nats; empty for a method that compares none.
@@ -240,6 +289,10 @@ class Method:
     def cost(self, stats: PoolStats) -> list[Stage] | None:
         """The stages of a run: tokens forward and backward, bytes kept. None where it cannot be told."""
         return None
+
+    def shared(self, stats: PoolStats) -> list[Stage]:
+        """What of `cost` each further target of a run is spared, as it shares it with the first one."""
+        return [Stage("scan", kept=stats.table(0))]
 
     def prepare(self, work: Work) -> Scorer:
         """Does what comes before scoring (fits, warms up, embeds), as artifacts that outlive a kill, and describes the scorer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from tov.config.choice import RuleSettings, SelectionSettings
 from tov.data.pool import Pool
 from tov.errors import ConfigError, DataError, RunError
 from tov.inputs.amount import Amount, most_of_source
-from tov.inputs.read import Indexed, PoolRows
+from tov.inputs.read import Indexed, PoolRows, targets_of
 from tov.methods.base import Method
 from tov.methods.spec import Variant
+from tov.methods.tov.scoring import percentiles
 from tov.runs.folder import Run
 from tov.scores.store import columns_in
-from tov.scores.table import DEFAULT_TARGET, LENGTH, coded, column_name, measures_of, of_target, usable_in
+from tov.scores.table import DEFAULT_TARGET, LENGTH, artifacts_of, coded, column_name, measures_of, of_target, usable_in
 from tov.selection.choose import Choice, quotas_for
 from tov.selection.shares import check_parts, choose_by_source, parts_of
+from tov.selection.targets import OfTarget, choose_by_target, split_shares
 from tov.text.encode import Encoder
 
 
@@ -41,12 +44,14 @@ def check_choice(
             package that is not, or `score=margin` where a row has no rejected answer.
         DataError: fewer than n usable rows within the caps, in a source with a share, or by score outside the base set.
     """
-    variant.method.check(variant.options, settings, target)
+    targets = targets_of(target)
+    for one in targets.values():
+        variant.method.check(variant.options, settings, one)
     check_pairs(settings.score, rows.pool)
     if n is not None:
         _check_base(variant, settings, int(rows.usable.sum()), n, flag)
     if settings.source_cap or _shares(settings):
-        _check_sources(settings, rows, None if flag == "--tokens" else n)
+        _check_sources(settings, rows, None if flag == "--tokens" else n, several(targets))
 
 
 def _check_base(variant: Variant, settings: Any, usable: int, n: int, flag: str) -> None:
@@ -74,34 +79,44 @@ def _coded_sources(pool: Pool) -> tuple[np.ndarray, list[str]]:
     return np.repeat(np.arange(len(sizes)), list(sizes.values())), list(sizes)
 
 
-def _check_sources(settings: RuleSettings, rows: PoolRows, n: int | None) -> None:
-    """Caps and shares beside the pool's sources: their names, and for n rows their numbers."""
+def several(targets: Iterable[str]) -> tuple[str, ...]:
+    """The names of a run's targets, where it has more than one; a target alone needs none."""
+    names = tuple(targets)
+    return names if len(names) > 1 else ()
+
+
+def _check_sources(settings: RuleSettings, rows: PoolRows, n: int | None, targets: Sequence[str]) -> None:
+    """Caps and shares beside the pool's sources and the targets: their names, and for n rows their numbers."""
     codes, names = _coded_sources(rows.pool)
-    parts = parts_of(_shares(settings), names, settings.source_cap, n or 1)
+    shares, _ = split_shares(_shares(settings), names, targets)
+    parts = parts_of(shares, names, settings.source_cap, n or 1)
     quotas = quotas_for(codes, names, settings.source_cap, n or 1)
     if n is None:
         return
     there = np.bincount(codes[rows.usable], minlength=len(names)).tolist()
-    if _shares(settings):
+    if shares:
         check_parts(parts, dict(zip(names, there, strict=True)), "rows", "--n")
     if quotas and parts[-1].share is None:
         before = parts[-2].until if len(parts) > 1 else 0
         quotas.check(n - before, rows.usable & np.isin(codes, [names.index(name) for name in parts[-1].sources]))
 
 
-def check_tokens(settings: SelectionSettings, rows: PoolRows, amount: Amount, encode: Encoder, seed: int) -> None:
+def check_tokens(
+    settings: SelectionSettings, rows: PoolRows, target: Indexed, amount: Amount, encode: Encoder, seed: int
+) -> None:  # fmt: skip
     """Before anything is scored: whether each source with a share has so many tokens, as far as that is certain.
 
     Raises:
         DataError: one has fewer.
     """
-    if amount.tokens is None or not settings.share:
-        return
     codes, names = _coded_sources(rows.pool)
+    shares, _ = split_shares(settings.share, names, several(targets_of(target)))
+    if amount.tokens is None or not shares:
+        return
     counts = np.bincount(codes[rows.usable], minlength=len(names)).tolist()
     most = {name: count * encode.max_length for name, count in zip(names, counts, strict=True)}
-    most |= {name: most_of_source(rows, encode, seed, codes == names.index(name)) for name in settings.share}
-    check_parts(parts_of(settings.share, names, settings.source_cap, amount.tokens), most, "tokens", "--tokens")
+    most |= {name: most_of_source(rows, encode, seed, codes == names.index(name)) for name in shares}
+    check_parts(parts_of(shares, names, settings.source_cap, amount.tokens), most, "tokens", "--tokens")
 
 
 def check_pairs(score: str, pool: Pool) -> None:
@@ -115,27 +130,24 @@ def check_pairs(score: str, pool: Pool) -> None:
         )
 
 
-def columns_for(method: Method, settings: RuleSettings, folder: Path, *, target: str = DEFAULT_TARGET) -> list[str]:
-    """The columns of the score table in a folder that a choice reads."""
-    available = columns_in(folder)
-    wanted = method.columns(settings, measures_of(available, target))
-    names = {column_name(column, target) for column in wanted} | {"source", "tokens", "in_base", "excluded"}
+def columns_for(
+    method: Method, settings: RuleSettings, folder: Path, *, targets: Iterable[str] = (DEFAULT_TARGET,)
+) -> list[str]:
+    """The columns of the score table in a folder that a choice for these targets reads."""
+    available, names = columns_in(folder), {"source", "tokens", "in_base", "excluded"}
+    for target in targets:
+        wanted = method.columns(settings, measures_of(available, target))
+        names |= {column_name(column, target) for column in wanted}
     if isinstance(settings, SelectionSettings) and settings.tokens:
         names.add(LENGTH)
     return [name for name in available if name in names]
 
 
 def choose_rows(
-    method: Method,
-    settings: RuleSettings,
-    scores: pa.Table,
-    run: Run,
-    *,
-    seed: int,
-    n: int | None = None,
-    target: str = DEFAULT_TARGET,
-) -> tuple[Choice, np.ndarray]:
-    """The choice, and (N,) the numbers that rows were ranked by.
+    method: Method, settings: RuleSettings, scores: pa.Table, run: Run, *, seed: int, n: int | None = None,
+    targets: Iterable[str] = (DEFAULT_TARGET,),
+) -> tuple[Choice, np.ndarray]:  # fmt: skip
+    """The choice, and (N,) the numbers that rows were ranked by; of several targets the largest percentile.
 
     Args:
         method: whose ranking.
@@ -144,26 +156,16 @@ def choose_rows(
         run: that filled it, with what the method left beside it.
         seed: of all that is drawn.
         n: rows to choose; by default what the settings ask for, rows or tokens.
-        target: whose scores.
+        targets: whose scores; several share the choice.
 
     Raises:
         DataError: fewer rows (or tokens) than asked for.
         RunError: tokens are asked for, and the table is older than their column.
-        ConfigError: the rule needs numbers that the table has not.
+        ConfigError: the rule needs numbers that the table has not; a share of what is not there.
     """
     assert settings.rule
     assert settings.bins
-    view = of_target(scores, target)
-    values, best = method.rank(view, settings), None
-    if settings.rule == "round-robin":
-        assert run.manifest.scoring
-        artifacts = {
-            name: folder
-            for name, folder in run.artifacts.items()
-            if column_name(name.partition("@")[0], target) == name
-        }
-        mine = {name.partition("@")[0]: folder for name, folder in artifacts.items()}
-        best = method.by_target(view, mine, run.manifest.scoring.options)
+    each = [_of_target(method, settings, scores, run, name) for name in targets]
     codes, names = coded(scores["source"])
     lengths = None
     if n is None:
@@ -171,15 +173,31 @@ def choose_rows(
         n = settings.n or settings.tokens
         lengths = lengths_in(scores) if settings.tokens else None
     assert n
-    choice = choose_by_source(
-        shares=_shares(settings), caps=settings.source_cap, codes=codes, names=names, n=n, lengths=lengths, scores=values,
-        tokens=scores["tokens"].to_numpy(), in_base=scores["in_base"].to_numpy(), usable=usable_in(scores),
-        rule=settings.rule, bins=settings.bins, seed=seed, best=best,
-    )  # fmt: skip
-    return choice, values
+    of_sources, of_targets = split_shares(_shares(settings), names, several(one.name for one in each))
+    usable, in_base = usable_in(scores), scores["in_base"].to_numpy()
+    given: dict[str, Any] = {
+        "caps": settings.source_cap, "codes": codes, "names": names, "n": n, "lengths": lengths,
+        "tokens": scores["tokens"].to_numpy(), "in_base": in_base, "usable": usable,
+        "rule": settings.rule, "bins": settings.bins, "seed": seed,
+    }  # fmt: skip
+    if len(each) > 1:
+        choice = choose_by_target(each, shares=of_targets, source_shares=of_sources, **given)
+        free = usable & ~in_base
+        ranks = [percentiles(one.scores, free & np.isfinite(one.scores)) for one in each]
+        return choice, np.fmax.reduce(ranks)
+    return choose_by_source(shares=of_sources, scores=each[0].scores, best=each[0].best, **given), each[0].scores
 
 
-def check_again(settings: SelectionSettings, pool: Pool, folder: Path) -> None:
+def _of_target(method: Method, settings: RuleSettings, scores: pa.Table, run: Run, target: str) -> OfTarget:
+    view = of_target(scores, target)
+    values, best = method.rank(view, settings), None
+    if settings.rule == "round-robin" and method.round_robin:
+        assert run.manifest.scoring
+        best = method.by_target(view, artifacts_of(run.artifacts, target), run.manifest.scoring.options)
+    return OfTarget(target, values, best)
+
+
+def check_again(settings: SelectionSettings, pool: Pool, folder: Path, targets: Iterable[str]) -> None:
     """Before a choice from scores that are there: what can be told without reading them.
 
     Raises:
@@ -187,7 +205,7 @@ def check_again(settings: SelectionSettings, pool: Pool, folder: Path) -> None:
         RunError: tokens are asked for, and the table is older than their column.
     """
     codes, names = _coded_sources(pool)
-    parts_of(settings.share, names, settings.source_cap, 1)
+    parts_of(split_shares(settings.share, names, several(targets))[0], names, settings.source_cap, 1)
     quotas_for(codes, names, settings.source_cap, 1)
     if settings.tokens and LENGTH not in columns_in(folder):
         raise _without_lengths()

@@ -108,8 +108,9 @@ def score_pool(
         ]
         prepared = Prepared(run, rows, settings, variant.method, options, labels, scorers, made_from)
         fill_table(prepared, models, engine, quiet=quiet)
-        for note in reading_notes(**targets, pool=rows):
-            run.note_line(note)
+        for target in targets.values():  # what is said of one is of all: they were read together
+            for note in reading_notes(target=target, pool=rows):
+                run.note_line(note)
         run.note(cost=_cost(run))
 
 
@@ -151,7 +152,7 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
     # Not `run.scores`: where a manifest says that scores are is never written to.
     store = ShardStore(run.folder / "scores", digest(made_from))
     base = np.array(sorted({one for scorer in scorers.values() for one in scorer.base}), np.uint64)
-    passes = tuple(sum(scorer.passes[way] for scorer in scorers.values()) for way in (0, 1))
+    passes = type(next(iter(scorers.values()))).passes_together(list(scorers.values()))
 
     def passed(shard: Shard) -> int:
         run.spend(SCAN, passes[0] * shard.tokens, passes[1] * shard.tokens)
@@ -200,20 +201,17 @@ class _AllTargets:
 
     @contextmanager
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
-        if len(self.scorers) == 1:
-            [(target, scorer)] = self.scorers.items()
-            with scorer.open(models) as score_shard:
-                yield lambda shard: _named(score_shard(shard), target)
+        first, *others = self.scorers.items()
+        if not others:
+            with first[1].open(models) as score_shard:
+                yield lambda shard: _named(score_shard(shard), first[0])
             return
-
-        def score(shard: Shard) -> Columns:
-            columns: dict[str, np.ndarray] = {}
-            for target, scorer in self.scorers.items():
-                with scorer.open(models) as score_shard:  # each for itself: they share the model
-                    columns |= _named(score_shard(shard), target)
-            return columns
-
-        yield score
+        with type(first[1]).open_together(models, self.scorers) as score_targets:
+            yield lambda shard: {
+                name: values
+                for target, columns in score_targets(shard).items()
+                for name, values in _named(columns, target).items()
+            }
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from tov.config.choice import Rule, RuleSettings
 from tov.config.gate import GateSettings
 from tov.config.records import PathSettings, ReselectConfig, ScanSettings, SelectConfig
 from tov.config.settings import Invalidates, Settings, build, declared_by
+from tov.data.sources import name_of
 from tov.errors import ConfigError, did_you_mean
 from tov.methods.base import Method
 from tov.methods.registry import built_in, find_method
@@ -171,8 +172,13 @@ def _words(kind: Any) -> tuple[str, ...]:
     return tuple(word for choice in choices for word in get_args(choice))
 
 
-def with_rule(settings: R, variant: Variant) -> R:
+def with_rule(settings: R, variant: Variant, targets: int | None = None) -> R:
     """The settings with rule and bins named: as given, else the method's own.
+
+    Args:
+        settings: of the run.
+        variant: the method.
+        targets: how many the run has; by default as many as the settings name.
 
     Raises:
         ConfigError: a rule that the method has no numbers for, or bins that cannot take effect.
@@ -181,7 +187,7 @@ def with_rule(settings: R, variant: Variant) -> R:
     if method.takes == "pilots":
         return settings.model_copy(update={"rule": None, "bins": None})
     rule = settings.rule or method.rule
-    if method.takes == "best":
+    if method.takes == "best" and (targets or targets_in(settings)) < 2:
         _check_turns(rule, method)
     if rule == "sample":
         _check_draw(settings, method)
@@ -189,6 +195,11 @@ def with_rule(settings: R, variant: Variant) -> R:
         raise ConfigError(f"{settings.bins} bins have no effect with rule round-robin.", fix="Leave bins out.")
     bins = 1 if rule == "round-robin" else settings.bins or method.bins
     return settings.model_copy(update={"rule": rule, "bins": bins})
+
+
+def targets_in(settings: RuleSettings) -> int:
+    """How many targets the settings name: each `NAME=` is one, and all that has no name together another."""
+    return len({named[0] if (named := name_of(one)) else None for one in getattr(settings, "target", ())})
 
 
 def _check_draw(settings: RuleSettings, method: Method) -> None:
@@ -210,7 +221,7 @@ def _check_turns(rule: Rule | None, method: Method) -> None:
         raise ConfigError(
             f"The rule round-robin needs a score for each target row or sub-task, but {method.name} has only one score a row.",
             allowed=f"round-robin with {', '.join(name for name, one in built_in().items() if one.round_robin)}",
-            fix="Use score-only, score+random or sample.",
+            fix="Use score-only, score+random or sample; of several targets (--target NAME=FILE) each takes its turn.",
         )
 
 
@@ -221,11 +232,11 @@ def select_settings(config: SelectConfig) -> tuple[SelectConfig, Variant]:
         ConfigError: the method cannot be, or a setting cannot take effect with it.
     """
     variant = parse_variant(config.method, flag="--method")
-    return with_rule(_taken_over(config, variant), variant), variant
+    return with_rule(_taken_over(config, variant, targets_in(config)), variant), variant
 
 
 def reselect_settings(
-    config: ReselectConfig, scored_by: str, chosen_by: Mapping[str, Any], chosen_method: str
+    config: ReselectConfig, scored_by: str, chosen_by: Mapping[str, Any], chosen_method: str, targets: int
 ) -> tuple[ReselectConfig, Variant]:
     """Likewise for a choice from scores that are there.
 
@@ -234,6 +245,7 @@ def reselect_settings(
         scored_by: the method that filled the scores.
         chosen_by: the settings of the run's own choice.
         chosen_method: the method of the run's own choice.
+        targets: how many the scores are for.
 
     Raises:
         ConfigError: also if the method ranks by other scores.
@@ -252,10 +264,11 @@ def reselect_settings(
         )
     if variant.method.name == chosen_method:
         open_yet = set(RuleSettings.model_fields) - config.model_fields_set - set(variant.changes)
+        open_yet -= {"bins"} if "round-robin" in (config.rule, variant.changes.get("rule")) else set()
         earlier = {name: chosen_by[name] for name in open_yet if chosen_by.get(name) is not None}
         values = {name: getattr(config, name) for name in config.model_fields_set}
         config = build(ReselectConfig, {**values, **earlier})
-    return with_rule(_taken_over(config, variant), variant), variant
+    return with_rule(_taken_over(config, variant, targets), variant, targets), variant
 
 
 def kind_of_table(method: Method) -> str:
@@ -271,7 +284,7 @@ def table_made_from(config: Settings, method: Method, options: Settings | None) 
 C = TypeVar("C", SelectConfig, ReselectConfig)
 
 
-def _taken_over(config: C, variant: Variant) -> C:
+def _taken_over(config: C, variant: Variant, targets: int) -> C:
     method, record = variant.method, type(config)
     if not method.ranks:
         raise ConfigError(
@@ -297,7 +310,8 @@ def _taken_over(config: C, variant: Variant) -> C:
             fix="Say it once.",
         )
     changed = variant.changed(record, values)
-    _check_turns(changed.rule, method)
+    if targets < 2:
+        _check_turns(changed.rule, method)
     return changed
 
 

@@ -169,6 +169,13 @@ class Work:
         )
         return folder
 
+    def of_others(self, name: str) -> list[Path]:
+        """The folders in which finished artifacts of this name lie that other targets of the run have."""
+        here = self.run.artifacts.items()
+        return [
+            folder for full, folder in here if full.partition("@")[0] == name and full != column_name(name, self.name)
+        ]
+
     def own_folder(self, name: str) -> Path:
         """A folder of the run itself for an artifact that its user is to find; each target has one."""
         return self.run.folder / column_name(name, self.name)

@@ -18,7 +18,7 @@ READ = ("source", "tokens", "lost", "in_base", "excluded", "loss_base")
 
 def facts_read(names: Sequence[str]) -> list[str]:
     """Which of a score table's columns the facts below are of."""
-    return [name for name in names if name in READ or _is_score(name)]
+    return [name for name in names if name.partition("@")[0] in READ or _is_score(name)]
 
 
 def score_facts(scores: pa.Table) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def score_facts(scores: pa.Table) -> dict[str, Any]:
     counts = Counter[str]()
     for text, count in zip(texts, np.bincount(codes, minlength=len(texts)).tolist(), strict=True):
         counts[text.partition(":")[0]] += count
+    # Of several targets the first one's: base states differ little.
+    loss = next((name for name in scores.column_names if name.partition("@")[0] == "loss_base"), None)
     return {
         "rows": len(scores),
         "usable": counts[""],
@@ -35,13 +37,18 @@ def score_facts(scores: pa.Table) -> dict[str, Any]:
         "scored_tokens": int(np.sum(scores["tokens"].to_numpy())),
         "lost": {"rows": int(np.sum(scores["lost"].to_numpy() > 0)), "tokens": int(np.sum(scores["lost"].to_numpy()))},
         "quantiles": {name: quantiles(scores[name].to_numpy()) for name in scores.column_names if _is_score(name)},
-        **({"loss_base": quantiles(scores["loss_base"].to_numpy())} if "loss_base" in scores.column_names else {}),
+        **({"loss_base": quantiles(scores[loss].to_numpy())} if loss else {}),
     }  # fmt: skip
 
 
 def _is_score(column: str) -> bool:
     """Whether it ranks rows as it stands: not of one epoch (`_K`), nor of one sub-task (`:NAME`)."""
-    return column.startswith("score_") and ":" not in column and not column.rpartition("_")[2].isdigit()
+    return column.startswith("score_") and ":" not in column and not is_of_epoch(column)
+
+
+def is_of_epoch(column: str) -> bool:
+    """Whether a column, of whichever target, is a measure of one epoch: `NAME_K`."""
+    return column.partition("@")[0].rpartition("_")[2].isdigit()
 
 
 def quantiles(values: np.ndarray) -> list[float] | None:
@@ -50,7 +57,9 @@ def quantiles(values: np.ndarray) -> list[float] | None:
     return [float(value) for value in np.quantile(finite, QUANTILES, overwrite_input=True)] if len(finite) else None
 
 
-def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+def choice_facts(
+    scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, values: np.ndarray, targets: np.ndarray | None = None
+) -> dict[str, Any]:
     """Facts of a selection: by source and by length, before and after; scores of the chosen rows.
 
     Args:
@@ -58,6 +67,7 @@ def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, val
         row_ids: (n,) the chosen rows.
         reasons: (n,) "score" or "random".
         values: (N,) the number that rows were ranked by.
+        targets: (n,) the target that each was chosen for, where there are several.
     """
     codes, names = coded(scores["source"])
     may = usable_in(scores)
@@ -83,7 +93,23 @@ def choice_facts(scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, val
         "tokens": int(tokens[chosen].sum()), "composition": composition, "lengths": lengths,
         "without_score": int((~np.isfinite(values[may])).sum()),
         "score_chosen": quantiles(values[by_score]), "score_pool": quantiles(values[may]),
+        **({} if targets is None else {"targets": _of_targets(scores, row_ids, reasons, targets)}),
     }  # fmt: skip
+
+
+def _of_targets(
+    scores: pa.Table, row_ids: np.ndarray, reasons: np.ndarray, targets: np.ndarray
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Of each target: how many rows it has, and from which sources."""
+    codes, names = coded(scores["source"])
+    found = []
+    for target in dict.fromkeys(targets.tolist()):
+        mine = targets == target
+        counts = np.bincount(codes[row_ids[mine]], minlength=len(names)).tolist()
+        sources = {name: count for name, count in zip(names, counts, strict=True) if count}
+        by_score = int((reasons[mine] == "score").sum())
+        found.append({"target": target, "chosen": int(mine.sum()), "by_score": by_score, "sources": sources})
+    return found
 
 
 def _counts(tokens: np.ndarray, edges: np.ndarray) -> list[int]:
@@ -93,19 +119,21 @@ def _counts(tokens: np.ndarray, edges: np.ndarray) -> list[int]:
 
 
 def amount_facts(
-    scores: pa.Table, row_ids: np.ndarray, tokens: int | None, shares: Mapping[str, float]
-) -> dict[str, Any]:
+    scores: pa.Table, row_ids: np.ndarray, tokens: int | None, shares: Mapping[str, float],
+    targets: np.ndarray | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Facts of a budget and of shares, where they were given.
 
     Args:
         scores: the score table.
         row_ids: (n,) the chosen rows.
         tokens: the budget.
-        shares: source -> share that was asked for.
+        shares: source, or one of several targets -> share that was asked for.
+        targets: (n,) the target that each was chosen for, where there are several.
 
     Returns:
-        `budget`: `tokens`, and `spent` of them; `shares`: of each source `asked` and `reached`, of the rows or of the tokens
-        that were spent.
+        `budget`: `tokens`, and `spent` of them; `shares`: of each source or target `asked` and `reached`, of the rows or of the
+        tokens that were spent.
     """
     spent = scores["length"].to_numpy()[row_ids] if tokens else np.ones(len(row_ids), np.int64)
     facts: dict[str, Any] = {"budget": {"tokens": tokens, "spent": int(spent.sum())}} if tokens else {}
@@ -113,6 +141,8 @@ def amount_facts(
         codes, names = coded(scores["source"])
         of_source = np.bincount(codes[row_ids], spent, minlength=len(names))
         reached = dict(zip(names, (of_source / spent.sum()).tolist(), strict=True))
+        if targets is not None:
+            reached |= {name: float(spent[targets == name].sum() / spent.sum()) for name in shares if name not in names}
         facts["shares"] = {name: {"asked": share, "reached": reached[name]} for name, share in shares.items()}
     return facts
 

@@ -14,6 +14,8 @@ from tov.sinks import cell, code, line, markdown, note
 from tov.tasks import TASKS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+MOST_NAMED = 3
+"""Sources that are named of each target."""
 GROUPS = 10
 """Groups of rows by length, where the pool has lengths enough."""
 SHOWN = (
@@ -35,6 +37,12 @@ SHOWN = (
 """Settings at the head of a report, where they are given."""
 
 
+FOR_TARGETS = (
+    "Each target has its share of the rows, and takes it by its own scores. What rows are ranked by here is the largest share, "
+    "over the targets, of the rows that have a lower score."
+)
+
+
 def summary_markdown(manifest: Manifest) -> str:
     """The text of `summary.md`."""
     assert manifest.model
@@ -46,6 +54,7 @@ def summary_markdown(manifest: Manifest) -> str:
         parts += [
             "## Where the rows come from",
             composition_table(facts["choice"]),
+            *([FOR_TARGETS, target_table(facts["choice"])] if "targets" in facts["choice"] else []),
             *(
                 ["\n".join(f"- {one}" for one in amounts)]
                 if (amounts := amount_lines(facts["choice"], markdown))
@@ -159,6 +168,30 @@ def composition_table(choice: Mapping[str, Any], named: Callable[[object], str] 
     """The same in Markdown; for a terminal with `named=line`: names as they are typed."""
     header, rows = composition_rows(choice)
     return table(header, [[named(name), *rest] for name, *rest in rows], line if named is line else cell)
+
+
+def target_rows(choice: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of several targets: rows chosen for each, by score among them, and where most of them come from."""
+    return ["target", "chosen", "share", "by score", "most often from"], [
+        [
+            one["target"],
+            f"{one['chosen']:,}",
+            share(one["chosen"], choice["n"]),
+            f"{one['by_score']:,}",
+            ", ".join(
+                f"{name} {count:,}"
+                for name, count in sorted(one["sources"].items(), key=lambda pair: -pair[1])[:MOST_NAMED]
+            ),
+        ]
+        for one in choice.get("targets", [])
+    ]
+
+
+def target_table(choice: Mapping[str, Any], named: Callable[[object], str] = markdown) -> str:
+    """The same in Markdown; for a terminal with `named=line`."""
+    header, rows = target_rows(choice)
+    escaped = [[named(first), *rest, named(last)] for first, *rest, last in rows]
+    return table(header, escaped, line if named is line else cell)
 
 
 def to_choose(usable: int) -> int:

@@ -87,7 +87,7 @@ class ChecksRecord(_Record):
 
 
 class TargetRecord(_Record):
-    """A named target: its rows, the fingerprint of their content, and what was seen of them."""
+    """A named target: its rows, the fingerprint of their content, and what was seen of them (of several, of all together)."""
 
     rows: int
     fingerprint: str

@@ -7,6 +7,7 @@ the target `NAME` ends in `@NAME`. Columns that depend on no target stand once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,12 @@ def of_target(table: pa.Table, target: str) -> pa.Table:
     shared = [name for name in table.column_names if "@" not in name and column_name(name, target) not in own]
     names = [*shared, *(name for name in own if name not in shared)]
     return table.select(names).rename_columns([name.partition("@")[0] for name in names])
+
+
+def artifacts_of(artifacts: Mapping[str, Path], target: str) -> dict[str, Path]:
+    """A target's own of all artifacts of a run, under the names that its method gives them."""
+    own = {name.partition("@")[0]: folder for name, folder in artifacts.items()}
+    return {name: artifacts[column_name(name, target)] for name in own if column_name(name, target) in artifacts}
 
 
 def coded(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str]]:

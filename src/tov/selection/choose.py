@@ -35,12 +35,14 @@ class Choice:
         reasons: (n,) "score" or "random".
         bin_edges: smallest and largest number of scored tokens in each length bin used.
         notes: what the reader of a report must be told.
+        targets: (n,) the target that each row was chosen for, where there are several.
     """
 
     row_ids: np.ndarray
     reasons: np.ndarray
     bin_edges: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
+    targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

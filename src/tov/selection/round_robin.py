@@ -71,7 +71,14 @@ def round_robin_of(
 
 
 def in_turn(lists: Sequence[np.ndarray], free: np.ndarray, allow: Callable[[int], bool] | None = None) -> Iterator[int]:
-    """Rows in the order of taking: the lists in turn give their first row that is still free, until none has any.
+    """Rows in the order of taking; arguments as of `turns`."""
+    return (row for _, row in turns(lists, free, allow))
+
+
+def turns(
+    lists: Sequence[np.ndarray], free: np.ndarray, allow: Callable[[int], bool] | None = None
+) -> Iterator[tuple[int, int]]:
+    """(list, row) in the order of taking: the lists in turn give their first row that is still free, until none has any.
 
     Args:
         lists: of row ids, best first.
@@ -89,7 +96,7 @@ def in_turn(lists: Sequence[np.ndarray], free: np.ndarray, allow: Callable[[int]
             places[target] = place
             if place < len(rows):
                 going = True
-                yield int(rows[place])
+                yield target, int(rows[place])
                 free[rows[place]] = False
 
 

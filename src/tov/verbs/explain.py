@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,13 @@ from tov.data.pool import Pool
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import TovError
 from tov.inputs.draw import encode_scored
-from tov.inputs.read import Indexed, usable_rows
+from tov.inputs.read import Indexed, targets_of, usable_rows
 from tov.methods.base import Method, TokenGains
 from tov.methods.shared.embeddings import embed_rows
 from tov.methods.shared.neighbours import Neighbours, nearest
 from tov.methods.tov.scan import NEAREST
 from tov.runs.folder import Run
+from tov.scores.table import DEFAULT_TARGET, artifacts_of
 from tov.text.encode import IGNORED, Encoded
 from tov.text.pieces import pieces
 from tov.verbs.shown import BELOW, BY_CHANCE, CHOSEN, numbers, texts
@@ -65,18 +66,30 @@ def explain(
         shown["unexplained"] = "no row was to be explained"
         return
     try:
-        _explain(shown, row_ids, pool, method, run, settings, models, target)
+        for name, mine in _by_target(shown, row_ids, run):
+            _explain(shown, mine, name, pool, method, run, settings, models, target)
     except TovError as error:
         shown["unexplained"] = error.problem
     except (MemoryError, torch.OutOfMemoryError):
         shown["unexplained"] = "the memory is too small for another pass"
 
 
+def _by_target(shown: Mapping[str, Any], row_ids: np.ndarray, run: Run) -> Iterator[tuple[str, np.ndarray]]:
+    """Each target and the rows that it is asked about: those chosen for it; of rows chosen for none, the first target is."""
+    names = list(run.manifest.targets) or [DEFAULT_TARGET]
+    whose = dict(zip(shown["rows"]["id"], shown["rows"].get("target", ()), strict=False))
+    places = np.array([max(whose.get(row, 0), 0) for row in row_ids.tolist()], np.int64)
+    for place in np.unique(places).tolist():
+        yield names[place], row_ids[places == place]
+
+
 def _explain(
-    shown: dict[str, Any], row_ids: np.ndarray, pool: Pool, method: Method, run: Run, settings: Any, models: Models,
-    target: Indexed | None,
+    shown: dict[str, Any], row_ids: np.ndarray, name: str, pool: Pool, method: Method, run: Run, settings: Any,
+    models: Models, targets: Indexed | None,
 ) -> None:  # fmt: skip
-    scorer = method.reuse(run.artifacts, settings, models)
+    target = targets_of(targets)[name] if targets is not None else None
+    called = name if len(run.manifest.targets) > 1 else ""
+    scorer = method.reuse(artifacts_of(run.artifacts, name), settings, models)
     spec = scorer.model if scorer else None
     if spec is None and method.needs not in READ_NO_MODEL and target is not None and run.manifest.model:
         # Any adapter that has not been trained leaves the model as it is: one that is open need not be opened again.
@@ -105,10 +118,16 @@ def _explain(
         if gains.nearest is not None:
             places = compared[gains.nearest]
             gains, near = replace(gains, nearest=places), np.unique(places)
-        shown["target"] = dict(zip(map(str, near.tolist()), texts(target.pool, near), strict=True))
-    shown["explained"] = explained(
-        row_ids, encoded, gains, opened.encode.tokenizer, opened.encode.labels, with_tokens=with_tokens
+        keys = (_key(place, called) for place in near.tolist())
+        shown["target"] |= {str(key): parts for key, parts in zip(keys, texts(target.pool, near), strict=True)}
+    shown["explained"] |= explained(
+        row_ids, encoded, gains, opened.encode.tokenizer, opened.encode.labels, with_tokens=with_tokens, called=called
     )
+
+
+def _key(place: int, called: str) -> int | str:
+    """What a target row is called: its number, of several targets with the target's name before it."""
+    return f"{called} {place}" if called else place
 
 
 def _nearest(opened: Opened, rows: Encoded, target: Encoded, settings: Any) -> Neighbours:
@@ -126,8 +145,11 @@ def explained(
     labels: Sequence[str],
     *,
     with_tokens: bool,
+    called: str = "",
 ) -> dict[str, Any]:
-    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) or None, and nearest target rows."""
+    """Of each row: its tokens (text, log-loss, gain, label; nulls where none is scored) or None, and nearest target rows; of
+    several targets also which one (`called`) was asked about.
+    """
     starts = np.concatenate([[0], np.cumsum(encoded.scored_counts)])
 
     def tokens(place: int) -> list[list[Any]]:
@@ -142,9 +164,14 @@ def explained(
     def near(place: int) -> list[list[Any]]:
         if gains.nearest is None or gains.cosines is None:
             return []
-        return [list(one) for one in zip(gains.nearest[place].tolist(), numbers(gains.cosines[place]), strict=True)]
+        keys = [_key(row, called) for row in gains.nearest[place].tolist()]
+        return [list(one) for one in zip(keys, numbers(gains.cosines[place]), strict=True)]
 
     return {
-        str(row_id): {"tokens": tokens(place) if with_tokens else None, "near": near(place)}
+        str(row_id): {
+            "tokens": tokens(place) if with_tokens else None,
+            "near": near(place),
+            **({"for": called} if called else {}),
+        }
         for place, row_id in enumerate(row_ids.tolist())
     }

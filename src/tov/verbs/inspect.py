@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 
 from tov.config.page import InspectConfig
-from tov.config.records import DataSettings, PathSettings, ScanSettings, SelectConfig
+from tov.config.records import PathSettings, ScanSettings, SelectConfig
 from tov.config.settings import build
 from tov.data.pool import Pool
 from tov.data.sources import Input
 from tov.engine.models import Models
-from tov.errors import ConfigError, RunError, TovError
+from tov.errors import ConfigError, RunError
 from tov.inputs.named import Inputs, check_unchanged, list_inputs, pool_again
-from tov.inputs.read import Indexed, read_target
 from tov.methods.registry import find_method
 from tov.model.load import pick_device
+from tov.reports.numbers import is_of_epoch
 from tov.runs.folder import Run, open_run
 from tov.scores.store import columns_in, read_hashes, read_rows, read_table, rows_in
 from tov.sinks import line, terminal
 from tov.verbs import shown as shown_rows
 from tov.verbs.explain import explain
+from tov.verbs.looked import same_target
 
 MOST_TEXT = 4000
 """Characters of a row on the terminal; --json has more."""
@@ -116,7 +117,7 @@ def run_inspect(config: InspectConfig, pools: Sequence[Input] | None = None) -> 
         for row, one, place, of in zip(table, parts, config.rows, better, strict=True)
     ]
     lacking = any(row["tokens"] and not row["near"] for row in records)
-    gone = lacking and run.manifest.targets and _target(run) is None
+    gone = lacking and run.manifest.targets and same_target(run) is None
     return Inspected(
         records, why.rstrip("."), "the files of the run's target are gone, or have changed" if gone else ""
     )
@@ -138,28 +139,16 @@ def _explain(run: Run, config: InspectConfig, pool: Pool, row_ids: np.ndarray, s
     built = build(SelectConfig, given).for_task(run.manifest.model.task)
     models = Models()
     try:
-        explain(shown, row_ids, pool=pool, method=method, run=run, settings=built, models=models, target=_target(run))
+        explain(
+            shown, row_ids, pool=pool, method=method, run=run, settings=built, models=models, target=same_target(run)
+        )
     finally:
         models.close()
 
 
-def _target(run: Run) -> Indexed | None:
-    """The run's target, if its files are there and the same still."""
-    inputs, record = run.manifest.inputs, next(iter(run.manifest.targets.values()), None)
-    if not inputs.target or record is None:
-        return None
-    try:
-        target = read_target(inputs.target, build(DataSettings, inputs.reading))
-    except TovError:
-        return None
-    return target if target.index.fingerprint == record.fingerprint else None
-
-
 def _better_than(run: Run, table: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Of each row and score: the share of the rows with a score that have less."""
-    names = [
-        name for name in columns_in(run.scores) if name.startswith("score_") and not name.rpartition("_")[2].isdigit()
-    ]
+    names = [name for name in columns_in(run.scores) if name.startswith("score_") and not is_of_epoch(name)]
     found: list[dict[str, float]] = [{} for _ in table]
     for name in names:
         values = read_table(run.scores, columns=[name], fingerprint=run.stamp)[name].to_numpy()
@@ -192,6 +181,7 @@ def _record(
         )
     if explained:
         record["tokens"] = explained["tokens"]
+        record["for"] = f"the target {explained['for']}" if "for" in explained else "the target"
         record["near"] = [
             {"row": place, "cosine": cosine, "parts": target.get(str(place))} for place, cosine in explained["near"]
         ]
@@ -241,7 +231,7 @@ def _print_row(console: Any, row: Mapping[str, Any], colours: bool) -> None:
         console.print(Text(head, style="dim") + Text(terminal(shown), style="bold" if scored else ""))
     if row["tokens"]:
         console.print(
-            Text("\nToken by token: + gains by the target's step, - loses; the number is in nats", style="dim")
+            Text(f"\nToken by token: + gains by {row['for']}'s step, - loses; the number is in nats", style="dim")
         )
         console.print(_tokens(row["tokens"], colours))
     for near in row["near"]:
@@ -256,16 +246,18 @@ def _measures(row: Mapping[str, Any]) -> Any:
     """A line a measure: its value, the share of rows that have less, and what it is in each epoch."""
     from rich.table import Table
 
-    whole = {name: value for name, value in row["scores"].items() if not name.rpartition("_")[2].isdigit()}
-    epochs = sorted({int(name.rpartition("_")[2]) for name in row["scores"].keys() - whole.keys()})
+    whole = {name: value for name, value in row["scores"].items() if not is_of_epoch(name)}
+    of_epochs = row["scores"].keys() - whole.keys()
+    epochs = sorted({int(name.partition("@")[0].rpartition("_")[2]) for name in of_epochs})
     table = Table(box=None, pad_edge=False)
     table.add_column("measure")
     for name in ("value", "better than", *(f"epoch {epoch}" for epoch in epochs)):
         table.add_column(name, justify="right")
     for name, value in whole.items():
         share = row["better_than"].get(name)
-        of_epochs = [_digits(row["scores"].get(f"{name}_{epoch}")) for epoch in epochs]
-        table.add_row(line(name), _digits(value), "" if share is None else f"{100 * share:.1f} %", *of_epochs)
+        measure, at, target = name.partition("@")
+        by_epoch = [_digits(row["scores"].get(f"{measure}_{epoch}{at}{target}")) for epoch in epochs]
+        table.add_row(line(name), _digits(value), "" if share is None else f"{100 * share:.1f} %", *by_epoch)
     return table
 
 

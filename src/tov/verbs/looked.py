@@ -16,10 +16,11 @@ from tov.data.rows import Row
 from tov.data.sources import local_files
 from tov.engine.models import ModelSpec
 from tov.errors import TovError
-from tov.inputs.read import Indexed, read_target, usable_rows
+from tov.inputs.named import targets_identity
+from tov.inputs.read import Indexed, read_target, targets_of, usable_rows
 from tov.runs.folder import Run
 from tov.runs.manifest import ChecksRecord, RowsFacts, TargetRecord
-from tov.scores.table import DEFAULT_TARGET, usable_in
+from tov.scores.table import usable_in
 from tov.tasks import TASKS
 
 Seen: TypeAlias = tuple[list[Row], RowsFacts]
@@ -32,26 +33,39 @@ def see_target(target: Indexed, settings: PathSettings, labels: tuple[str, ...])
 
 
 def note_target(run: Run, target: Indexed, like: RowsFacts) -> None:
-    """Remembers what the target's rows are like: a later choice may not have them at hand."""
-    record = TargetRecord(rows=len(target), fingerprint=target.index.fingerprint, facts=like)
-    run.note(targets={**run.manifest.targets, DEFAULT_TARGET: record})
+    """Remembers what the target's rows are like (all targets' together): a later choice may not have them at hand."""
+    records = {name: TargetRecord(**one, facts=like) for name, one in targets_identity(target).items()}
+    run.note(targets={**run.manifest.targets, **records})
 
 
 def target_again(origin: Run, seed: int) -> Seen | None:
     """The target of an earlier run, if it lies in files that are there and the same still: a look can do without."""
-    record, inputs = origin.manifest.targets.get(DEFAULT_TARGET), origin.manifest.inputs
-    if record is None or not inputs.target:
+    inputs = origin.manifest.inputs
+    if not inputs.target or not local_files(inputs.target):
         return None
-    try:
-        if not local_files(inputs.target):
-            return None
-        target = read_target(inputs.target, build(DataSettings, inputs.reading))
-    except TovError:
-        return None
-    if target.index.fingerprint != record.fingerprint:
+    target = same_target(origin)
+    if target is None:
         return None
     rows, like = seen(target.pool, np.arange(len(target)), None, seed)
-    return rows, record.facts or like
+    return rows, _facts(origin) or like
+
+
+def same_target(run: Run) -> Indexed | None:
+    """All targets of a run together, if their rows can be read and are the same still."""
+    record, inputs = run.manifest.targets, run.manifest.inputs
+    if not record or not inputs.target:
+        return None
+    try:
+        target = read_target(inputs.target, build(DataSettings, inputs.reading))
+        now = targets_of(target)
+    except TovError:
+        return None
+    prints = {name: one.index.fingerprint for name, one in now.items()}
+    return target if prints == {name: one.fingerprint for name, one in record.items()} else None
+
+
+def _facts(run: Run) -> RowsFacts | None:
+    return next((one.facts for one in run.manifest.targets.values()), None)
 
 
 def look_at(
@@ -70,7 +84,6 @@ def look_at(
     lengths, usable = scores["tokens"].to_numpy(), np.flatnonzero(usable_in(scores))
     mine, theirs = drawn(row_ids, seed), drawn(usable, seed)
     task, pool_rows = TASKS[pool.task], usable_rows(pool.at(theirs))
-    noted = run.manifest.targets.get(DEFAULT_TARGET)
-    others, like = ({"target": target[0]}, target[1]) if target else ({}, noted.facts if noted else None)
+    others, like = ({"target": target[0]}, target[1]) if target else ({}, _facts(run))
     beside = Beside(task, facts(pool_rows, task, sizes=lengths[theirs], of=len(usable)), pool_rows, like, others)
     return look(usable_rows(pool.at(mine)), lengths[mine], beside, n=len(row_ids))

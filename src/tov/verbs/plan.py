@@ -23,7 +23,7 @@ from tov.inputs.amount import Amount, Lengths, amount_of
 from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
 from tov.inputs.read import Indexed, PoolRows, check_n
-from tov.methods.base import PoolStats, Stage
+from tov.methods.base import Method, PoolStats, Stage, together
 from tov.methods.choice import check_tokens
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import tell
@@ -113,7 +113,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         for settings, variant in chosen
     ]
     if amount:
-        check_tokens(config, read.rows, amount, read.opened.encode, read.settings.seed)
+        check_tokens(config, read.rows, read.target, amount, read.opened.encode, read.settings.seed)
     timed, probe, troubles = dict[int, dict[str, Any]](), None, list[str]()
     if config.probe and read.scored.any():
         timed, probe, troubles = _timed(read, [(stages, record) for _, stages, record in priced], trained, config.quiet)
@@ -179,7 +179,19 @@ def _priced(
         target_tokens=int(read.wanted.lengths.sum()),
         width=read.opened.loaded.model.config.get_text_config().hidden_size, trained=trained,
     )  # fmt: skip
-    return variant.method.cost(stats), options if hasattr(options, "lora_r") else settings
+    return _of_all_targets(variant.method, stats, read), options if hasattr(options, "lora_r") else settings
+
+
+def _of_all_targets(method: Method, stats: PoolStats, read: ReadForPlan) -> list[Stage] | None:
+    """The stages for all targets together: each target's, less what it shares with the first."""
+    of_row = read.target_of_row[read.wanted_ids]
+    if method.takes == "pilots" or not of_row.any():
+        return method.cost(stats)
+    costs = []
+    for mine in (of_row == target for target in np.unique(of_row)):
+        of_it = replace(stats, target_rows=int(mine.sum()), target_tokens=int(read.wanted.lengths[mine].sum()))
+        costs.append(method.cost(of_it) or [])
+    return together(costs, method.shared(stats)) if all(costs) else None
 
 
 def _timed(

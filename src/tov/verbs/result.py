@@ -13,10 +13,11 @@ import pyarrow as pa
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
 from tov.progress import counted
-from tov.reports.summary import amount_lines, composition_table, gate_text, to_choose
+from tov.reports.summary import amount_lines, composition_table, gate_text, target_table, to_choose
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
+from tov.scores.table import DEFAULT_TARGET, column_name
 from tov.sinks import argument, line
 from tov.verbs import training_file
 
@@ -60,7 +61,7 @@ class Result:
 
     @property
     def path(self) -> StoredPath:
-        """The stored path.
+        """The stored path; of several targets the first one's.
 
         Raises:
             RunError: the run's method has none.
@@ -113,7 +114,8 @@ class Picked(Result):
 
     @cached_property
     def dataset(self) -> datasets.Dataset:
-        """(n rows) the chosen rows: original columns, then tov_row_id, tov_source, tov_score, tov_reason."""
+        """(n rows) the chosen rows: original columns, then tov_row_id, tov_source, tov_score, tov_reason; of several targets
+        also tov_target."""
         return training_file.read_selected(self.run.check_file(training_file.FILE).parent)
 
     def to_pandas(self) -> pd.DataFrame:
@@ -132,6 +134,7 @@ class Picked(Result):
         parts = [
             *([gate_text(gate), ""] if gate else []),
             composition_table(choice, line),
+            *(["", target_table(choice, line)] if "targets" in choice else []),
             *amount_lines(choice),
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",
@@ -143,13 +146,21 @@ class Picked(Result):
 
 
 def fitted(run: Run) -> Path:
-    """The folder of a run's fitted path.
+    """The folder of a run's fitted path; of several targets the first one's. Raises RunError if there is none."""
+    return next(iter(fitted_paths(run).values()))
+
+
+def fitted_paths(run: Run) -> dict[str, Path]:
+    """Target's name -> the folder of its fitted path.
 
     Raises:
         RunError: there is none.
     """
-    if "fit" in run.artifacts:
-        return run.artifacts["fit"]
+    names = list(run.manifest.targets) or [DEFAULT_TARGET]
+    paths = {name: run.artifacts.get(column_name("fit", name)) for name in names}
+    found = {name: folder for name, folder in paths.items() if folder}
+    if len(found) == len(names):
+        return found
     if run.manifest.scoring:
         name = run.manifest.scoring.method
         raise RunError(

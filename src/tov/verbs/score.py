@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tov.config.records import FitConfig, PathSettings, ScanSettings, ScoreConfig, SelectConfig
 from tov.config.settings import build
@@ -24,23 +26,23 @@ from tov.inputs.named import (
     pool_identity,
     read_inputs,
     remember,
-    target_identity,
+    targets_identity,
 )
-from tov.inputs.read import read_pool, reading_notes
+from tov.inputs.read import read_pool, reading_notes, targets_of
 from tov.methods.choice import check_pairs
 from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
-from tov.methods.tov.path import open_path
+from tov.methods.tov.path import StoredPath, open_path
 from tov.methods.work import Work, model_record, note_model
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import open_run, run_folder, work_on
 from tov.runs.manifest import TargetRecord
 from tov.scores.store import read_table
-from tov.scores.table import DEFAULT_TARGET
+from tov.scores.table import DEFAULT_TARGET, artifacts_of, column_name
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
 from tov.verbs.looked import note_target, see_target
-from tov.verbs.result import Result, fitted
+from tov.verbs.result import Result, fitted, fitted_paths
 from tov.verbs.select import facts_of
 
 
@@ -65,7 +67,8 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     """`score` from a record of settings."""
     pools = pools or config.pool
     origin = open_run(config.from_run)
-    stored = open_path(fitted(origin))
+    paths = {name: open_path(folder) for name, folder in fitted_paths(origin).items()}
+    stored = next(iter(paths.values()))
     overrides = {key: getattr(config, key) for key in ("label_map", "repair_bio") if getattr(config, key) is not None}
     overrides |= {"max_length": stored.manifest["max_length"], "device": config.device}
     overrides |= {"model": origin.manifest.model.name} if origin.manifest.model else {}
@@ -78,14 +81,15 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         SelectConfig,
         {**{name: getattr(before, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
     )
-    rows = read_pool(pools, settings, stored.prompts, decontaminate=settings.decontaminate)
+    prompts = np.concatenate([path.prompts for path in paths.values()])
+    rows = read_pool(pools, settings, prompts, decontaminate=settings.decontaminate)
     training_file.check_writable(rows.pool)
     check_pairs(settings.score, rows.pool)
     labels = tuple(stored.manifest["labels"])
     task = TASKS[settings.task or ""]
     check_known(rows.index.labels, [source.name for source in rows.pool.sources], task.row_labels(labels))
     identity = {
-        "path": stored.fingerprint,
+        "path": _fingerprint(paths),
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
         "settings": scan,
     }
@@ -98,14 +102,17 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         models, method = Models(), find_method(origin.manifest.scoring.method if origin.manifest.scoring else "tov")
         run.note(
             inputs=remember(settings, pool=pools),
-            artifacts={"fit": os.path.relpath(stored.folder, run.folder)},
+            artifacts={
+                column_name("fit", name): os.path.relpath(path.folder, run.folder) for name, path in paths.items()
+            },
             seed=settings.seed,
-            targets=origin.manifest.targets or {DEFAULT_TARGET: TargetRecord(**stored.target)},
+            targets=origin.manifest.targets or {name: TargetRecord(**path.target) for name, path in paths.items()},
         )
         note_model(run, model_record(models.open(ModelSpec.of(settings, labels), stored.expected), settings))
-        scorer = method.reuse(run.artifacts, settings, models)
-        assert scorer
-        prepared = Prepared(run, rows, settings, method, None, labels, {DEFAULT_TARGET: scorer}, None)
+        scorers = {name: method.reuse(artifacts_of(run.artifacts, name), settings, models) for name in paths}
+        ready = {name: scorer for name, scorer in scorers.items() if scorer}
+        assert len(ready) == len(paths)
+        prepared = Prepared(run, rows, settings, method, None, labels, ready, None)
         fill_table(prepared, models, engine_of(config, models), quiet=config.quiet)
         notes = reading_notes(pool=rows)
         if settings.on_bad_row == quarantine.MODE:
@@ -115,6 +122,12 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         write_text(run.folder / "summary.md", summary_markdown(run.manifest))
         run.finish()
     return Result(run)
+
+
+def _fingerprint(paths: Mapping[str, StoredPath]) -> Any:
+    if list(paths) == [DEFAULT_TARGET]:
+        return paths[DEFAULT_TARGET].fingerprint
+    return {name: path.fingerprint for name, path in paths.items()}
 
 
 def _scan_settings(config: ScoreConfig, of_run: dict[str, Any], task: str) -> dict[str, Any]:
@@ -157,7 +170,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         "settings": config.of("fit"),
         "model": model_identity(config),
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
-        "targets": {DEFAULT_TARGET: target_identity(target)},
+        "targets": targets_identity(target),
     }
     with work_on(
         run_folder(config.out, identity), command="fit", identity=identity, settings=config.shown(), force=config.force,
@@ -167,7 +180,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
             return Result(run)
         run.note(
             inputs=remember(config, pool=pools, target=targets), seed=config.seed,
-            targets={DEFAULT_TARGET: TargetRecord(**target_identity(target))},
+            targets={name: TargetRecord(**one) for name, one in targets_identity(target).items()},
         )  # fmt: skip
         scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config.task or "")
         settings = build(
@@ -175,11 +188,13 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
             {**{name: getattr(config, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
         )
         models = Models()
-        work = Work(
-            run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=find_method("tov"), options=None,
-            labels=labels, artifacts=run.folder / "artifacts", models=models, engine=LocalEngine(models), quiet=config.quiet,
-        )  # fmt: skip
-        work.method.prepare(work)
+        for name, one in targets_of(target).items():
+            work = Work(
+                run=run, name=name, rows=rows, target=one, settings=settings, method=find_method("tov"), options=None,
+                labels=labels, artifacts=run.folder / "artifacts", models=models, engine=LocalEngine(models),
+                quiet=config.quiet,
+            )  # fmt: skip
+            work.method.prepare(work)
         note_target(run, target, see_target(target, settings, labels)[1])
         stored = open_path(fitted(run))
         run.note(

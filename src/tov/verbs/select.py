@@ -28,10 +28,10 @@ from tov.inputs.named import (
     pool_identity,
     read_inputs,
     remember,
-    target_identity,
+    targets_identity,
     unchanged_run,
 )
-from tov.inputs.read import Indexed, PoolRows, check_n
+from tov.inputs.read import Indexed, PoolRows, check_n, targets_of
 from tov.methods.auto import PILOTS
 from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
@@ -43,7 +43,6 @@ from tov.runs.folder import Run, differences, open_run, run_folder, work_on
 from tov.runs.made import alone_in
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
-from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
@@ -121,7 +120,7 @@ def run_select(
                 config, variant = _decided(run, rows, target, config, labels, amount)
             target_seen, models = see_target(target, config, labels), Models()
             score_pool(
-                run, rows, {DEFAULT_TARGET: target}, config, variant, n=amount.prepared, labels=labels, models=models,
+                run, rows, targets_of(target), config, variant, n=amount.prepared, labels=labels, models=models,
                 quiet=config.quiet,
             )  # fmt: skip
             note_target(run, target, target_seen[1])
@@ -151,7 +150,7 @@ def _amount(config: SelectConfig, variant: Variant, rows: PoolRows, target: Inde
     amount = amount_of(config, rows, lengths_of(rows, encode, config.seed) if encode else None)
     check_variant(variant, config, rows, target, amount.least, amount.flag)
     if encode:
-        check_tokens(config, rows, amount, encode, config.seed)
+        check_tokens(config, rows, target, amount, encode, config.seed)
     return amount
 
 
@@ -191,7 +190,7 @@ def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, targ
         **_settings(config, variant),
         "model": model_identity(config),
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
-        "targets": {DEFAULT_TARGET: target_identity(target)},
+        "targets": targets_identity(target),
     }
 
 
@@ -253,14 +252,14 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     if chosen_method == "auto":
         assert origin.manifest.gate
         chosen_by, chosen_method = origin.manifest.gate["settings"], scoring.method
-    config, variant = reselect_settings(config, scoring.method, chosen_by, chosen_method)
+    config, variant = reselect_settings(config, scoring.method, chosen_by, chosen_method, len(origin.manifest.targets))
     if not has_no_effect(ReselectConfig, "normalize", variant.method):
         assert origin.manifest.model
         normalize = config.normalize or TASKS[origin.manifest.model.task].defaults.normalize
         config = config.model_copy(update={"normalize": normalize})
     pool = pool_again(origin, pools, scoring.rows or rows_in(origin.scores))
     check_pool_unchanged(origin, pools, pool)
-    check_again(config, pool, origin.scores)
+    check_again(config, pool, origin.scores, origin.manifest.targets)
     seed = config.seed if config.seed is not None else origin.manifest.seed or 0
     identity = {
         "method": variant.method.name,
@@ -302,19 +301,22 @@ def _choose_and_write(
     """
     of_scores = origin.manifest.summary.get("scores") if origin else None
     with run.stage("select"):
-        columns = columns_for(variant.method, config, run.scores)
+        targets = list(run.manifest.targets)
+        columns = columns_for(variant.method, config, run.scores, targets=targets)
         scores = read_table(run.scores, len(pool), columns, run.stamp)
-        choice, values = choose_rows(variant.method, config, scores, run, seed=seed)
+        choice, values = choose_rows(variant.method, config, scores, run, targets=targets, seed=seed)
         if origin is None:
             check_unchanged(pool, choice.row_ids, read_hashes(run.scores, choice.row_ids, run.stamp))
-        written = training_file.write_selected(run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids])
+        written = training_file.write_selected(
+            run.folder, pool, choice.row_ids, choice.reasons, values[choice.row_ids], choice.targets
+        )
         if origin is None and getattr(config, "on_bad_row", "") == quarantine.MODE:
             written += quarantine.write_quarantine(run.folder, pool, scores)
         checks = look_at(run, pool, scores, choice.row_ids, target, seed)
     run.note(checks=checks, summary={
         "choice": {
-            **choice_facts(scores, choice.row_ids, choice.reasons, values),
-            **amount_facts(scores, choice.row_ids, config.tokens, config.share),
+            **choice_facts(scores, choice.row_ids, choice.reasons, values, choice.targets),
+            **amount_facts(scores, choice.row_ids, config.tokens, config.share, choice.targets),
         },
         "scores": of_scores or facts_of(run),
         "notes": [*run.manifest.notes, *choice.notes, *checks.warnings, *written],

@@ -91,14 +91,16 @@ def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
         bin_of[rows] = number
     excluded = ranked.scores["excluded"].take(row_ids).to_pylist()
     values, tokens = ranked.values[row_ids], ranked.scores["tokens"].to_numpy()
-    # A budget of tokens and shares of sources have bins of their own, which the choice does not tell.
-    whole = not ranked.settings.tokens and not ranked.settings.share
+    # A budget of tokens, shares and several targets have bins of their own, which the choice does not tell.
+    targets = list(run.manifest.targets) if ranked.choice.targets is not None else []
+    whole = not ranked.settings.tokens and not ranked.settings.share and not targets
     return {
         "format": FORMAT,
         "sources": names,
         "eligible": len(eligible),
         "chosen": len(ranked.choice.row_ids),
         "raw": _is_raw(ranked),
+        "targets": targets,
         "bins": [[int(tokens[rows].min()), int(tokens[rows].max()), len(rows)] for rows in bins if len(rows)] * whole,
         "rows": {
             "id": row_ids.tolist(),
@@ -115,6 +117,7 @@ def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
                 )
             ],
             "bin": (bin_of[row_ids] if whole else np.full(len(row_ids), -1)).tolist(),
+            "target": _for_whom(ranked.choice, row_ids, targets),
             "parts": list(texts(ranked.pool, row_ids)),
         },
         "spread": _spread(ranked, codes, len(names)),
@@ -123,6 +126,14 @@ def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
         "target": {},
         "unexplained": "",
     }
+
+
+def _for_whom(choice: Choice, row_ids: np.ndarray, targets: Sequence[str]) -> list[int]:
+    """The place of the target that each row was chosen for; -1 of none, and where there is but one."""
+    if choice.targets is None:
+        return [-1] * len(row_ids)
+    place_of = {row: targets.index(name) for row, name in zip(choice.row_ids.tolist(), choice.targets, strict=True)}
+    return [place_of.get(row, -1) for row in row_ids.tolist()]
 
 
 def _is_raw(ranked: Ranked) -> bool:
@@ -137,8 +148,9 @@ def numbers(values: np.ndarray) -> list[float | None]:
 
 
 def _loss(run: Run, rows: int) -> np.ndarray:
-    """(N,) a row's log-loss before the target's step, NaN where the method has none."""
-    name = next((name for name in ("loss_base", "loss_first") if name in columns_in(run.scores)), None)
+    """(N,) a row's log-loss before the target's step, NaN where the method has none; of several targets the first one's."""
+    wanted = ("loss_base", "loss_first")
+    name = next((name for name in columns_in(run.scores) if name.partition("@")[0] in wanted), None)
     if name is None:
         return np.full(rows, np.nan)
     return read_table(run.scores, rows, [name], run.stamp)[name].to_numpy().astype(float)
@@ -267,7 +279,8 @@ def apart(
         names: of the two groups.
         same: whether both are of one pool, so that a row_id means one row.
     """
-    rows: dict[str, list[Any]] = {name: [] for name in one["rows"]}
+    # Targets are each run's own, and have their numbers there.
+    rows: dict[str, list[Any]] = {name: [] for name in one["rows"] if name != "target"}
     sources = sorted({*one["sources"], *two["sources"]})
     found: dict[str, Any] = {}
     for shown, mine, others, name in ((one, hashes[0], hashes[1], names[0]), (two, hashes[1], hashes[0], names[1])):

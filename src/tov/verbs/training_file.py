@@ -28,7 +28,7 @@ FILE, LINES = "selected.parquet", "selected.jsonl"
 def our_columns() -> tuple[str, ...]:
     """Names of the columns that a training file may have beside the user's."""
     of_tasks = dict.fromkeys(name for task in TASKS.values() for name in task.columns)
-    return ("tov_row_id", "tov_source", "tov_score", "tov_reason", *of_tasks)
+    return ("tov_row_id", "tov_source", "tov_score", "tov_reason", "tov_target", *of_tasks)
 
 
 def check_writable(pool: Pool, most: int = 64) -> None:
@@ -66,13 +66,17 @@ def bytes_a_row(pool: Pool, most: int = 256) -> float:
     return (written.getvalue().size + text) / len(row_ids)
 
 
-def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> dict[str, pa.Array]:
+def _our_columns(
+    pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray, targets: np.ndarray | None = None
+) -> dict[str, pa.Array]:
     columns = {
         "tov_row_id": pa.array(row_ids, pa.int64()),
         "tov_source": pa.array(pool.source_names(row_ids), pa.string()),
         "tov_score": pa.array(scores, pa.float32(), mask=~np.isfinite(scores)),
         "tov_reason": pa.array([str(reason) for reason in reasons], pa.string()),
     }
+    if targets is not None:
+        columns["tov_target"] = pa.array(targets.tolist(), pa.string())
     if pool.reads_labels_otherwise:
         rows = [row for row in pool.at(row_ids) if not isinstance(row, BadRow)]
         read = TASKS[pool.task].columns_as_read(rows)
@@ -80,7 +84,10 @@ def _our_columns(pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: n
     return columns
 
 
-def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray) -> list[str]:
+def write_selected(
+    folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.ndarray, scores: np.ndarray,
+    targets: np.ndarray | None = None,
+) -> list[str]:  # fmt: skip
     """Writes `selected.parquet` (one schema, nulls where a row lacks a column) and `selected.jsonl` (each row as it was).
 
     Args:
@@ -88,12 +95,13 @@ def write_selected(folder: Path, pool: Pool, row_ids: np.ndarray, reasons: np.nd
         pool: the rows.
         row_ids: (n,) the chosen rows, in output order.
         reasons: (n,) "score" or "random".
-        scores: (n,) the score that chose, NaN where a row has none (written as null).
+        scores: (n,) what they were ranked by, NaN where a row has none (written as null).
+        targets: (n,) the target that each was chosen for, where there are several.
 
     Returns:
         What was written otherwise than it was read, in sentences.
     """
-    ours = _our_columns(pool, row_ids, reasons, scores)
+    ours = _our_columns(pool, row_ids, reasons, scores, targets)
     with atomic(folder / FILE) as temporary:
         table, notes = _table(pool, row_ids, ours)
         pq.write_table(table, temporary, compression="zstd")
@@ -110,7 +118,8 @@ def write_again(folder: Path, pool: Pool) -> list[str] | None:
     Returns:
         As of `write_selected`; None where the files are those of today's rows.
     """
-    chosen = pq.read_table(folder / FILE, columns=["tov_row_id", "tov_score", "tov_reason"])
+    names = pq.read_schema(folder / FILE).names
+    chosen = pq.read_table(folder / FILE, columns=[name for name in our_columns() if name in names])
     row_ids = chosen["tov_row_id"].to_numpy()
     ours, lines = our_columns(), JsonLines()
     with open(folder / LINES, encoding="utf-8") as file:
@@ -122,7 +131,8 @@ def write_again(folder: Path, pool: Pool) -> list[str] | None:
             return None
     reasons = np.array(chosen["tov_reason"].to_pylist())
     scores = np.array(chosen["tov_score"].to_numpy(zero_copy_only=False), float)
-    return write_selected(folder, pool, row_ids, reasons, scores)
+    targets = np.array(chosen["tov_target"].to_pylist(), object) if "tov_target" in names else None
+    return write_selected(folder, pool, row_ids, reasons, scores, targets)
 
 
 def _table(pool: Pool, row_ids: np.ndarray, ours: dict[str, pa.Array]) -> tuple[pa.Table, list[str]]:

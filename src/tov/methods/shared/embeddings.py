@@ -6,7 +6,7 @@ numbers a row are kept, 4 D bytes (2.3 KB for a model of width 576).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -60,21 +60,21 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int, half_way: bool
 
 
 @contextmanager
-def cosines_in_passing(model: Any, target: np.ndarray) -> Iterator[Callable[[Batch], Tensor]]:
-    """Within the block, what gives (B, M) the cosines of a batch's rows to the target's rows, of the pass just made.
+def cosines_in_passing(model: Any, targets: Mapping[str, np.ndarray]) -> Iterator[Callable[[Batch], dict[str, Tensor]]]:
+    """Within the block, what gives (B, M) the cosines of a batch's rows to each target's rows, of the pass just made.
 
     A row is embedded as by `embed_rows` half way, from the hidden states of a forward pass that is made for something else:
     that pass gives the same numbers to the last bit, and no other is made.
 
     Args:
         model: the model under its adapter, in a scan.
-        target: (M, D) embeddings of the target's rows under the same state, also half way.
+        targets: by name, (M, D) embeddings of a target's rows under the same state, also half way.
     """
-    directions = torch.from_numpy(normalised(target)).to(model.device)
+    directions = {name: torch.from_numpy(normalised(target)).to(model.device) for name, target in targets.items()}
 
-    def of_batch(batch: Batch) -> Tensor:
+    def of_batch(batch: Batch) -> dict[str, Tensor]:
         embedded = _weighted_mean(latest(batch), batch.lengths)
-        return embedded @ directions.to(embedded.dtype).T
+        return {name: embedded @ one.to(embedded.dtype).T for name, one in directions.items()}
 
     with _hidden_half_way(model) as latest:
         yield of_batch

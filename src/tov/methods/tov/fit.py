@@ -81,6 +81,7 @@ def fit(
     keep: Keep,
     progress: Progress | None = None,
     batch_tokens: int = 2048,
+    known: Callable[[Step], State | None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Walks the variant's steps and hands each `base-k` and `target-k` state to `keep`.
 
@@ -88,10 +89,13 @@ def fit(
     moments, discarded after it), `carry` (the base epoch's moments, which then go on), or `sgd`; under `fresh` and `sgd` the
     next base epoch goes on with the moments that the last base epoch of its trajectory left.
 
+    `known` gives the state that a step ends in where another path has it already: the step is not trained again. No later
+    step may need the moments that it would have left.
+
     Differs: the paper gives neither optimizer, rate nor what happens to the moments; see docs/defaults.md for the choice.
 
     Returns:
-        One record a step: epoch, data, states, mean log-loss, tokens.
+        One record a step that was trained: epoch, data, states, mean log-loss, tokens.
 
     Raises:
         NumericError: training diverged.
@@ -99,6 +103,11 @@ def fit(
     states: dict[str, tuple[State, dict[str, Any] | None]] = {START: (read_state(adapted), None)}
     steps, log = VARIANTS[settings.path_variant](schedule.epochs), []
     for position, step in enumerate(steps):
+        found = known(step)
+        if found is not None:
+            states[step.result] = (found, None)
+            keep(step, found)
+            continue
         weights, moments = states[step.source]
         write_state(adapted, weights)
         kind = settings.target_optimizer if step.data == "target" else "carry"

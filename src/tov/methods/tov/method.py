@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,12 +24,12 @@ from tov.inputs.read import reading_notes
 from tov.methods.base import NOISE_ROWS, Method, PoolStats, Scorer, Stage, TokenGains, column_of
 from tov.methods.shared.embeddings import embed_rows
 from tov.methods.tov.fit import base_size_for, fit, schedule_for
-from tov.methods.tov.path import StoredPath, finish, open_path, save_embeddings, save_step
-from tov.methods.tov.scan import MEASURES, NEARNESS, explain_rows, noise_floor, scan_rows
+from tov.methods.tov.path import StoredPath, base_groups, epochs_again, finish, open_path, save_embeddings, save_step
+from tov.methods.tov.scan import MEASURES, NEARNESS, explain_rows, noise_floor, scan_targets
 from tov.methods.tov.scoring import normalized, percentiles
-from tov.methods.tov.variants import VARIANTS
+from tov.methods.tov.variants import VARIANTS, Step, same_for_all, shared_base
 from tov.methods.work import Work
-from tov.model.adapters import load, write_state
+from tov.model.adapters import State, load, write_state
 from tov.model.kernels.joined import scanning
 from tov.progress import Progress
 from tov.scores.shard import Shard
@@ -59,17 +59,38 @@ class PathScorer(Scorer):
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
         """As of `Scorer.open`: every measure of `MEASURES`, the mean over epochs under its name, of epoch k under `NAME_k`;
         and the nearness, if the path has the target's embeddings."""
-        opened, stored = _opened(models, self.model, self.path)
-        pairs, model, embedded = stored.pairs_again(self.amplify), opened.adapted.get_base_model(), stored.embeddings
+        with self.open_together(models, {"": self}) as score_targets:
+            yield lambda shard: score_targets(shard)[""]
+
+    @classmethod
+    @contextmanager
+    def open_together(
+        cls, models: Models, scorers: Mapping[str, Scorer]
+    ) -> Iterator[Callable[[Shard], Mapping[str, Columns]]]:
+        """As of `Scorer.open_together`; a base state that targets have in common is passed once."""
+        paths, ours = dict[str, StoredPath](), cast("Mapping[str, PathScorer]", scorers)
+        for name, one in ours.items():
+            opened, paths[name] = _opened(models, one.model, one.path)
+        first, [walks, _] = next(iter(ours.values())), cls.passes_together(list(scorers.values()))
+        epochs, model = epochs_again(paths, first.amplify), opened.adapted.get_base_model()
+        embedded = {name: path.embeddings for name, path in paths.items()}
+        near = {name: one for name, one in embedded.items() if one is not None}
         with scanning(opened.adapted) as set_state:
 
-            def score(shard: Shard) -> Columns:
-                return scan_rows(
-                    model, set_state, shard.encoded, pairs(), batch_tokens=self.batch_tokens, count=stored.epochs,
-                    embedded=embedded,
-                ).columns  # fmt: skip
+            def score(shard: Shard) -> Mapping[str, Columns]:
+                scanned = scan_targets(
+                    model, set_state, shard.encoded, epochs(), names=list(scorers), batch_tokens=first.batch_tokens,
+                    embedded=near, walks=walks,
+                )  # fmt: skip
+                return {name: one.columns for name, one in scanned.items()}
 
             yield score
+
+    @classmethod
+    def passes_together(cls, scorers: Sequence[Scorer]) -> tuple[int, int]:
+        """A pass a target and epoch, and one for each base state."""
+        paths = {str(place): open_path(Path(cast("PathScorer", one).path)) for place, one in enumerate(scorers)}
+        return sum(len(scorers) + len(groups) for groups in base_groups(paths)), 0
 
     def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
         """As of `Scorer.noise_floor`, under the first base state."""
@@ -133,6 +154,18 @@ class PathMethod(Method):
         labels = tuple(stored.manifest["labels"])
         opened, _ = _opened(models, ModelSpec.of(settings, labels), str(artifacts[FIT]))
         return path_scorer(stored, opened, settings)
+
+    def shared(self, stats: PoolStats) -> list[Stage]:
+        """Base epochs that no target has a part in, and passes with the states that they end in."""
+        settings = stats.settings
+        schedule = schedule_for(settings, base_size_for(settings, stats.usable))
+        steps = VARIANTS[settings.path_variant](schedule.epochs)
+        trained = len(shared_base(steps, carry=settings.target_optimizer == "carry")) * stats.drawn(schedule.base_size)
+        passed = len(same_for_all(steps))
+        return [
+            Stage(FIT, trained, trained, 0),
+            Stage("scan", passed * stats.tokens, 0, stats.table(0), noise_rows=NOISE_ROWS),
+        ]
 
     def cost(self, stats: PoolStats) -> list[Stage]:
         """The steps of the variant on base set and target, then two passes over the pool an epoch."""
@@ -213,6 +246,15 @@ def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer
     )  # fmt: skip
 
 
+def _base_of_others(work: Work, epochs: int) -> Callable[[Step], State | None]:
+    """The base states that another target's path of this run has, where they are the same for any target."""
+    settings, others = work.settings, work.of_others(FIT)
+    steps = VARIANTS[settings.path_variant](epochs)
+    same = shared_base(steps, carry=settings.target_optimizer == "carry") if others else set()
+    other = open_path(others[0]) if same else None
+    return lambda step: other.state(step.epoch, "base") if other and step.result in same else None
+
+
 def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
     """Trains the path anew and stores it."""
     settings, rows, index = work.settings, work.rows, work.target.index
@@ -224,6 +266,7 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
     log = fit(
         opened.adapted, base=base, target=target, settings=settings, schedule=schedule, progress=progress,
         keep=lambda step, state: save_step(opened.adapted, folder, step, state),
+        known=_base_of_others(work, schedule.epochs),
     )  # fmt: skip
     write_state(opened.adapted, load(folder / "epoch-1" / "base"))
     save_embeddings(folder, embed_rows(opened.adapted, target, batch_tokens=work.batch_tokens(opened), half_way=True))

@@ -3,7 +3,7 @@ state (`path/target.npy`), and a manifest that says they are complete."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from tov.errors import RunError
 from tov.files import atomic, digest, file_digest, read_sealed, write_sealed
+from tov.methods.tov.scan import Epoch
 from tov.methods.tov.variants import Step
 from tov.model.adapters import State, load, save
 from tov.model.consent import Expected
@@ -81,14 +82,6 @@ class StoredPath:
         file = self.folder / EMBEDDINGS
         return np.load(file).astype(np.float32) if EMBEDDINGS in self.manifest.get("adapters", {}) else None
 
-    def pairs_again(self, amplify: float = 1.0) -> Callable[[], Iterable[tuple[int, State, State]]]:
-        """What gives `pairs` any number of times: from memory where they are at most `HELD_BYTES`, else read each time."""
-        size = sum(file.stat().st_size for file in self.folder.glob("epoch-*/*/adapter_model.safetensors"))
-        if size > HELD_BYTES:
-            return lambda: self.pairs(amplify)
-        pairs = list(self.pairs(amplify))
-        return lambda: pairs
-
     def pairs(self, amplify: float = 1.0) -> Iterator[tuple[int, State, State]]:
         """(k, base state, amplified target state) of each epoch, read when asked for.
 
@@ -100,6 +93,39 @@ class StoredPath:
             if amplify != 1.0:
                 target = {name: base[name] + amplify * (target[name] - base[name]) for name in base}
             yield epoch, base, target
+
+
+def epochs_again(paths: Mapping[str, StoredPath], amplify: float) -> Callable[[], Iterable[Epoch]]:
+    """What gives the epochs of several paths any number of times: from memory where they are at most `HELD_BYTES`.
+
+    Args:
+        paths: by target, of equally many epochs; base states of the same bytes are one.
+        amplify: c, as of `StoredPath.pairs`.
+    """
+    files = [file for path in paths.values() for file in path.folder.glob("epoch-*/*/adapter_model.safetensors")]
+    if sum(file.stat().st_size for file in files) > HELD_BYTES:
+        return lambda: _epochs(paths, amplify)
+    epochs = list(_epochs(paths, amplify))
+    return lambda: epochs
+
+
+def _epochs(paths: Mapping[str, StoredPath], amplify: float) -> Iterator[Epoch]:
+    walks = {name: path.pairs(amplify) for name, path in paths.items()}
+    for groups in base_groups(paths):
+        states = {name: next(walk) for name, walk in walks.items()}
+        yield [(states[group[0]][1], {name: states[name][2] for name in group}) for group in groups]
+
+
+def base_groups(paths: Mapping[str, StoredPath]) -> list[list[list[str]]]:
+    """For each epoch, the names of the paths that have one base state in common, together."""
+    epochs = []
+    for epoch in range(1, next(iter(paths.values())).epochs + 1):
+        groups = dict[str, list[str]]()
+        for name, path in paths.items():
+            adapter = f"epoch-{epoch}/base/adapter_model.safetensors"
+            groups.setdefault(path.manifest.get("adapters", {}).get(adapter, name), []).append(name)
+        epochs.append(list(groups.values()))
+    return epochs
 
 
 def save_step(adapted: Any, folder: Path, step: Step, state: State) -> None:

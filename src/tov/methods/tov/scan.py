@@ -6,9 +6,10 @@ frozen, and every state of the path walks that plan, so identical states give a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ NEARNESS = "nearness"
 NEAREST = 3
 """Target rows that are named as nearest to a row."""
 Pairs = Iterable[tuple[int, State, State]]
+Epoch = Sequence[tuple[State, Mapping[str, State]]]
+"""An epoch of several paths: each base state that some of them share, and by name the target states compared with it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Scanned:
     Attributes:
         tokens: (rows,) the length that bins go by (`Encoded.sizes`).
         epochs: for each epoch, (rows,) a measure of `MEASURES`, NaN for rows without a score.
-        passed: tokens that went through the model, padding not counted, all passes together.
+        passed: tokens that went through the model, padding not counted, all passes of all targets together.
         nearness: (rows,) the largest cosine to any target row, NaN for rows without a score; None where no target was given.
     """
 
@@ -79,19 +82,35 @@ def _on_cpu(parts: list[Tensor]) -> np.ndarray:
 
 
 def scan_rows(
-    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, count: int = 1,
-    embedded: np.ndarray | None = None,
+    model: Any, set_state: Refresh, rows: Encoded, pairs: Pairs, *, batch_tokens: int, embedded: np.ndarray | None = None
 ) -> Scanned:  # fmt: skip
-    """Every measure of every row, for each (k, base state, target state).
+    """As `scan_targets`, for one target.
+
+    Args:
+        model, set_state, rows, batch_tokens: as there.
+        pairs: the states to compare.
+        embedded: (M, D) the target's rows under the first base state, for the nearness to them.
+    """
+    epochs = ([(base, {"": target})] for _, base, target in pairs)
+    near = {} if embedded is None else {"": embedded}
+    return scan_targets(model, set_state, rows, epochs, names=[""], batch_tokens=batch_tokens, embedded=near)[""]
+
+
+def scan_targets(
+    model: Any, set_state: Refresh, rows: Encoded, epochs: Iterable[Epoch], *, names: Sequence[str], batch_tokens: int,
+    embedded: Mapping[str, np.ndarray], walks: int = 2,
+) -> dict[str, Scanned]:  # fmt: skip
+    """Every measure of every row for each target, epoch by epoch; a base state that targets share is passed once.
 
     Args:
         model: the model under the adapter.
         set_state: from `tov.model.kernels.joined.scanning`.
         rows: encoded rows; those without scored tokens are not passed through the model.
-        pairs: the states to compare.
+        epochs: the states to compare.
+        names: of the targets.
         batch_tokens: most tokens in a batch.
-        count: of the pairs, for the progress.
-        embedded: (M, D) the target's rows under the first base state, for the nearness to them.
+        embedded: by name, (M, D) a target's rows under its first base state, for the nearness to them.
+        walks: passes in all, for the progress.
 
     Raises:
         NumericError: a log-loss is not a finite number.
@@ -100,33 +119,74 @@ def scan_rows(
     batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
     order = np.concatenate([batch.rows for batch in batches]) if batches else np.empty(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts[order])])
-    epochs, done, near = [], 0, list[Tensor]()
-    for _, base_state, target_state in pairs:
-        layout = -1
-        while layout != len(batches):  # both states walk one layout: again, if memory made it another one in between
-            set_state(base_state)
-            with nullcontext() if embedded is None or done else cosines_in_passing(model, embedded) as of_batch:
-                if of_batch:
-                    near.clear()
-                then = (lambda batch: near.append(of_batch(batch).amax(1))) if of_batch else None
-                base = token_losses(model, batches, done, 2 * count, then=then)
-            layout = len(batches)
-            set_state(target_state)
-            target = token_losses(model, batches, done + 1, 2 * count)
-        if not (np.isfinite(base).all() and np.isfinite(target).all()):
-            raise NumericError(
-                "The log-loss of a token is not a finite number.", fix="Try --dtype fp32, or a lower --learning-rate."
+    measured: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
+    done, near = 0, dict[str, np.ndarray]()
+    for number, epoch in enumerate(epochs):
+        for base_state, states in epoch:
+            wanted = {} if number else {name: embedded[name] for name in states if name in embedded}
+            base, ends, cosines = _walk(
+                model,
+                set_state,
+                batches,
+                base_state,
+                states,
+                wanted,
+                done=done,
+                walks=max(walks, done + 1 + len(states)),
             )
-        measures = {f"score_{name}": score for name, score in row_scores(base, target, offsets).items()}
-        measures["loss_base"], measures["loss_target"] = log_loss(base, offsets), log_loss(target, offsets)
-        measures["uncertainty"] = uncertainty(base, offsets)
-        epochs.append({name: _in_place(measures[name], order, len(rows)) for name in MEASURES})
-        done += 2
-    cosines = _on_cpu(near)
-    if not np.isfinite(cosines).all():
+            near |= cosines
+            for name, end in ends.items():
+                if not (np.isfinite(base).all() and np.isfinite(end).all()):
+                    raise NumericError(
+                        "The log-loss of a token is not a finite number.",
+                        fix="Try --dtype fp32, or a lower --learning-rate.",
+                    )
+                measured[name].append(_measures(base, end, offsets, order, len(rows)))
+            done += 1 + len(states)
+    if not all(np.isfinite(cosines).all() for cosines in near.values()):
         raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
-    nearness = None if embedded is None else _in_place(cosines, order, len(rows))
-    return Scanned(rows.sizes, epochs, done * int(rows.lengths[order].sum()), nearness)
+    passed = done * int(rows.lengths[order].sum())
+    return {
+        name: Scanned(
+            rows.sizes, measured[name], passed, _in_place(near[name], order, len(rows)) if name in embedded else None
+        )
+        for name in names
+    }
+
+
+def _walk(
+    model: Any, set_state: Refresh, batches: list[Batch], base_state: State, states: Mapping[str, State],
+    embedded: Mapping[str, np.ndarray], *, done: int, walks: int,
+) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:  # fmt: skip
+    """log p of every scored token under a base state and under each target state, and the rows' largest cosines by target."""
+    layout = -1
+    while layout != len(batches):  # all states walk one layout: again, if memory made it another one in between
+        near: dict[str, list[Tensor]] = {name: [] for name in embedded}
+        set_state(base_state)
+        with cosines_in_passing(model, embedded) if embedded else nullcontext() as of_batch:
+            then = partial(_keep_largest, near, of_batch) if of_batch else None
+            base = token_losses(model, batches, done, walks, then=then)
+        layout, ends = len(batches), dict[str, np.ndarray]()
+        for number, (name, state) in enumerate(states.items(), done + 1):
+            set_state(state)
+            ends[name] = token_losses(model, batches, number, walks)
+    return base, ends, {name: _on_cpu(parts) for name, parts in near.items()}
+
+
+def _keep_largest(
+    near: Mapping[str, list[Tensor]], of_batch: Callable[[Batch], Mapping[str, Tensor]], batch: Batch
+) -> None:
+    for name, cosines in of_batch(batch).items():
+        near[name].append(cosines.amax(1))
+
+
+def _measures(
+    base: np.ndarray, target: np.ndarray, offsets: np.ndarray, order: np.ndarray, rows: int
+) -> dict[str, np.ndarray]:
+    measures = {f"score_{name}": score for name, score in row_scores(base, target, offsets).items()}
+    measures["loss_base"], measures["loss_target"] = log_loss(base, offsets), log_loss(target, offsets)
+    measures["uncertainty"] = uncertainty(base, offsets)
+    return {name: _in_place(measures[name], order, rows) for name in MEASURES}
 
 
 def explain_rows(
@@ -144,8 +204,9 @@ def explain_rows(
     losses, gains, near = [], [], list[Tensor]()
     for number, (_, base_state, target_state) in enumerate(pairs):
         set_state(base_state)
-        with nullcontext() if embedded is None or number else cosines_in_passing(model, embedded) as of_batch:
-            base = token_losses(model, batches, then=(lambda batch: near.append(of_batch(batch))) if of_batch else None)
+        with nullcontext() if embedded is None or number else cosines_in_passing(model, {"": embedded}) as of_batch:
+            then = (lambda batch: near.append(of_batch(batch)[""])) if of_batch else None
+            base = token_losses(model, batches, then=then)
         set_state(target_state)
         losses.append(-base)
         gains.append(token_losses(model, batches) - base)

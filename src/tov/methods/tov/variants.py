@@ -6,7 +6,7 @@ ends each epoch k with `base-k` and `target-k`, the pair that the scan compares.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,3 +69,31 @@ VARIANTS: dict[str, Callable[[int], tuple[Step, ...]]] = {
     "parallel": parallel,
     "paired": paired,
 }
+
+
+def same_for_all(steps: Sequence[Step]) -> set[str]:
+    """The base states of a path that are the same whatever the target: no target epoch comes before them."""
+    same = set[str]()
+    for step in steps:
+        if step.data == "base" and step.result.startswith("base") and step.source in (*same, START):
+            same.add(step.result)
+    return same
+
+
+def shared_base(steps: Sequence[Step], *, carry: bool) -> set[str]:
+    """Those of them that need not be trained again for another target: all, or none where a step that depends on the target
+    goes on with the optimizer's moments that their training leaves.
+
+    Args:
+        steps: of a variant.
+        carry: whether target epochs go on with the base epoch's moments.
+    """
+    same, source = same_for_all(steps), {step.result: step.source for step in steps}
+    for step in steps:
+        if step.result not in same and (step.data == "base" or carry):
+            came_from = step.source
+            while came_from not in (*same, START):
+                came_from = source[came_from]
+            if came_from in same:
+                return set()
+    return same

@@ -12,6 +12,7 @@ from tov.reports.html.charts import gain_bars
 from tov.reports.html.page import Chart, Page, Section, Table
 from tov.reports.numbers import QUANTILES
 from tov.reports.summary import (
+    FOR_TARGETS,
     amount_lines,
     composition_rows,
     cut_lines,
@@ -21,6 +22,7 @@ from tov.reports.summary import (
     number,
     share,
     span,
+    target_rows,
     to_choose,
 )
 from tov.runs.manifest import Manifest
@@ -91,13 +93,14 @@ def verdict(manifest: Manifest) -> str:
 
 
 def _facts(manifest: Manifest, choice: Mapping[str, Any]) -> list[tuple[str, str]]:
-    scoring, target = manifest.scoring, next(iter(manifest.targets.values()), None)
+    scoring, targets = manifest.scoring, manifest.targets
     method = manifest.identity.get("method", "")
     facts = [("model", manifest.model.name if manifest.model else ""), ("method", str(method))]
     if scoring and scoring.method != method:
         facts.append(("scored by", scoring.method))
-    if target:
-        facts.append(("target", counted(target.rows, "rows")))
+    facts += [
+        (f"target {name}" if len(targets) > 1 else "target", counted(one.rows, "rows")) for name, one in targets.items()
+    ]
     facts += (
         [("length of the chosen rows", f"{choice['tokens']:,} {TASKS[manifest.model.task].length}")]
         if manifest.model
@@ -163,17 +166,20 @@ def _composition(choice: Mapping[str, Any]) -> Section:
         for row in shown
         for of, key, total in (("pool", "pool", pool), ("chosen", "chosen", chosen))
     ]
-    table = Table("Rows by source, before and after", *composition_rows(choice))
+    tables = [Table("Rows by source, before and after", *composition_rows(choice))]
     lead = [f"The {len(shown)} sources that most rows are from have bars; the table has all."] * (
         len(rows) > len(shown)
     )
     lead += [f"{one[:1].upper()}{one[1:]}." for one in amount_lines(choice)]
+    if "targets" in choice:
+        lead.append(FOR_TARGETS)
+        tables.append(Table("Rows by target", *target_rows(choice)))
     return Section(
         "composition",
         "Where the rows come from",
         lead=lead,
         charts=[Chart("composition", charts.composition(), data)],
-        tables=[table],
+        tables=tables,
     )
 
 
@@ -314,6 +320,7 @@ def _table(manifest: Manifest, shown: Mapping[str, Any], folder: str, unit: str)
     names = ("rows", "sources", "bins", "eligible", "explained", "target", "unexplained")
     return {
         **{name: shown[name] for name in names},
+        "targets": shown.get("targets", []),
         "unit": unit,
         "run": shlex.quote(folder),
         "inline": bool(manifest.model and TASKS[manifest.model.task].new_head),

@@ -57,10 +57,11 @@ function filterBy(value) {
   table.draw();
 }
 function rowsOf() {
-  const { rows, sources } = page.rows;
+  const { rows, sources, targets = [] } = page.rows;
   return rows.id.map((id, place) => ({
     place, id, source: sources[rows.source[place]], group: rows.group[place], why: rows.why[place], score: rows.score[place],
     loss: rows.loss[place], length: rows.length[place], rank: rows.rank[place], bin: rows.bin[place],
+    target: (rows.target && targets[rows.target[place]]) || "",
     text: rows.parts[place].map((part) => part[1]).join(" ").slice(0, 160),
   }));
 }
@@ -82,6 +83,7 @@ function tabulate() {
       { title: "Loss", data: "loss", className: "number minor", render: figures, visible: data.some((row) => row.loss !== null) },
       { title: "Length", data: "length", className: "number minor" },
       { title: "Source", data: "source", className: "source minor", render: shown },
+      { title: "Target", data: "target", className: "source minor", render: shown, visible: data.some((row) => row.target) },
       { title: "Row", data: "id", className: "number minor" },
       { title: "Text", data: "text", className: "text", orderable: false, render: (value, kind) => (kind === "display" ? `<span dir="auto">${escaped(value)}</span>` : value) },
     ],
@@ -155,6 +157,7 @@ function detail(row) {
   const { rows, explained, target, bins, eligible, unexplained, unit } = page.rows;
   const box = make("div", "detail");
   const bin = bins[row.bin], why = [`Row ${row.id} of the pool (${row.source}), ${row.group}.`];
+  if (row.target) why.push(`Chosen for the target ${row.target}.`);
   if (row.why) why.push(`Left out: ${row.why}.`);
   const rank = row.rank === null ? "" : `, rank ${row.rank.toLocaleString("en")} of ${eligible.toLocaleString("en")}`;
   if (row.score !== null) why.push(`Score ${number(row.score)}${rank}.`);
@@ -163,7 +166,7 @@ function detail(row) {
   said.dir = "auto";
   box.append(said, partsOf(rows.parts[row.place]));
   const more = explained[String(row.id)];
-  if (more && more.tokens) box.append(make("h3", "", "Token by token, as the model reads it"), tokensOf(more.tokens));
+  if (more && more.tokens) box.append(make("h3", "", "Token by token, as the model reads it" + (more.for ? `; gains by the step of ${more.for}` : "")), tokensOf(more.tokens));
   if (more) {
     const near = more.near.filter(([place]) => target[String(place)]);
     if (near.length) box.append(make("h3", "", "The nearest target rows"));

@@ -1,0 +1,187 @@
+"""Several targets: each has its share of the choice, and takes it by the rule from its own scores. Pure NumPy.
+
+Targets choose one after another, in the order given, from the rows that are left: a row that two of them want counts for the
+first, and the second takes its next best. By round robin of targets they take turns, a row each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tov.config.choice import written
+from tov.errors import ConfigError, DataError, did_you_mean
+from tov.selection.choose import BY_SCORE, Best, Choice, among
+from tov.selection.round_robin import top_candidates, turns
+from tov.selection.shares import choose_by_source, parts_of, whole_numbers
+
+
+@dataclass(frozen=True)
+class OfTarget:
+    """What one of several targets chooses by.
+
+    Attributes:
+        name: of the target.
+        scores: (N,) larger is better, NaN for none.
+        best: for round-robin, gives each of its rows' k best; None where the target takes turns as a whole.
+    """
+
+    name: str
+    scores: np.ndarray
+    best: Best | None = None
+
+
+def split_shares(
+    shares: Mapping[str, float], sources: Sequence[str], targets: Sequence[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The shares of sources, and those of targets.
+
+    Args:
+        shares: name -> share of the choice.
+        sources: of the pool.
+        targets: of the run, where it has several; none otherwise.
+
+    Raises:
+        ConfigError: a name of neither, or of both; shares of one kind are more than 1 together, or shares of all targets less.
+    """
+    for name, share in shares.items():
+        if targets and name not in (*sources, *targets):
+            raise ConfigError(
+                f"--share {name}={share:g}: no source and no target is called '{name}'"
+                f"{did_you_mean(name, [*sources, *targets])}.",
+                allowed=f"sources: {', '.join(sorted(sources))}; targets: {', '.join(targets)}",
+                fix="Correct the name before '='.",
+            )
+        if name in sources and name in targets:
+            raise ConfigError(
+                f"--share {name}={share:g}: '{name}' is the name of a source and of a target.",
+                fix="Call one of them otherwise: --target NAME=FILE or --pool NAME=FILE.",
+            )
+    of_sources = {name: share for name, share in shares.items() if name not in targets}
+    of_targets = {name: share for name, share in shares.items() if name in targets}
+    for kind in (of_sources, of_targets):
+        total = sum(map(written, kind.values()))
+        if total > 1:
+            shown = " ".join(f"{name}={share:g}" for name, share in kind.items())
+            raise ConfigError(
+                f"--share: {shown} are {float(total):g} together.", allowed="shares of at most 1 together",
+                fix="Lower one of them.",
+            )  # fmt: skip
+    if of_targets and not set(targets) - of_targets.keys() and (total := sum(map(written, of_targets.values()))) < 1:
+        raise ConfigError(
+            f"--share names every target, and the shares are {float(total):g} together.",
+            fix="Let them be 1 together, or leave a target out: it then has the rest.",
+        )
+    return of_sources, of_targets
+
+
+def target_numbers(shares: Mapping[str, float], targets: Sequence[str], n: int) -> list[int]:
+    """Rows (or tokens) of each target: its share, the others the rest in equal parts, by the largest remainder method."""
+    others, left = [name for name in targets if name not in shares], written(1) - sum(map(written, shares.values()))
+    each = left / max(len(others), 1)
+    return whole_numbers([n * (written(shares[name]) if name in shares else each) for name in targets])
+
+
+def choose_by_target(
+    targets: Sequence[OfTarget], *, shares: Mapping[str, float], n: int, lengths: np.ndarray | None = None,
+    **given: Any,
+) -> Choice:  # fmt: skip
+    """The rows of a choice for several targets.
+
+    Args:
+        targets: in the order in which they choose.
+        shares: target -> share of the choice; the others share the rest equally.
+        n: rows to choose; or tokens to spend, where lengths are given.
+        lengths: (N,) tokens of each row.
+        **given: all else that `choose_by_source` takes; caps and shares of sources hold for each target.
+
+    Returns:
+        By score first (each target's best, then each one's second best), then by chance; `targets` says for whom.
+
+    Raises:
+        DataError: a target's part cannot be had.
+        ConfigError: as of `choose_by_source`.
+    """
+    if given["rule"] == "round-robin" and not shares and all(one.best is None for one in targets):
+        return _in_turn(targets, n=n, lengths=lengths, **given)
+    names = [one.name for one in targets]
+    ends = list(itertools.accumulate(target_numbers(shares, names, n)))
+    free, spent, choices = given["usable"].copy(), 0, dict[str, Choice]()
+    for one, end in zip(targets, ends, strict=True):
+        if end == spent:
+            continue
+        of_its_own = {**given, "usable": free, "scores": one.scores, "best": one.best or _as_one(one.scores)}
+        try:
+            choice = choose_by_source(
+                shares=given["source_shares"], n=end - spent, lengths=lengths, **_plain(of_its_own)
+            )
+        except DataError as error:
+            raise DataError(f"The target {one.name}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
+        spent += len(choice.row_ids) if lengths is None else int(lengths[choice.row_ids].sum())
+        free[choice.row_ids] = False
+        choices[one.name] = choice
+    return _joined(choices)
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != "source_shares"}
+
+
+def _as_one(scores: np.ndarray) -> Best:
+    """The k best rows of a target that takes turns as a whole: one list."""
+
+    def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        [row_ids] = top_candidates(scores[:, None], k, usable=usable)
+        return [row_ids], [scores[row_ids]]
+
+    return best
+
+
+def _in_turn(targets: Sequence[OfTarget], *, n: int, lengths: np.ndarray | None, **given: Any) -> Choice:
+    """Each target in turn takes its best row that is still free."""
+    each = [_as_one(one.scores) for one in targets]
+
+    def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        lists = [one(k, usable) for one in each]
+        return [row_ids for [row_ids], _ in lists], [values for _, [values] in lists]
+
+    able = np.isfinite([one.scores for one in targets]).any(0)
+    choice = choose_by_source(
+        shares=given["source_shares"], n=n, lengths=lengths, **_plain(given), best=best,
+        scores=np.where(able, 0.0, np.nan),
+    )  # fmt: skip
+    names = np.array([one.name for one in targets], object)
+    return replace(choice, targets=names[_whose(choice.row_ids, targets, given)])
+
+
+def _whose(row_ids: np.ndarray, targets: Sequence[OfTarget], given: Mapping[str, Any]) -> np.ndarray:
+    """(n,) the place of the target that has taken each row: the turns once more, with the rows taken and no others."""
+    whose, place_of = np.zeros(len(row_ids), np.int64), {int(row): place for place, row in enumerate(row_ids)}
+    sources = list(given["names"])
+    parts = parts_of(given["source_shares"], sources, given["caps"], 1) if given["source_shares"] else [None]
+    for part in parts:
+        mine = row_ids
+        if part is not None:
+            mine = row_ids[np.isin(given["codes"][row_ids], [sources.index(name) for name in part.sources])]
+        lists = [top_candidates(one.scores[mine][:, None], len(mine), row_ids=mine)[0] for one in targets]
+        taken = among(mine, len(given["codes"]))
+        for target, row in turns([mine[places] for places in lists], taken):
+            whose[place_of[row]] = target
+    return whose
+
+
+def _joined(choices: Mapping[str, Choice]) -> Choice:
+    """Rows by score in the order of their places in their own target's part, then rows by chance in row order."""
+    parts = list(choices.values())
+    row_ids, reasons = (np.concatenate([getattr(one, name) for one in parts]) for name in ("row_ids", "reasons"))
+    places = np.concatenate([np.arange(len(one.row_ids)) for one in parts])
+    whose = np.concatenate([np.full(len(one.row_ids), name, object) for name, one in choices.items()])
+    chosen, lucky = np.flatnonzero(reasons == BY_SCORE), np.flatnonzero(reasons != BY_SCORE)
+    order = np.concatenate([chosen[np.argsort(places[chosen], kind="stable")], lucky[np.argsort(row_ids[lucky])]])
+    notes = tuple(dict.fromkeys(f"target {name}: {note}" for name, one in choices.items() for note in one.notes))
+    edges = tuple(edge for one in parts for edge in one.bin_edges)
+    return Choice(row_ids[order], reasons[order], edges, notes, whose[order])
