@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 import tov
 from test_invalidation import tov_command as command
 from tiny import make_rows, tiny_model_folder, write_jsonl
+from tov.config.records import SelectConfig
+from tov.config.settings import build
 from tov.errors import ConfigError, DataError, TovError
+from tov.inputs.named import list_inputs, read_inputs
 from tov.methods.tov.path import base_groups, open_path
 from tov.methods.tov.variants import VARIANTS, same_for_all, shared_base
 from tov.runs.folder import any_run, open_run
@@ -333,6 +336,25 @@ def test_a_comparison_chooses_for_all_targets(files: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     names = read_table(any_run(table).scores).column_names
     assert all(f"score_positive@{name}" in names for name in NAMES)
+
+
+def test_auto_decides_for_all_targets_together(files: Path, tmp_path: Path) -> None:
+    """One target is so small that a fold may hold all of its rows: the others decide in that pilot."""
+    settings = given_to(files, "sums", "law", n=8, method="auto", candidates=("tov", "bm25"), pilot_folds=2)
+    settings["target"] = {"sums": files / "sums.jsonl", "law": files / "law.jsonl", "tiny": rows_of("verse", 1)}
+    settings |= {"pilot_train_rows": 16, "epochs": 1}
+    run = tov.select(**settings, out=tmp_path / "run")
+    assert run.manifest.gate["judged"] == 13
+    assert list(run.manifest.targets) == ["sums", "law", "tiny"]
+    assert [run.dataset["tov_target"].count(name) for name in ("sums", "law", "tiny")] == [3, 3, 2]
+
+
+def test_a_target_whose_rows_are_all_rejected_is_told() -> None:
+    rows = [{"text": f"words {number}", "label": "good" if number % 2 else "bad"} for number in range(4)]
+    target = {"sums": rows, "law": [{**row, "answer": "reject"} for row in rows]}
+    settings = build(SelectConfig, {"model": "minilm", "pool": "p", "target": "t", "n": 1, "out": "o"})
+    with pytest.raises(DataError, match="All rows of the target law"):
+        read_inputs(settings, [rows], list_inputs(target))
 
 
 def test_a_killed_run_goes_on_with_the_targets_that_are_fitted(

@@ -18,11 +18,12 @@ from tov.data.rows import content_hash
 from tov.data.sources import Input, Named, is_name, local_files
 from tov.errors import ConfigError, DataError
 from tov.files import content_digest
-from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, targets_of
+from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, target_of_row, targets_of
 from tov.model.load import content_of, located
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import read_hashes
+from tov.scores.table import DEFAULT_TARGET
 
 READ_AT_ONCE = 1 << 16
 """Rows whose hashes are compared at once."""
@@ -74,6 +75,11 @@ def read_inputs(
         ConfigError: a column that is not there.
     """
     target = read_target(targets, config)
+    if empty := set(target_of_row(target)[0]) - targets_of(target).keys() - {DEFAULT_TARGET}:
+        raise DataError(
+            f"All rows of the target {min(empty)} say that they are not right (answer reject or ignore, label false).",
+            fix="Name rows with the answer accept, or leave that target out.",
+        )
     config = config.for_task(target.task).model_copy(update={"model": located(config.model)})
     rows = read_pool(pools, config, target.index.prompt, decontaminate=config.decontaminate)
     check_mapping(config.columns, rows.pool, target.pool)

@@ -99,24 +99,24 @@ def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = 
 def targets_of(target: Indexed) -> dict[str, Indexed]:
     """The targets of a run by name, in the order given: those that `NAME=INPUT` names, and all other rows as `target`.
 
-    A target alone is called `target`, whatever the user calls it: its columns in the score table have no suffix.
+    A target alone is called `target`, whatever the user calls it: its columns in the score table have no suffix. One of which a
+    part of the target has no row (as where rows are held out) is not among them.
 
     Args:
         target: all of them together, as `read_target` reads them.
-
-    Raises:
-        DataError: a target has no row left.
     """
-    given = [source.given or DEFAULT_TARGET for source in target.pool.sources]
-    names = list(dict.fromkeys(given))
+    names, of_row = target_of_row(target)
     if len(names) == 1:
         return {DEFAULT_TARGET: target}
-    of_row = np.array([names.index(name) for name in given])[target.pool.source_index(np.arange(len(target)))]
-    targets = {name: subset_of(target, np.flatnonzero(of_row == place)) for place, name in enumerate(names)}
-    for name, one in targets.items():
-        if not len(one):
-            raise DataError(f"No row of the target {name} is left.", fix="Give it more rows, or leave it out.")
-    return targets
+    places = {name: np.flatnonzero(of_row == place) for place, name in enumerate(names)}
+    return {name: subset_of(target, rows) for name, rows in places.items() if len(rows)}
+
+
+def target_of_row(target: Indexed) -> tuple[list[str], np.ndarray]:
+    """The names of the targets, and (M,) the place of each row's among them."""
+    given = [source.given or DEFAULT_TARGET for source in target.pool.sources]
+    names = list(dict.fromkeys(given))
+    return names, np.array([names.index(name) for name in given])[target.pool.source_index(np.arange(len(target)))]
 
 
 def subset_of(read: Indexed, row_ids: np.ndarray) -> Indexed:

@@ -22,7 +22,7 @@ from tov.errors import ConfigError
 from tov.inputs.amount import Amount, Lengths, amount_of
 from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
-from tov.inputs.read import Indexed, PoolRows, check_n
+from tov.inputs.read import Indexed, PoolRows, check_n, target_of_row
 from tov.methods.base import Method, PoolStats, Stage, together
 from tov.methods.choice import check_tokens
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
@@ -184,7 +184,7 @@ def _priced(
 
 def _of_all_targets(method: Method, stats: PoolStats, read: ReadForPlan) -> list[Stage] | None:
     """The stages for all targets together: each target's, less what it shares with the first."""
-    of_row = read.target_of_row[read.wanted_ids]
+    of_row = target_of_row(read.target)[1][read.wanted_ids]
     if method.takes == "pilots" or not of_row.any():
         return method.cost(stats)
     costs = []

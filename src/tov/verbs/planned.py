@@ -58,15 +58,6 @@ class ReadForPlan:
         return int(self.rows.usable.sum())
 
     @property
-    def target_of_row(self) -> np.ndarray:
-        """(M,) the place of the target that each row of the target belongs to."""
-        given = [source.given for source in self.target.pool.sources]
-        names = list(dict.fromkeys(given))
-        return np.array([names.index(name) for name in given])[
-            self.target.pool.source_index(np.arange(len(self.target)))
-        ]
-
-    @property
     def times(self) -> float:
         """How many rows of the pool one that was sampled stands for."""
         return self.usable / max(len(self.encoded), 1)
