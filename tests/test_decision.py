@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tov.comparison.decision import CAUTION, best_of, gains_of, halved
+from tov.comparison.decision import CAUTION, best_of, gains_of, halved, safest_of
 
 ROOT = Path(__file__).parents[1]
 TULU = ROOT.parent / "shared" / "data" / "gate" / "tulu.parquet"
@@ -40,6 +40,15 @@ def test_random_rows_are_taken_where_nothing_is_sure() -> None:
     assert best_of(gains_of({"a": [-1.0, 2.0, 0.5], "b": [-3.0, -2.0, -1.0]})) is None
     assert best_of({}) is None
     assert best_of(gains_of({"a": [5.0], "b": [1.0]})) is None, "one pilot tells nothing of its error"
+
+
+def test_the_safest_is_taken_where_nothing_is_sure_unless_its_pilots_were_worse() -> None:
+    gains = gains_of({"tov": [-1.0, 2.0, 0.5], "tov/abs": [0.2, 0.1, 0.1], "rds": [3.0, -2.0, 4.0]})
+    assert best_of({"tov": gains["tov"], "rds": gains["rds"]}) is None
+    assert safest_of({name: gains[name] for name in ("tov", "tov/abs")}) == "tov", "the larger mean"
+    assert safest_of(gains_of({"tov": [5.0]})) == "tov", "also of one pilot"
+    assert safest_of(gains_of({"tov": [-5.0, 4.0]})) is None
+    assert safest_of({}) is None
 
 
 def test_the_better_half_goes_on_and_never_fewer_than_two() -> None:

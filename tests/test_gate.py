@@ -116,7 +116,7 @@ def test_the_pilots_hold_out_a_fold_from_target_and_pool(picked: Any, tiny_folde
 def test_the_decision_is_the_rule_on_the_pilots_and_is_told_everywhere(picked: Any) -> None:
     record, manifest = picked.manifest.gate, read_manifest(picked.folder)
     assert [one["variant"] for one in record["candidates"]] == QUICK["candidates"]
-    assert sum(one["outcome"] == "taken" for one in record["candidates"]) == (record["chosen"] != "random")
+    assert sum(one["outcome"].startswith("taken") for one in record["candidates"]) == (record["chosen"] != "random")
     assert manifest.gate == record
     assert record["verdict"] in picked.summary["notes"]
     assert picked.record["gate"] == record
@@ -141,6 +141,29 @@ def test_the_rows_are_those_of_the_method_taken(tmp_path: Path, tiny_folder: Pat
     assert by_auto.manifest.gate["chosen"] == "dsir"
     assert by_auto.dataset["tov_row_id"] == alone.dataset["tov_row_id"]
     assert by_auto.manifest.scoring.method == "dsir"
+
+
+def test_where_nothing_is_sure_the_candidate_that_is_half_random_is_taken(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: Any
+) -> None:
+    """Of the candidates only `tov` takes half of its rows at random; a gain below 0 leaves random rows."""
+    monkeypatch.setattr(gate, "best_of", lambda gains: None)
+    asked: list[set[str]] = []
+
+    def first(hedged: Any) -> str | None:
+        asked.append(set(hedged))
+        return "tov"
+
+    monkeypatch.setattr(gate, "safest_of", first)
+    run = select(tmp_path / "half", tiny_folder)
+    assert asked == [{"tov"}]
+    assert "auto took tov, half of whose rows are random" in run.manifest.gate["verdict"]
+    assert run.manifest.gate["candidates"][0]["outcome"] == "taken as the safest: half of its rows are random"
+    assert set(run.dataset["tov_reason"]) == {"score", "random"}
+    monkeypatch.setattr(gate, "safest_of", lambda hedged: None)
+    chance = select(tmp_path / "chance", tiny_folder)
+    assert chance.manifest.gate["chosen"] == "random"
+    assert chance.manifest.gate["verdict"].startswith("auto took random rows: none of 4 candidates was reliably better")
 
 
 def test_a_finished_run_is_returned_and_other_candidates_are_another_run(picked: Any, tiny_folder: Path) -> None:

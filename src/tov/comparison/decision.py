@@ -7,7 +7,7 @@ A *pilot* is a training on a candidate's rows beside one on random rows, equal i
 2. Its error is that mean's standard error; the differences vary as its own do, but at least as the median candidate's do.
 3. The candidate of the largest gain is taken if its gain exceeds `CAUTION` errors.
 4. Otherwise the candidate is taken whose gain less `CAUTION` errors is largest, if that is above 0.
-5. Otherwise random rows are taken: no candidate has shown that it is better.
+5. Otherwise the safest candidate is taken, one half of whose rows are random (`tov`), if its gain is above 0; else random rows.
 """
 
 from __future__ import annotations
@@ -73,6 +73,16 @@ def best_of(gains: Mapping[str, Gain]) -> str | None:
         if best is not None and gains[best].low > 0:
             return best
     return None
+
+
+def safest_of(hedged: Mapping[str, Gain]) -> str | None:
+    """What is taken where no gain is sure; None for random rows. Of equal ones the first.
+
+    Args:
+        hedged: the candidates half of whose rows are random; these can be no more than half wrong.
+    """
+    best = max(hedged, key=lambda name: hedged[name].mean, default=None)
+    return best if best is not None and hedged[best].mean > 0 else None
 
 
 def halved(gains: Mapping[str, Gain], least: int) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tov.comparison.bench import Bench, check_questions, seed_trials
-from tov.comparison.decision import Gain, best_of, gains_of, halved
+from tov.comparison.decision import Gain, best_of, gains_of, halved, safest_of
 from tov.comparison.records import DONE, key_of, read_trials
 from tov.comparison.split import Split, check_column, folds_of, like_test
 from tov.comparison.variants import BASELINE, Trial, check_distinct, check_pattern
@@ -291,7 +291,8 @@ def _verdict(
     gains = gains_of(_differences(records, judge))
     last = [record for record in records if record["seed"] == benches[-1].config.seed]
     alive = {name: gain for name, gain in gains.items() if _has(last, name)}
-    chosen = best_of(alive)
+    sure = best_of(alive)
+    chosen = sure or safest_of(_hedged(records, candidates, gains, benches[0].config))
     rows = [_candidate(one.name, records, gains, alive, chosen) for one in candidates]
     beside = _beside(records, judge)
     rows = [{**row, "beside": beside.get(row["variant"], {})} for row in rows]
@@ -300,13 +301,29 @@ def _verdict(
     by = f"{judged:,} held-out target rows, in {len(benches)} pilots of {sizes.n:,} rows out of {sizes.pool:,}"
     if judge != _judge(benches[0].config):
         by += ", judged by log-loss because the metric never differed"
-    won = f"auto took {chosen}: {_interval(gains[chosen])} {unit} better than random rows on {by}" if chosen else (
-        f"auto took random rows: none of {len(candidates)} candidates was reliably better on {by}"
-    )  # fmt: skip
+    none = f"none of {len(candidates)} candidates was reliably better than random rows on {by}"
+    if sure:
+        won = f"auto took {sure}: {_interval(gains[sure])} {unit} better than random rows on {by}"
+    elif chosen:
+        won = f"auto took {chosen}, half of whose rows are random ({_gain(gains[chosen])} {unit}): {none}"
+    else:
+        won = f"auto took random rows: {none}"
     return {
         "chosen": chosen or BASELINE, "verdict": won, "judge": judge, "unit": unit, "candidates": rows,
         "pilots": len(benches), "rows": sizes.n, "pool": sizes.pool, "judged": judged, "passes": sizes.passes,
     }  # fmt: skip
+
+
+def _hedged(
+    records: Sequence[Mapping[str, Any]],
+    candidates: Sequence[Variant],
+    gains: Mapping[str, Gain],
+    config: CompareConfig,
+) -> dict[str, Gain]:
+    """The gains of candidates that choose half of their rows at random, those dropped after a pilot too; none that failed."""
+    failed = {record["variant"] for record in records if _fault(record)}
+    half = [one.name for one in candidates if settings_for(config, one).rule == "score+random"]
+    return {name: gains[name] for name in half if name in gains and name not in failed}
 
 
 def _beside(records: Sequence[Mapping[str, Any]], judge: str) -> dict[str, dict[str, Any]]:
@@ -322,6 +339,10 @@ def _told(gain: Gain) -> dict[str, Any]:
     return {"mean": gain.mean, **ends, "pilots": gain.pilots}
 
 
+def _gain(gain: Gain) -> str:
+    return _interval(gain) if math.isfinite(gain.error) else f"{gain.mean:+.1f}"
+
+
 def _interval(gain: Gain) -> str:
     return f"{gain.mean:+.1f} [{gain.low:+.1f}, {gain.high:+.1f}]"
 
@@ -335,7 +356,8 @@ def _candidate(
     error = next((fault for record in mine if (fault := _fault(record))), None)
     gain = gains.get(name)
     why = (
-        "taken" if name == chosen
+        "taken" if name == chosen and name in alive and alive[name].low > 0
+        else "taken as the safest: half of its rows are random" if name == chosen
         else f"failed: {error}" if error
         else f"dropped after pilot {len(mine)}: in the lower half" if name not in alive
         else "not reliably better than random rows" if alive[name].low <= 0
