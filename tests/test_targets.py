@@ -105,7 +105,9 @@ def test_a_plan_tells_what_several_targets_take(parallel: Any, files: Path, tmp_
         run = parallel
         if variant != "parallel":
             run = tov.select(**given_to(files, *NAMES, path_variant=variant, n=12), out=tmp_path / variant)
-        [planned] = tov.plan(**settings, n=12, path_variant=variant, probe=False).facts["methods"]
+        plan = tov.plan(**settings, n=12, path_variant=variant, probe=False)
+        assert "target  18 of 18 rows (sums 6, law 6, verse 6) have a scored token" in str(plan)
+        [planned] = plan.facts["methods"]
         spent = run.manifest.spent
         fits = sum(tokens[0] for stage, tokens in spent.items() if stage.startswith("fit"))
         assert planned["stages"]["scan"]["forward"] == pytest.approx(spent["scan"][0], rel=0.02)
@@ -317,6 +319,7 @@ def test_page_and_inspect_say_for_which_target_a_row_was_chosen(parallel: Any, t
     page = tov.report(parallel, out=tmp_path / "page.html")
     text = Path(page.file).read_text() if hasattr(page, "file") else (tmp_path / "page.html").read_text()
     assert "Rows by target" in text
+    assert "12 rows for sums, law, verse" in text
 
 
 def test_a_comparison_chooses_for_all_targets(files: Path, tmp_path: Path) -> None:

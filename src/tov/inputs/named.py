@@ -23,7 +23,6 @@ from tov.model.load import content_of, located
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import read_hashes
-from tov.scores.table import DEFAULT_TARGET
 
 READ_AT_ONCE = 1 << 16
 """Rows whose hashes are compared at once."""
@@ -75,7 +74,8 @@ def read_inputs(
         ConfigError: a column that is not there.
     """
     target = read_target(targets, config)
-    if empty := set(target_of_row(target)[0]) - targets_of(target).keys() - {DEFAULT_TARGET}:
+    names, _ = target_of_row(target)
+    if len(names) > 1 and (empty := set(names) - targets_of(target).keys()):
         raise DataError(
             f"All rows of the target {min(empty)} say that they are not right (answer reject or ignore, label false).",
             fix="Name rows with the answer accept, or leave that target out.",

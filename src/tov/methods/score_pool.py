@@ -260,13 +260,20 @@ def _record(prepared: Prepared, fingerprint: str, noise: dict[str, float], *, co
     return ScoringRecord(
         method=prepared.method.name, options=prepared.options.model_dump(mode="json") if prepared.options else {},
         settings=scan, fingerprint=fingerprint, unit=prepared.method.unit,
-        about="; ".join(
-            f"{name}: {scorer.about}" if len(prepared.scorers) > 1 else scorer.about
-            for name, scorer in prepared.scorers.items()
-        ),
+        about=_about(prepared.scorers),
         noise_floor=noise, rows=len(prepared.rows.pool), complete=complete,
         tokens_passed=prepared.run.manifest.spent.get(SCAN, (0, 0))[0],
     )  # fmt: skip
+
+
+def _about(scorers: Mapping[str, Scorer]) -> str:
+    """What the scores were made with; what is true of several targets is said once."""
+    names = dict[str, list[str]]()
+    for name, scorer in scorers.items():
+        names.setdefault(scorer.about, []).append(name)
+    if len(names) == 1:
+        return next(iter(names)) + (f" (each of {', '.join(scorers)})" if len(scorers) > 1 else "")
+    return "; ".join(f"{', '.join(mine)}: {about}" for about, mine in names.items())
 
 
 def _model_without_weights(prepared: Prepared, max_length: int) -> ModelRecord:

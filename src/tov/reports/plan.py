@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tov.progress import duration, file_size
@@ -33,7 +34,8 @@ def _data(facts: dict[str, Any]) -> dict[str, str]:
         + (f", which lose {pool['cut_off']:,} {TASKS[model['task']].length}" if pool["cut_off"] else "")
         + f"; without a scored token: {pool['without_scored_token']:,}"
         + (f" (estimated from {pool['sampled']:,} rows)" if pool["sampled"] else ""),
-        "target": f"{target['usable']:,} of {target['rows']:,} rows have a scored token, {target['tokens']:,} tokens",
+        "target": f"{target['usable']:,} of {target['rows']:,} rows{_each(target['targets'])} have a scored token, "
+        f"{target['tokens']:,} tokens",
         "model": f"{line(model['name'])} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
         f"{file_size(model['bytes'])}; {model['trained']:,} are trained",
         **({"choice": _choice(facts["choice"])} if facts["choice"] else {}),
@@ -94,3 +96,8 @@ def _stages(method: dict[str, Any]) -> str:
         f"{name} {file_size(memory[name])}" for name in ("weights", "optimizer", "passes", "spare") if memory[name]
     ]
     return f"{stages}; tokens a second: {', '.join(speeds) or 'none'}; memory: {', '.join(sizes)}"
+
+
+def _each(targets: Mapping[str, int]) -> str:
+    """Of several targets, the rows of each."""
+    return f" ({', '.join(f'{line(name)} {rows:,}' for name, rows in targets.items())})" if len(targets) > 1 else ""

@@ -22,6 +22,7 @@ from tov.model.load import pick_device
 from tov.reports.numbers import is_of_epoch
 from tov.runs.folder import Run, open_run
 from tov.scores.store import columns_in, read_hashes, read_rows, read_table, rows_in
+from tov.scores.table import FIXED
 from tov.sinks import line, terminal
 from tov.verbs import shown as shown_rows
 from tov.verbs.explain import explain
@@ -163,8 +164,7 @@ def _record(
     row: Mapping[str, Any], parts: list[list[Any]], row_id: int, shown: Mapping[str, Any], explained: Mapping[str, Any] | None,
     target: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    fixed = ("row_id", "source", "hash", "excluded", "tokens", "lost", "in_base")
-    scores = {name: value for name, value in row.items() if name not in fixed}
+    scores = {name: value for name, value in row.items() if name not in FIXED}
     record: dict[str, Any] = {
         "row_id": row_id, "source": row["source"], "hash": row["hash"], "excluded": row["excluded"], "length": row["tokens"],
         "lost": row["lost"], "in_base": row["in_base"],

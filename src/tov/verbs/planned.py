@@ -13,7 +13,7 @@ from tov.config.records import SelectConfig
 from tov.data.decontamination import left_out
 from tov.data.pool import Pool
 from tov.engine.models import ModelSpec, Opened
-from tov.inputs.read import Indexed, PoolRows, reading_notes
+from tov.inputs.read import Indexed, PoolRows, reading_notes, targets_of
 from tov.model.load import longest
 from tov.text.encode import IGNORED, Encoded, left_out_note
 from tov.text.example import marked, parts
@@ -102,7 +102,10 @@ def data_facts(read: ReadForPlan) -> dict[str, Any]:
             "cut_off": round(times * int(encoded.lost[cut].sum())),
             "template_leaves_out": {kind: round(times * count) for kind, count in encoded.left_out_kinds().items()},
         },
-        "target": {"rows": len(read.target), "usable": len(read.wanted), "tokens": int(read.wanted.lengths.sum())},
+        "target": {
+            "rows": len(read.target), "usable": len(read.wanted), "tokens": int(read.wanted.lengths.sum()),
+            "targets": {name: len(one) for name, one in targets_of(read.target).items()},
+        },
         "model": {
             "name": read.settings.model, "task": read.settings.task, "device": str(opened.loaded.device),
             "dtype": opened.loaded.dtype, "parameters": sum(weight.numel() for weight in frozen),

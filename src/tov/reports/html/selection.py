@@ -58,7 +58,7 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
     ]
     return Page(
         kind="tov selection",
-        title=f"{counted(choice['n'], 'rows')} for {', '.join(_names(manifest.inputs.target)) or 'the target'}",
+        title=f"{counted(choice['n'], 'rows')} for {_targets(manifest)}",
         verdict=verdict(manifest),
         facts=_facts(manifest, choice),
         sections=sections,
@@ -72,6 +72,12 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
 
 def _compare(folder: str, n: int) -> str:
     return f"tov compare --from {shlex.quote(folder)} --test TEST.jsonl --sizes {n} --out {shlex.quote(folder + '-compared')}"
+
+
+def _targets(manifest: Manifest) -> str:
+    """Several targets by their names, one by its files."""
+    names = list(manifest.targets) if len(manifest.targets) > 1 else _names(manifest.inputs.target)
+    return ", ".join(names) or "the target"
 
 
 def _names(paths: Sequence[str] | None) -> list[str]:
