@@ -24,6 +24,8 @@ CHECKSUM = "checksum"
 """The last key of a sealed JSON document."""
 _LISTS: list[tuple[Path, Callable[[Path], None]]] = []
 """Folders whose new files are listed, the innermost last."""
+_COPIES: list[tuple[Path, Callable[[Path], None]]] = []
+"""Folders whose files are copied elsewhere."""
 
 
 @contextmanager
@@ -35,6 +37,24 @@ def listing(folder: Path, write_down: Callable[[Path], None]) -> Iterator[None]:
         yield
     finally:
         _LISTS.remove(entry)  # another thread may have entered since
+
+
+@contextmanager
+def copying(folder: Path, copy: Callable[[Path], None]) -> Iterator[None]:
+    """For the block, every file that a function of this module has put below a folder is told of after it is there."""
+    entry = folder.absolute(), copy
+    _COPIES.append(entry)
+    try:
+        yield
+    finally:
+        _COPIES.remove(entry)
+
+
+def _is_there(path: Path) -> None:
+    place = path.absolute()
+    for folder, copy in _COPIES:
+        if folder in place.parents:
+            copy(place)
 
 
 def _write_down(path: Path) -> None:
@@ -60,6 +80,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    _is_there(path)
 
 
 def _open_by_umask(path: Path) -> None:
@@ -104,6 +125,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _open_by_umask(file)
                 if file.is_file():
                     _write_down(path / file.relative_to(temporary))
+        made = [path / one.relative_to(temporary) for one in sorted(temporary.rglob("*")) if one.is_file()]
         if path.is_dir():  # it may hold what is not ours, so it is not taken down
             for file in [one for one in temporary.rglob("*") if one.is_file()]:
                 place = path / file.relative_to(temporary)
@@ -113,6 +135,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for file in made:
+        _is_there(file)
 
 
 def sweep_temporaries(folder: Path, *, older_than: float = 0.0) -> None:
@@ -199,6 +223,7 @@ def append_json_line(path: Path, value: Any) -> None:
         _write_down(path)
     with _full_disk_said(path), open(path, "a", encoding="utf-8") as log:
         log.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    _is_there(path)
 
 
 def drop_torn_line(path: Path) -> None:

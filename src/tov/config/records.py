@@ -115,13 +115,13 @@ class PathSettings(DataSettings):
     )
     target: tuple[str, ...] = setting(
         "fit",
-        "target, the examples of what you care about: files, globs or Hub ids; those under different names (maths=FILE "
+        "target, the examples of what you care about: files, globs, URLs or Hub ids; those under different names (maths=FILE "
         "code=FILE) are targets of their own, each with its share of the rows",
         min_length=1,
         named=True,
     )
     pool: tuple[str, ...] = setting(
-        "fit", "pool, the rows to choose from: files, globs, folders or Hub ids", min_length=1, named=True
+        "fit", "pool, the rows to choose from: files, globs, folders, URLs or Hub ids", min_length=1, named=True
     )
     revision: str | None = setting("fit", "revision of the model on the Hub", None)
     trust_remote_code: bool = consent()

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tov.config.yaml_files import read_label_map
 from tov.errors import ConfigError, did_you_mean
+from tov.objects.mirror import check_writable
+from tov.objects.stores import is_url
 
 Invalidates = Literal["pilots", "fit", "scan", "choice", "training", "trials", "export", "output"]
 Choices = Callable[[], Sequence[str]]
@@ -90,10 +92,18 @@ class Settings(BaseModel):
     def _for_every_source(cls, value: Any) -> Any:
         return {EVERY_SOURCE: value} if isinstance(value, (int, float, str)) else value
 
-    @field_validator("out", "store", mode="after", check_fields=False)
+    @field_validator("out", mode="after", check_fields=False)
     @classmethod
-    def _at_home(cls, value: str | None) -> str | None:
-        return value and str(Path(value).expanduser())  # shells leave the ~ of --out=~/x alone
+    def _writable(cls, value: str | None) -> str | None:
+        check_writable(value or "")
+        return value if is_url(value) else _at_home(value)
+
+    @field_validator("store", mode="after", check_fields=False)
+    @classmethod
+    def _local(cls, value: str | None) -> str | None:
+        if is_url(value):
+            raise ConfigError(f"{value} is a URL.", allowed="a local folder", fix="Name a folder here: store=FOLDER.")
+        return _at_home(value)
 
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
@@ -111,6 +121,11 @@ class Settings(BaseModel):
             and (named or not declared[name].named)
             and value != declared[name].unless
         }
+
+
+def _at_home(value: str | None) -> str | None:
+    """Shells leave the ~ of --out=~/x alone."""
+    return value and str(Path(value).expanduser())
 
 
 S = TypeVar("S", bound=Settings)

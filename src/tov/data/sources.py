@@ -28,6 +28,7 @@ from tov.data.saved import is_saved, load_saved, saved_splits
 from tov.data.tables import ArrowTable, ListTable, Table
 from tov.data.text_files import COMPRESSED
 from tov.errors import DataError, kind_of, of_system
+from tov.objects.stores import fetched, is_url
 from tov.system import check_readable, kind_of_file
 
 
@@ -92,7 +93,7 @@ def open_sources(inputs: Sequence[Input], columns: Mapping[str, str] | None = No
     """
     columns = columns or {}
     sources = [source for one in inputs for source in _open(one, columns)]
-    named: list[Source] = []
+    named = list[Source]()
     for source in sources:
         if not len(source.table):
             raise DataError(f"{source.location} has no rows.", fix="Name a file with at least one row.")
@@ -130,7 +131,10 @@ def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
         return [Source("memory", location, ListTable(rows, location))]
     text = str(value)
     if named := name_of(text):
-        return [replace(_one_source(*named, columns), given=named[0])]
+        found = _from_store(*named, columns) if is_url(named[1]) else [_one_source(*named, columns)]
+        return [replace(one, given=named[0]) for one in found]
+    if is_url(text):
+        return _from_store(None, text, columns)
     if not Path(text).exists() and glob.has_magic(text):
         return [_one_source(_stem(path), str(path), columns) for path in _matches(text)]
     return [_one_source(None, text, columns)]
@@ -192,12 +196,15 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
             return None
         named = name_of(str(value))
         location = named[1] if named else str(value)
+        if is_url(location):
+            files += [file for place in fetched(location) for file in _all_files(place)]
+            continue
         path = Path(location).expanduser()
         folder, _, _ = location.rpartition(":")
         if not path.exists() and folder and Path(folder).is_dir():
             path = Path(folder)
         if path.is_dir():
-            files += sorted(file for file in path.rglob("*") if file.is_file())
+            files += _all_files(path)
         elif path.exists():
             files.append(path)
         elif glob.has_magic(location) and (matches := glob.glob(location, recursive=True)):
@@ -207,10 +214,22 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
     return files
 
 
+def _all_files(place: Path) -> list[Path]:
+    return sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+
+
 def _check_file(path: Path) -> None:
     """Raises DataError for what is neither file nor folder, which would be waited for, or read without an end."""
     if kind := kind_of_file(path):
         raise DataError(f"{path} is {kind}.", fix="Name a file or a folder; write what comes by a pipe into a file.")
+
+
+def _from_store(name: str | None, url: str, columns: Mapping[str, str]) -> list[Source]:
+    """What a URL names, by its local copies: a source a file, or under a name one source."""
+    places = fetched(url)
+    if name is None or places[0].is_dir():
+        return [replace(_one_source(name, str(path), columns), location=url) for path in places]
+    return [Source(name, url, _load_files(places, columns), tuple(places))]
 
 
 def _near(path: Path) -> str:

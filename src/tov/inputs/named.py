@@ -20,6 +20,8 @@ from tov.errors import ConfigError, DataError
 from tov.files import content_digest
 from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, target_of_row, targets_of
 from tov.model.load import content_of, located
+from tov.objects.mirror import local
+from tov.objects.stores import is_url
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import read_hashes
@@ -131,7 +133,7 @@ def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run |
     """
     if out == "auto":
         return None
-    run = finished_run(Path(out), command=command)
+    run = finished_run(local(out), command=command)
     if run is None or not run.manifest.inputs.files:
         return None
     record = run.manifest.inputs
@@ -142,6 +144,8 @@ def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run |
 
 
 def _absolute(location: str) -> str:
+    if is_url(location):
+        return location
     name, _, rest = location.partition("=")
     if rest and not Path(location).exists():
         return f"{name}={_absolute(rest)}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tov.inputs.read import Indexed, PoolRows
 from tov.methods.base import Method
 from tov.methods.spec import read_by
 from tov.model.consent import Expected
+from tov.objects.mirror import relative
 from tov.progress import Progress, track
 from tov.runs.folder import Run
 from tov.runs.made import UNLISTED
@@ -163,7 +163,7 @@ class Work:
         # Whoever made it, its cost is part of this table's.
         manifest = self.run.manifest
         self.run.note(
-            artifacts={**manifest.artifacts, name: relpath(folder, self.run.folder)},
+            artifacts={**manifest.artifacts, name: relative(folder, self.run.folder)},
             timings={**manifest.timings, name: record["seconds"]},
             spent={**manifest.spent, name: tuple(record["spent"])},
         )

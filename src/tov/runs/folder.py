@@ -24,6 +24,8 @@ import yaml
 
 from tov.errors import RunError, StorageError, TovError
 from tov.files import append_json_line, checksum, digest, listing, sweep_temporaries, write_text
+from tov.objects.mirror import local, named
+from tov.objects.stores import is_url
 from tov.runs.environment import hardware, now, versions
 from tov.runs.made import (
     BARE,
@@ -42,7 +44,7 @@ from tov.runs.made import (
     take_place,
     writer_of,
 )
-from tov.runs.manifest import FILE, Manifest, read_manifest
+from tov.runs.manifest import FILE, Manifest, differences, read_manifest
 
 
 @dataclass
@@ -72,7 +74,8 @@ class Run:
     @property
     def scores(self) -> Path:
         """The folder of score shards: its own, or that of the run whose scores it has chosen from."""
-        return Path(self.manifest.origin.scores or self.folder / "scores")
+        run, _, name = (self.manifest.origin.scores or "").rpartition("/")
+        return local(run) / name if is_url(run) else Path(self.manifest.origin.scores or self.folder / "scores")
 
     @property
     def stamp(self) -> str | None:
@@ -82,13 +85,15 @@ class Run:
     @property
     def artifacts(self) -> dict[str, Path]:
         """Name -> folder of what was prepared before scoring, by this run or by the one whose scores it has chosen from."""
-        return {name: self.scores.parent / place for name, place in self.manifest.artifacts.items()}
+        places = self.manifest.artifacts.items()
+        return {name: local(place) if is_url(place) else self.scores.parent / place for name, place in places}
 
     @property
     def reads(self) -> list[Path]:
         """The folders that a command reads when it goes out from this run."""
         origin = self.manifest.origin
-        return [self.folder, *self.artifacts.values(), *(Path(place) for place in (origin.run, origin.scores) if place)]
+        others = (Path(place) for place in (origin.run, origin.scores) if place and not is_url(place))
+        return [self.folder, *self.artifacts.values(), *others]
 
     def changed(self, identity: Mapping[str, Any]) -> list[str]:
         """What differs in another identity; runs of 0.1.0 name their model there, instead of telling its content."""
@@ -178,7 +183,7 @@ class Run:
 
 def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
     """Where a run lies: as asked for, or under `auto` a folder named by what it is made from."""
-    return Path("tov-runs") / digest(identity) if out == "auto" else Path(out)
+    return Path("tov-runs") / digest(identity) if out == "auto" else local(out)
 
 
 @contextmanager
@@ -308,13 +313,13 @@ def finished_run(folder: Path, *, command: str) -> Run | None:
 
 def _run_in(folder: Path, *, fix: str) -> Run:
     if not (folder / FILE).exists():
-        raise RunError(f"{folder} holds no run (no {FILE}).", fix=fix)
+        raise RunError(f"{named(folder)} holds no run (no {FILE}).", fix=fix)
     return Run(folder, read_manifest(folder))
 
 
 def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
     return RunError(
-        f"{folder} holds another run. It differs in:\n" + "\n".join(f"    {line}" for line in changed),
+        f"{named(folder)} holds another run. It differs in:\n" + "\n".join(f"    {line}" for line in changed),
         fix="Choose another --out, or overwrite the run with --force. To choose anew from its scores, use select --from.",
     )
 
@@ -329,10 +334,10 @@ def any_run(folder: Path | str, *, with_page: bool = False) -> Run:
     Raises:
         RunError: the folder holds none.
     """
-    settle(Path(folder))
-    if with_page:
-        return _run_in(Path(folder), fix="Name the --out of a selection, a comparison or a grid.")
-    return _run_in(Path(folder), fix="Name the --out of an earlier select, score or fit.")
+    place = local(folder)
+    settle(place)
+    what = "a selection, a comparison or a grid" if with_page else "an earlier select, score or fit"
+    return _run_in(place, fix=f"Name the --out of {what}.")
 
 
 def open_run(folder: Path | str) -> Run:
@@ -384,15 +389,3 @@ def check_place(folder: Path, *, force: bool = False) -> None:
             + (", so --force does not delete it." if force else "."),
             fix="Choose another --out.",
         )
-
-
-def differences(was: Mapping[str, Any], is_now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`name: then -> now` for every leaf that differs."""
-    lines = []
-    for name in [*was, *(name for name in is_now if name not in was)]:
-        old, new = was.get(name), is_now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            lines.append(f"{prefix}{name}: {old} -> {new}")
-    return lines

@@ -17,6 +17,7 @@ import filelock
 
 from tov.errors import RunError, of_system
 from tov.files import TEMPORARY, drop_torn_line, read_json, write_json
+from tov.objects.mirror import held
 from tov.runs.manifest import FILE, read_manifest
 
 LOCK = ".lock"
@@ -41,7 +42,7 @@ OLDER = re.compile(
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Locks a folder for the block, where system and disk know locks; a kill frees it.
+    """Locks a folder for the block, where system and disk know locks; a kill frees it. One at a URL is locked by a lease.
 
     Raises:
         RunError: another process is at work there, or the folder cannot be written.
@@ -59,7 +60,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     except NotImplementedError:  # a disk without locks
         pass
     try:
-        yield
+        with held(folder):
+            yield
     finally:
         lock.release()
 

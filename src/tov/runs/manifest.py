@@ -6,6 +6,7 @@ Every reader goes through `read_manifest`, which also reads the format of versio
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -286,3 +287,15 @@ def _find_again(manifest: Manifest, folder: Path) -> None:
             if path.startswith("..") and not os.path.exists(os.path.join(here, path)):
                 manifest.artifacts[name] = os.path.relpath(os.path.join(manifest.folder, path), here)
     manifest.folder = here
+
+
+def differences(was: Mapping[str, Any], is_now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name: then -> now` for every leaf that differs."""
+    lines = []
+    for name in [*was, *(name for name in is_now if name not in was)]:
+        old, new = was.get(name), is_now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            lines.append(f"{prefix}{name}: {old} -> {new}")
+    return lines

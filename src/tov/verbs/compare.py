@@ -29,10 +29,12 @@ from tov.methods.spec import parse_variant
 from tov.methods.work import expected_by
 from tov.model.consent import Expected
 from tov.model.load import located
+from tov.objects.mirror import joined, named
+from tov.objects.stores import is_url
 from tov.progress import tell
 from tov.reports import comparison as compare_report
-from tov.runs.folder import Run, differences, open_run, run_folder, watch_run, work_on
-from tov.runs.manifest import Manifest
+from tov.runs.folder import Run, open_run, run_folder, watch_run, work_on
+from tov.runs.manifest import Manifest, differences
 from tov.sinks import line
 from tov.tasks import TASKS
 from tov.verbs.report import write_grid, write_results
@@ -68,17 +70,17 @@ class Compared:
     @property
     def record(self) -> dict[str, Any]:
         """What the command prints with --json."""
-        return {"folder": str(self.folder), "results": self.results}
+        return {"folder": named(self.folder), "results": self.results}
 
     def __str__(self) -> str:
         """What the command prints."""
-        return f"{self.report}\nreport: {line(self.folder / 'report.md')}, with the figures gain.svg and loss.svg"
+        return f"{self.report}\nreport: {line(joined(named(self.folder), 'report.md'))}, with the figures gain.svg and loss.svg"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, the variants, and where the page is."""
         from tov.reports.html.card import comparison_card
 
-        return comparison_card(self.results, str(self.folder))
+        return comparison_card(self.results, named(self.folder))
 
 
 def compare(
@@ -276,6 +278,11 @@ def run_grid(grid: Grid, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
     """
     if "out" not in arguments:
         raise ConfigError("--out is missing.", fix="Name the folder of the whole grid, e.g. --out runs/grid.")
+    if is_url(arguments["out"]):
+        raise ConfigError(
+            f"--out {arguments['out']}: a grid's folder must be here; each of its experiments can be at a URL by itself.",
+            fix="Name a local folder, or run the experiments one by one: --only NAME --out URL.",
+        )
     out = Path(arguments["out"]).expanduser()
     configs = {name: compare_config(grid.settings_of(name, arguments, str(out))) for name in grid.experiments}
     for config in configs.values():

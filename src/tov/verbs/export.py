@@ -22,6 +22,7 @@ from tov.config.settings import Settings, build
 from tov.errors import ConfigError, DataError, ModelError, RunError
 from tov.files import atomic, write_text
 from tov.model.load import resolve
+from tov.objects.mirror import named
 from tov.progress import counted
 from tov.runs.folder import Run, run_folder, work_on
 from tov.runs.made import CONFIG
@@ -93,7 +94,7 @@ def run_export(config: ExportConfig) -> Exported:
         settings=config.shown(), reads=origin.reads,
     ) as run:  # fmt: skip
         if not run.finished:
-            run.note(origin={"run": str(origin.folder.absolute())}, seed=origin.manifest.seed)
+            run.note(origin={"run": named(origin.folder.absolute())}, seed=origin.manifest.seed)
             _write(run, origin, config)
             run.finish()
         else:

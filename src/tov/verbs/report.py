@@ -17,6 +17,8 @@ from tov.config.settings import build
 from tov.errors import ConfigError, RunError
 from tov.files import checksum, write_text
 from tov.model.builtin import cache_folder
+from tov.objects.mirror import local, named
+from tov.objects.stores import is_url
 from tov.progress import file_size
 from tov.reports.html.comparison import comparison_page, grid_page
 from tov.reports.html.page import Page, html
@@ -95,7 +97,13 @@ def run_report(config: ReportConfig) -> Reported:
             f"tov report got {len(config.runs)} runs.", allowed="one run, or two selections to be shown side by side",
             fix="Name one or two. A grid is named by its folder.",
         )  # fmt: skip
-    folders = [Path(one).expanduser() for one in config.runs]
+    if is_url(config.out):
+        raise ConfigError(
+            f"--out {config.out} is a URL.",
+            allowed="a file here",
+            fix="Leave --out out: the page is then put into the run.",
+        )
+    folders = [local(one) if is_url(one) else Path(one).expanduser() for one in config.runs]
     page = _pair(*map(_selection, folders)) if len(folders) == 2 else page_of(folders[0])
     file = (
         Path(config.out).expanduser()
@@ -182,13 +190,13 @@ def _selection(folder: Path) -> Run:
 
 
 def _page(run: Run) -> Page:
-    return selection_page(run.manifest, shown_rows.read(run), str(run.place))
+    return selection_page(run.manifest, shown_rows.read(run), named(run.place))
 
 
 def write_page(run: Run) -> None:
     """The page of a selection that is about to be finished."""
     shown = shown_rows.read_file(run.folder / shown_rows.FILE)
-    write_text(run.folder / FILE, _html(selection_page(run.manifest, shown, str(run.place))))
+    write_text(run.folder / FILE, _html(selection_page(run.manifest, shown, named(run.place))))
 
 
 def write_results(folder: Path, results: dict[str, Any], manifest: Manifest, place: Path) -> None:
@@ -208,15 +216,13 @@ def _html(page: Page) -> str:
 def _write(page: Page, file: Path, folder: Path) -> None:
     """Writes the page; one of a name of ours in the run folder is listed there as the run's."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, _html(page))
     ours = file.name == FILE or file.name.startswith(BESIDE)
-    if ours and file.parent.resolve() == folder.resolve() and (folder / "manifest.json").exists():
-        _list(file)
-
-
-def _list(file: Path) -> None:
-    with alone_in(file.parent):
-        run = any_run(file.parent)
+    if not (ours and file.parent.resolve() == folder.resolve() and (folder / "manifest.json").exists()):
+        write_text(file, _html(page))
+        return
+    with alone_in(folder):
+        write_text(file, _html(page))
+        run = any_run(folder)
         if run.finished:
             run.note(files={**run.manifest.files, file.name: checksum(file)})
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
+from tov.objects.mirror import joined, named
 from tov.progress import counted
 from tov.reports.summary import amount_lines, composition_table, gate_text, target_table, to_choose
 from tov.runs.folder import Run
@@ -45,6 +46,11 @@ class Result:
         return self.run.place
 
     @property
+    def place(self) -> str:
+        """What its user calls it: the folder, or the URL."""
+        return named(self.run.place)
+
+    @property
     def manifest(self) -> Manifest:
         """What `manifest.json` says."""
         return self.run.manifest
@@ -73,7 +79,7 @@ class Result:
         """What the command prints with --json."""
         manifest = self.manifest
         return {
-            "folder": str(self.folder), "status": manifest.status, "summary": manifest.summary, "timings": manifest.timings,
+            "folder": self.place, "status": manifest.status, "summary": manifest.summary, "timings": manifest.timings,
             **({"gate": manifest.gate} if manifest.gate else {}),
         }  # fmt: skip
 
@@ -81,14 +87,14 @@ class Result:
         """What the command prints: what there is, and what to do next."""
         if "scores" not in self.summary:
             return (
-                f"path of {counted(self.summary['epochs'], 'epochs')} in {line(self.folder / 'path')}\n"
-                f"score a pool with it: tov score --from {argument(self.folder)} --pool POOL --out OUT"
+                f"path of {counted(self.summary['epochs'], 'epochs')} in {line(joined(self.place, 'path'))}\n"
+                f"score a pool with it: tov score --from {argument(self.place)} --pool POOL --out OUT"
             )
         facts = self.summary["scores"]
         return "\n".join([
-            f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {line(self.folder / 'summary.md')}",
+            f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {line(joined(self.place, 'summary.md'))}",
             *(f"  {count:,} rows without a score: {line(reason)}" for reason, count in facts["left_out"].items()),
-            f"choose from them: tov select --from {argument(self.folder)} --n {to_choose(facts['usable'])} --out OUT",
+            f"choose from them: tov select --from {argument(self.place)} --n {to_choose(facts['usable'])} --out OUT",
         ])  # fmt: skip
 
     def report(
@@ -126,7 +132,7 @@ class Picked(Result):
         """What a notebook shows: the verdict, where the rows come from, and where the page is."""
         from tov.reports.html.card import selection_card
 
-        return selection_card(self.manifest, str(self.folder))
+        return selection_card(self.manifest, self.place)
 
     def __str__(self) -> str:
         """What the command prints: the composition, notes, and where the rows are."""
@@ -138,9 +144,9 @@ class Picked(Result):
             *amount_lines(choice),
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",
-            f"{choice['n']:,} rows in {line(self.folder / 'selected.jsonl')} (and .parquet)",
-            f"report: {line(self.folder / 'summary.md')}",
-            f"page:   tov report {argument(self.folder)} --open",
+            f"{choice['n']:,} rows in {line(joined(self.place, 'selected.jsonl'))} (and .parquet)",
+            f"report: {line(joined(self.place, 'summary.md'))}",
+            f"page:   tov report {argument(self.place)} --open",
         ]
         return "\n".join(parts)
 

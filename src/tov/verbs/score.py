@@ -34,6 +34,7 @@ from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import StoredPath, open_path
 from tov.methods.work import Work, model_record, note_model
+from tov.objects.mirror import relative
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import open_run, run_folder, work_on
 from tov.runs.manifest import TargetRecord
@@ -102,9 +103,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         models, method = Models(), find_method(origin.manifest.scoring.method if origin.manifest.scoring else "tov")
         run.note(
             inputs=remember(settings, pool=pools),
-            artifacts={
-                column_name("fit", name): os.path.relpath(path.folder, run.folder) for name, path in paths.items()
-            },
+            artifacts={column_name("fit", name): relative(path.folder, run.folder) for name, path in paths.items()},
             seed=settings.seed,
             targets=origin.manifest.targets or {name: TargetRecord(**path.target) for name, path in paths.items()},
         )

@@ -36,12 +36,13 @@ from tov.methods.auto import PILOTS
 from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
+from tov.objects.mirror import named
 from tov.progress import tell
 from tov.reports.numbers import amount_facts, choice_facts, facts_read, score_facts
 from tov.reports.summary import summary_markdown
-from tov.runs.folder import Run, differences, open_run, run_folder, work_on
+from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.runs.made import alone_in
-from tov.runs.manifest import InputsRecord
+from tov.runs.manifest import InputsRecord, differences
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
@@ -274,7 +275,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         if not run.finished:
             fields = ("inputs", "targets", "model", "scoring", "artifacts", "gate", "notes")
             run.note(
-                origin={"scores": str(origin.scores.absolute())},
+                origin={"scores": named(origin.scores.absolute())},
                 seed=seed,
                 **{name: getattr(origin.manifest, name) for name in fields},
             )

@@ -30,6 +30,7 @@ from tov.inputs.read import Indexed, read_target, usable_rows
 from tov.model.adapters import load, read_state, save, write_state
 from tov.model.consent import Expected
 from tov.model.evaluate import Evaluation, evaluate
+from tov.objects.mirror import named
 from tov.progress import Progress, track
 from tov.reports.training import printed, training_markdown
 from tov.runs.folder import Run, run_folder, work_on
@@ -125,7 +126,7 @@ def run_train(
         if not run.finished:
             run.note(
                 inputs=remember(settings, test=tests or config.test),
-                origin={"run": str(origin.folder.absolute())},
+                origin={"run": named(origin.folder.absolute())},
                 seed=config.seed,
             )
             _train_and_test(run, job)
