@@ -352,6 +352,19 @@ def test_auto_decides_for_all_targets_together(files: Path, tmp_path: Path) -> N
     assert [run.dataset["tov_target"].count(name) for name in ("sums", "law", "tiny")] == [3, 3, 2]
 
 
+def test_a_plan_of_auto_counts_every_target(files: Path) -> None:
+    settings = {
+        name: value for name, value in given_to(files, *NAMES, n=8).items() if name not in ("explain_rows", "page")
+    }
+    given = {**settings, "methods": ["auto"], "candidates": ("tov",), "pilot_folds": 2, "probe": False}
+    [three] = tov.plan(**{**given, "path_variant": "parallel"}).facts["methods"]
+    [one] = tov.plan(**{**given, "path_variant": "parallel", "target": settings["target"][:1]}).facts["methods"]
+    assert three["stages"]["scan"]["forward"] == pytest.approx(2 * one["stages"]["scan"]["forward"], rel=0.02), (
+        "4 of 2 passes"
+    )
+    assert three["stages"]["pilots"]["forward"] > one["stages"]["pilots"]["forward"]
+
+
 def test_a_target_whose_rows_are_all_rejected_is_told() -> None:
     rows = [{"text": f"words {number}", "label": "good" if number % 2 else "bad"} for number in range(4)]
     target = {"sums": rows, "law": [{**row, "answer": "reject"} for row in rows]}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tov.config.records import TrainingSettings
-from tov.methods.base import Method, PoolStats, Stage
+from tov.methods.base import Method, PoolStats, Stage, cost_of
 from tov.tasks import TASKS
 
 PILOT_POOL, PILOT_PART = 8, 24
@@ -90,7 +90,7 @@ def _priced(stats: PoolStats, settings: Any) -> Iterator[list[Stage] | None]:
         table = table_made_from(own, variant.method, options)
         if variant.method.takes == "best" and table not in seen:
             seen.append(table)
-            yield variant.method.cost(replace(stats, settings=own, options=options))
+            yield cost_of(variant.method, replace(stats, settings=own, options=options))
 
 
 def _pilots(stats: PoolStats) -> Stage:
@@ -102,6 +102,7 @@ def _pilots(stats: PoolStats) -> Stage:
     small = replace(
         stats, rows=sizes.pool, usable=sizes.pool, scored=stats.scored * part, tokens=stats.tokens * part,
         target_rows=round(stats.target_rows * kept), target_tokens=round(stats.target_tokens * kept),
+        targets=tuple((round(rows * kept), round(tokens * kept)) for rows, tokens in stats.targets),
     )  # fmt: skip
     # What two candidates make alike (embeddings, say) is made once.
     stages = {(one.name, one.forward, one.backward): one for cost in _priced(small, settings) for one in cost or ()}

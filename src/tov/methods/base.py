@@ -60,6 +60,7 @@ class PoolStats:
         width: of the model's hidden states.
         trained: how many parameters are trained under the LoRA settings of a record (`settings`, or the method's options), a
             new head's among them.
+        targets: of several targets, rows and tokens of each; `cost_of` asks about one after the other.
     """
 
     settings: Any
@@ -72,6 +73,7 @@ class PoolStats:
     target_tokens: int
     width: int
     trained: Callable[[Any], int]
+    targets: tuple[tuple[int, int], ...] = ()
 
     def drawn(self, rows: int) -> float:
         """Tokens of so many scored rows drawn at random."""
@@ -101,17 +103,6 @@ class Stage:
     kept: float | None = 0
     by_row: bool = False
     noise_rows: int = 0
-
-
-def together(costs: Sequence[Sequence[Stage]], shared: Sequence[Stage]) -> list[Stage]:
-    """The stages of a run for several targets.
-
-    Args:
-        costs: of each target alone.
-        shared: what each of them but the first is spared.
-    """
-    less = {stage.name: stage for stage in shared}
-    return [_sum(stages, less.get(stages[0].name, Stage("")), len(costs) - 1) for stages in zip(*costs, strict=True)]
 
 
 def _sum(stages: Sequence[Stage], less: Stage, times: int) -> Stage:
@@ -359,3 +350,15 @@ def column_of(scores: pa.Table, name: str) -> np.ndarray:
     if name not in scores.column_names:
         raise RunError(f"The scores have no column {name}.", fix="Give the command that scores again, with --force.")
     return scores[name].to_numpy().astype(np.float64)
+
+
+def cost_of(method: Method, stats: PoolStats) -> list[Stage] | None:
+    """The stages of a run for all of its targets: each target's, less what it shares with the first; None where none is told."""
+    if len(stats.targets) < 2 or method.takes == "pilots":  # pilots ask for their candidates' costs themselves
+        return method.cost(stats)
+    each = [replace(stats, target_rows=rows, target_tokens=tokens, targets=()) for rows, tokens in stats.targets]
+    costs = [method.cost(one) or [] for one in each]
+    less = {stage.name: stage for stage in method.shared(stats)}
+    if not all(costs):
+        return None
+    return [_sum(stages, less.get(stages[0].name, Stage("")), len(costs) - 1) for stages in zip(*costs, strict=True)]

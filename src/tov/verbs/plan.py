@@ -23,7 +23,7 @@ from tov.inputs.amount import Amount, Lengths, amount_of
 from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
 from tov.inputs.read import Indexed, PoolRows, check_n, target_of_row
-from tov.methods.base import Method, PoolStats, Stage, together
+from tov.methods.base import PoolStats, Stage, cost_of
 from tov.methods.choice import check_tokens
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.progress import tell
@@ -178,20 +178,16 @@ def _priced(
         scored=read.times * int(read.scored.sum()), tokens=read.tokens, target_rows=len(read.wanted),
         target_tokens=int(read.wanted.lengths.sum()),
         width=read.opened.loaded.model.config.get_text_config().hidden_size, trained=trained,
+        targets=_each_target(read),
     )  # fmt: skip
-    return _of_all_targets(variant.method, stats, read), options if hasattr(options, "lora_r") else settings
+    return cost_of(variant.method, stats), options if hasattr(options, "lora_r") else settings
 
 
-def _of_all_targets(method: Method, stats: PoolStats, read: ReadForPlan) -> list[Stage] | None:
-    """The stages for all targets together: each target's, less what it shares with the first."""
+def _each_target(read: ReadForPlan) -> tuple[tuple[int, int], ...]:
+    """Of each target, its rows that have a scored token, and their tokens."""
     of_row = target_of_row(read.target)[1][read.wanted_ids]
-    if method.takes == "pilots" or not of_row.any():
-        return method.cost(stats)
-    costs = []
-    for mine in (of_row == target for target in np.unique(of_row)):
-        of_it = replace(stats, target_rows=int(mine.sum()), target_tokens=int(read.wanted.lengths[mine].sum()))
-        costs.append(method.cost(of_it) or [])
-    return together(costs, method.shared(stats)) if all(costs) else None
+    parts = (of_row == target for target in np.unique(of_row))
+    return tuple((int(mine.sum()), int(read.wanted.lengths[mine].sum())) for mine in parts)
 
 
 def _timed(
