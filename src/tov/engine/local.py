@@ -1,4 +1,4 @@
-"""The engine of one process: shards in order, with the models that the caller already holds."""
+"""The engine of one process: one piece after another, with the models that the caller already holds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from tov.engine.base import ShardTask
+from tov.engine.base import FAILURES, P, ShardTask, Task
 from tov.engine.models import Models
+from tov.errors import stop_if_interrupted
 from tov.progress import Progress, part
 from tov.scores.shard import Shard
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Computes shards here, one after another.
+    """Computes shards and jobs here, one after another.
 
     Attributes:
         models: shared with whoever prepares the tasks, so that no model is loaded twice.
@@ -37,3 +38,19 @@ class LocalEngine:
                 with part(progress, shard.stop - shard.start):
                     result = compute(shard)
                 done(shard, result)
+
+    def run(
+        self, task: Task[P, T], jobs: Iterable[P], done: Callable[[P, T], None], failed: Callable[[P, str], None]
+    ) -> None:
+        """As of `tov.engine.base.Engine.run`."""
+        compute: Callable[[P], T] | None = None
+        with ExitStack() as opened:
+            for job in jobs:
+                compute = compute or opened.enter_context(task.open(self.models))
+                try:
+                    result = compute(job)
+                except FAILURES as error:
+                    stop_if_interrupted(error)
+                    failed(job, f"{type(error).__name__}: {error}")
+                else:
+                    done(job, result)
