@@ -87,9 +87,10 @@ class Engine(Protocol):
             task: what to compute.
             jobs: read one by one as workers are free.
             done: writes a result; what it has taken is never computed again.
-            failed: takes a job that raised one of `FAILURES`, and what it was. Of several workers: that failed on so many of
-                them, or over which so many were lost, that there is no sense in trying it again.
+            failed: takes a job that ended by another error than a TovError, and what it was. Of several workers: that failed
+                on so many of them, or over which so many were lost, that there is no sense in trying it again.
 
         Raises:
-            TovError: a worker is not of the driver's kind, or workers end without a result; what is done stays done.
+            TovError: as the task says, a worker is not of the driver's kind, or workers end without a result; what is done
+                stays done.
         """

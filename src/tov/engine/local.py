@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tov.engine.base import FAILURES, P, ShardTask, Task
 from tov.engine.models import Models
-from tov.errors import stop_if_interrupted
+from tov.errors import TovError, stop_if_interrupted
 from tov.progress import Progress, part
 from tov.scores.shard import Shard
 
@@ -49,6 +49,8 @@ class LocalEngine:
                 compute = compute or opened.enter_context(task.open(self.models))
                 try:
                     result = compute(job)
+                except TovError:  # is of the walk; what is of a job alone, its task gives back as a result
+                    raise
                 except FAILURES as error:
                     stop_if_interrupted(error)
                     failed(job, f"{type(error).__name__}: {error}")
