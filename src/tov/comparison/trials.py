@@ -2,8 +2,9 @@
 
 A trial is a variant of a method, a size and a seed. The seed fixes split, U, initial weights, order of rows and number
 of batches for all variants alike. `trials.jsonl` is append-only: a killed comparison goes on after its last whole line,
-and a finished trial is never run again. A trial that fails is a line with its error, and is tried again by the next
-call; a point of the random curve for which the pool has too few rows is left out for good.
+and a finished trial is never run again. Lines stand in the order in which trials end. A trial that fails is a line with its
+error, and is tried again by the next call; a point of the random curve for which the pool has too few rows is left out for
+good.
 """
 
 from __future__ import annotations
