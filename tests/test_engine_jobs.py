@@ -18,14 +18,15 @@ import pytest
 from conftest import skip_without
 from faults import killed
 from test_compare import compare
-from test_engines import Troubled
+from test_engines import Troubled, picked, scored
 from test_gate import select
 from tov.comparison.trainings import Training
 from tov.engine import crew
 from tov.engine.local import LocalEngine
+from tov.engine.making import Only
 from tov.engine.models import Models
 from tov.engine.processes import ProcessEngine, _Processes
-from tov.errors import DataError
+from tov.errors import DataError, NumericError
 
 FEW: dict[str, Any] = {"methods": ["random", "zero-shot"], "seeds": 1, "dtype": "fp32"}
 """No scans, so that all workers train; five trials."""
@@ -203,3 +204,52 @@ def test_pilots_decide_alike(tmp_path: Path, tiny_folder: Path) -> None:
     assert found[0] == found[1]
     assert several.manifest.gate["verdict"] == one.manifest.gate["verdict"]
     assert several.dataset["tov_row_id"] == one.dataset["tov_row_id"]
+
+
+# What comes before a scan
+
+
+@pytest.mark.parametrize("method", ["tov", "less"])
+def test_a_cluster_fits_on_a_worker_and_the_driver_has_the_files(
+    method: str, tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if that worker is lost once; the driver trains nothing itself."""
+    skip_without("ray", install="pip install 'tov[ray]'")
+    from tov.engine.on_ray import _Actors
+
+    one = picked(tmp_path / "one", tiny_folder, method)
+    sent = list[Any]()
+
+    def send(self: _Actors, worker: int, piece: Any, made: Any = _Actors.send) -> None:
+        made(self, worker, piece)
+        sent.append(piece)
+        if len(sent) == 1:
+            self.ray.kill(self.actors[worker])
+
+    def trains(*_: Any, **__: Any) -> None:
+        raise AssertionError("the driver trains")
+
+    monkeypatch.setattr(_Actors, "send", send)
+    for room in ("tov.fit", "shared.warm_up"):
+        monkeypatch.setattr(f"tov.methods.{room}.train_epoch", trains)
+    several = picked(tmp_path / "several", tiny_folder, method, engine="ray", workers=1)
+    assert [type(piece) is Only for piece in sent[:3]] == [True, True, False]
+    assert made_before(several.folder) == made_before(one.folder)
+    assert scored(several.folder) == scored(one.folder)
+
+
+def made_before(folder: Path) -> dict[str, bytes]:
+    files = [file for place in ("path", "artifacts") for file in (folder / place).rglob("*") if file.is_file()]
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in files if file.name != "artifact.json"}
+    assert any(name.endswith(".safetensors") for name in found)
+    return found
+
+
+def test_an_error_of_the_users_in_a_fit_is_raised_as_it_is(tmp_path: Path, tiny_folder: Path) -> None:
+    skip_without("ray", install="pip install 'tov[ray]'")
+    errors = []
+    for name, more in {"one": {}, "several": {"engine": "ray"}}.items():
+        with pytest.raises(NumericError, match="diverged") as told:
+            picked(tmp_path / name, tiny_folder, "tov", learning_rate=1e30, **more)
+        errors.append(str(told.value))
+    assert errors[0] == errors[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
 
 from tov.engine.models import Models
@@ -56,6 +57,19 @@ class Task(Protocol[P_contra, T_co]):
 ShardTask: TypeAlias = Task[Shard, T]
 
 
+class Making(Protocol[T_co]):
+    """Files to be made with a model before any shard is computed: a path, a warm-up. Picklable."""
+
+    def make(self, models: Models, folder: Path, progress: Progress) -> T_co:
+        """Fills a folder, and returns what else is to be known. Names of files do not depend on where they are made.
+
+        Args:
+            models: opens the model.
+            folder: empty, or with what an earlier call has left there.
+            progress: told of rows.
+        """
+
+
 class Engine(Protocol):
     """Computes a task on shards, or on jobs that take minutes each."""
 
@@ -93,4 +107,16 @@ class Engine(Protocol):
         Raises:
             TovError: as the task says, a worker is not of the driver's kind, or workers end without a result; what is done
                 stays done.
+        """
+
+    def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
+        """Makes files in a folder, here or on a worker.
+
+        Args:
+            making: of the files.
+            folder: of this process.
+            progress: told of rows, where they are made here.
+
+        Raises:
+            TovError: as the making says, or no worker could do it.
         """

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
-from tov.engine.base import FAILURES, P, ShardTask, Task
+from tov.engine.base import FAILURES, Making, P, ShardTask, Task
 from tov.engine.models import Models
 from tov.errors import TovError, stop_if_interrupted
 from tov.progress import Progress, part
@@ -56,3 +57,7 @@ class LocalEngine:
                     failed(job, f"{type(error).__name__}: {error}")
                 else:
                     done(job, result)
+
+    def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
+        """As of `tov.engine.base.Engine.make`: here."""
+        return making.make(self.models, folder, progress)

@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from tov.engine.base import P, Piece, ShardTask, Task
+from tov.engine.base import Making, P, Piece, ShardTask, Task
 from tov.engine.bench import Bench, Outcome, Sent, described
 from tov.engine.crew import News, walk
+from tov.engine.making import Elsewhere, Made, Only
 from tov.engine.models import Models
-from tov.errors import ConfigError
+from tov.errors import ConfigError, RunError
 from tov.progress import Progress, tell
 from tov.scores.shard import Shard
 
@@ -55,6 +57,20 @@ class RayEngine:
     ) -> None:
         """As of `tov.engine.base.Engine.run`."""
         self._walk(task, jobs, done, failed, long=True)
+
+    def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
+        """As of `tov.engine.base.Engine.make`: by one actor, which need not have the folder."""
+        made = list[Made[T]]()
+
+        def failed(_: Only, why: str) -> None:
+            raise RunError(
+                f"What comes before scoring could not be made by workers: {why}.",
+                fix="See that a worker has the memory and the files that it needs, then give the same command again.",
+            )
+
+        task: Task[Only, Made[T]] = Elsewhere(making)
+        replace(self, least=1, most=1).run(task, [Only()], lambda _, one: made.append(one), failed)
+        return made[0].write(folder)
 
     def _walk(
         self, task: Task[P, T], pieces: Iterable[P], done: Callable[[P, T], None], given_up: Callable[[P, str], None] | None,

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from tov.engine.base import P, Piece, ShardTask, Task
+from tov.engine.base import Making, P, Piece, ShardTask, Task
 from tov.engine.bench import Bench, Sent, described
 from tov.engine.crew import News, walk
 from tov.engine.models import Models
@@ -61,6 +61,10 @@ class ProcessEngine:
     ) -> None:
         """As of `tov.engine.base.Engine.run`."""
         self._walk(task, jobs, done, failed, long=True)
+
+    def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
+        """As of `tov.engine.base.Engine.make`: here, on the device that the driver has."""
+        return making.make(self.models, folder, progress)
 
     def _walk(
         self, task: Task[P, T], pieces: Iterable[P], done: Callable[[P, T], None], given_up: Callable[[P, str], None] | None,
