@@ -79,7 +79,7 @@ class RayEngine:
         ray = connected(self.address)
         if self.gpus and not torch.cuda.is_available():
             raise ConfigError(
-                "--gpus-per-worker asks for GPUs, but this process, which fits and decides where all compute, has none.",
+                "--gpus-per-worker asks for GPUs, but this process, which opens the model and decides, has none.",
                 fix="Start it where a GPU is, e.g. ray job submit --entrypoint-num-gpus 1, or leave --gpus-per-worker out.",
             )
         sent = described(task, self.models, torch.get_num_threads())
