@@ -197,7 +197,7 @@ def test_what_a_library_makes_of_an_interrupt_is_no_failed_trial(
     note_interrupts()
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("tov.comparison.bench._run_trial", swallows)
+            patch.setattr("tov.comparison.trainings.trained", swallows)
             with pytest.raises(KeyboardInterrupt) as raised:
                 compare(tmp_path / "run", tiny_folder, methods=["random"], seeds=1)
         said, code = explain(ValueError("raised while the interrupt was on its way")) or ("", 0)
@@ -288,7 +288,7 @@ def test_killed_three_times_it_ends_with_the_table_of_an_undisturbed_one(tmp_pat
         "epochs": 1, "max_length": 64, "train_rows": 32, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     tov.compare(**given, quiet=True, out=tmp_path / "whole")
-    out, counts, trials = tmp_path / "killed", [], "tov.comparison.bench._run_trial"
+    out, counts, trials = tmp_path / "killed", [], "tov.comparison.trainings.trained"
     file = out / "trials.jsonl"
     for moment in ({"naming": "rows-000000000000"}, {"function": trials, "call": 4}, {"function": trials, "call": 7}):
         if len(counts) == 1:

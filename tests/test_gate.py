@@ -92,7 +92,7 @@ def test_each_target_row_is_judged_once_and_never_by_a_score_that_has_seen_it(ti
 def test_the_pilots_hold_out_a_fold_from_target_and_pool(picked: Any, tiny_folder: Path, monkeypatch: Any) -> None:
     seen: list[Bench] = []
 
-    def watch(run: Any, bench: Bench, todo: Any) -> Any:
+    def watch(run: Any, bench: Bench, *_: Any) -> Any:
         seen.append(bench)
         raise DataError("seen", fix="none")
 
@@ -177,7 +177,7 @@ def test_a_finished_run_is_returned_and_other_candidates_are_another_run(picked:
 def test_killed_in_any_pilot_it_goes_on_and_decides_alike(tmp_path: Path, tiny_folder: Path, picked: Any) -> None:
     out = tmp_path / "killed"
     for call in (3, 4):
-        with killed(function="tov.comparison.bench._run_trial", call=call):
+        with killed(function="tov.comparison.trainings.trained", call=call):
             select(out, tiny_folder)
     done = select(out, tiny_folder)
     trials = [(one["variant"], one["seed"]) for one in pilots_of(out)]
@@ -278,7 +278,7 @@ def test_no_row_like_the_fold_reaches_a_pilots_pool_or_target(
     """Equal prompts, equal values of --group-by, and near duplicates."""
     splits: list[Any] = []
 
-    def watch(run: Any, bench: Bench, todo: Any) -> Any:
+    def watch(run: Any, bench: Bench, *_: Any) -> Any:
         splits.append(bench.split)
         raise DataError("seen", fix="none")
 

@@ -113,6 +113,12 @@ def interrupted(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) or _interrupted.is_set()
 
 
+def stop_if_interrupted(error: BaseException) -> None:
+    """Raises KeyboardInterrupt if an error is an interrupt: what it ended has not failed, and is to be run again."""
+    if interrupted(error):
+        raise KeyboardInterrupt from error
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an exception; None for a fault of ours, which keeps its traceback."""
     if interrupted(error):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -18,11 +18,14 @@ from tov.checks.facts import drawn, seen
 from tov.checks.look import Beside, look
 from tov.comparison.records import DONE, FAILED, LEFT_OUT
 from tov.comparison.split import Split
+from tov.comparison.trainings import Failed, Trained, Training, Trainings, in_words
 from tov.comparison.variants import Trial
 from tov.config.records import CompareConfig
 from tov.data.pool import Pool
-from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
-from tov.errors import DataError, TovError, interrupted
+from tov.engine.base import FAILURES
+from tov.engine.choose import engine_of
+from tov.engine.models import Models, ModelSpec, Opened
+from tov.errors import DataError, stop_if_interrupted
 from tov.files import digest
 from tov.inputs.draw import RANDOM_ROWS, draw_rows, encode_scored
 from tov.inputs.read import targets_of, usable_rows
@@ -32,19 +35,14 @@ from tov.methods.spec import Variant, dumped, settings_for, table_made_from
 from tov.methods.work import model_record, note_model
 from tov.metrics import exact_match, own_metric
 from tov.model.consent import Expected
-from tov.model.evaluate import Evaluation, evaluate
-from tov.model.generate import Asked, answers
+from tov.model.generate import Asked
 from tov.runs.environment import versions
 from tov.runs.folder import Run, work_on
 from tov.runs.manifest import ChecksRecord
 from tov.scores.store import read_table
-from tov.seeds import derive, generator
+from tov.seeds import generator
 from tov.tasks import TASKS, Task
-from tov.text.encode import Encoded
-from tov.training.final import train
-
-FAILURES = (TovError, RuntimeError, LookupError, ValueError, TypeError, MemoryError)
-"""What may end a trial and not the comparison: torch tells of memory and shapes by its own, and another's method as it will."""
+from tov.text.encode import Encoded, Encoder
 
 
 @dataclass
@@ -68,7 +66,7 @@ class Bench:
     @cached_property
     def beside(self) -> Beside:
         """What chosen rows are looked at beside; the same for all trials."""
-        split, encode, seed = self.split, self.model().encode, self.config.seed
+        split, encode, seed = self.split, self.encode, self.config.seed
         pool_rows, of_pool = seen(split.rows.pool, np.flatnonzero(split.rows.usable), encode, seed)
         target, of_target = seen(split.target.pool, np.arange(len(split.target)), encode, seed)
         test, _ = seen(split.test.pool, np.arange(len(split.test)), None, seed)
@@ -81,27 +79,53 @@ class Bench:
 
     def model(self) -> Opened:
         """The model in its initial state (pretrained weights, seeded adapter and head)."""
-        return self.models.open(ModelSpec.of(self.config, self.labels), self.expected)
+        return self.models.open(self.spec, self.expected)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model described."""
+        return ModelSpec.of(self.config, self.labels)
+
+    @cached_property
+    def encode(self) -> Encoder:
+        """Rows to the model's tokens; stays when the model is let go."""
+        return self.model().encode
+
+    @cached_property
+    def asked(self) -> list[Asked]:
+        """The test rows whose answers are generated."""
+        return _asked(self.split.test.pool, self.config.exact_match) if self.task.generates else []
 
 
-def seed_trials(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
-    """Score tables first (each on its own model), then the trainings (all from one)."""
-    opened = bench.model()
+def seed_trials(run: Run, bench: Bench, todo: Sequence[Trial], done: Callable[[dict[str, Any]], None]) -> None:
+    """Score tables first (each on its own model), then the trainings (all from one), side by side where there are workers.
+
+    Args:
+        run: of the comparison, or of the pilots.
+        bench: of the seed.
+        todo: trials that have not been run.
+        done: takes the record of a trial when it ends; workers end them in any order.
+    """
     # What every trial of a comparison must share.
-    note_model(run, model_record(opened, bench.config))
-    version = {"version": versions()["tov"], "commit": versions().get("commit")}
-    test, row_ids = encode_scored(bench.split.test.pool, opened.encode, role="test")
-    lost = len(bench.split.test) - len(row_ids)
+    note_model(run, model_record(bench.model(), bench.config))
+    test, row_ids = encode_scored(bench.split.test.pool, bench.encode, role="test")
     tables: dict[str, _Table | Exception] = {}
-    of_trial: dict[tuple[str, int, int], str] = {}
+    of_trial: list[str] = []
     for trial in todo:
         variant = trial.chooser
         options = variant.method.resolve(variant.options, trial.n)  # they may depend on n, and then so does the table
-        of_trial[trial.key] = name = digest([variant.name, dumped(options)])
+        of_trial.append(name := digest([variant.name, dumped(options)]))
         if variant.method.takes == "best" and name not in tables:
             tables[name] = _score_table(run, bench, variant, options, trial.n)
-    for trial in todo:
-        yield {**_try(trial, bench, tables.get(of_trial[trial.key]), test, lost), **version}
+    shared = {
+        "test_rows": len(test), "test_rows_without_tokens": len(bench.split.test) - len(row_ids),
+        "version": versions()["tov"], "commit": versions().get("commit"),
+    }  # fmt: skip
+    trials = _Trials(
+        bench, [(trial, tables.get(name)) for trial, name in zip(todo, of_trial, strict=True)], shared, done
+    )
+    task = Trainings(bench.config, bench.spec, bench.expected, test, bench.asked)
+    engine_of(bench.config, bench.models).run(task, trials.chosen(), trials.trained, trials.failed)
 
 
 def check_questions(test: Pool, rows: int, flag: str = "--exact-match", role: str = "test") -> None:
@@ -155,32 +179,61 @@ def _score_table(run: Run, bench: Bench, variant: Variant, options: Any, n: int)
     return _Table(table, config, len(rows.pool))
 
 
-def stop_if_interrupted(error: Exception) -> None:
-    """An interrupted trial has not failed: it is to be run again."""
-    if interrupted(error):
-        raise KeyboardInterrupt from error
+@dataclass(frozen=True)
+class _Trials:
+    """The trials of a seed: what each is trained on, and the record of what came of it.
 
+    Attributes:
+        bench: what they share.
+        trials: each with its score table, if its rows are chosen by one.
+        shared: what all their records hold.
+        done: takes a record.
+        known: place -> what is known of a trial before its training, and the seconds that this took.
+    """
 
-def _try(trial: Trial, bench: Bench, table: _Table | Exception | None, test: Encoded, lost: int) -> dict[str, Any]:
-    start = time.monotonic()
-    record = {**_named(trial), "notes": table.notes if isinstance(table, _Table) else []}
-    try:
-        if isinstance(table, Exception):
-            raise table
-        record |= _run_trial(trial, bench, table, test)
-    except _TooFewRows as error:
-        record |= {"status": LEFT_OUT, "error": error.problem}
-    except FAILURES as error:
-        stop_if_interrupted(error)
-        record |= _failure(error)
-    if trial.gate:
-        record |= {"gate": trial.gate, "notes": [trial.gate["verdict"], *record["notes"]]}
-    return {
-        **record,
-        "test_rows": len(test),
-        "test_rows_without_tokens": lost,
-        "seconds": round(time.monotonic() - start, 3),
-    }
+    bench: Bench
+    trials: Sequence[tuple[Trial, _Table | Exception | None]]
+    shared: Mapping[str, Any]
+    done: Callable[[dict[str, Any]], None]
+    known: dict[int, tuple[dict[str, Any], float]] = field(default_factory=dict)
+
+    def chosen(self) -> Iterator[Training]:
+        """The trainings; the rows of one are chosen when it is asked for. A trial whose rows cannot be chosen has ended."""
+        for place, (trial, table) in enumerate(self.trials):
+            begun = time.monotonic()
+            try:
+                if isinstance(table, Exception):
+                    raise table
+                known, rows = _before_training(trial, self.bench, table)
+            except _TooFewRows as error:
+                self._write(place, {"status": LEFT_OUT, "error": error.problem}, time.monotonic() - begun)
+            except FAILURES as error:
+                stop_if_interrupted(error)
+                self._write(place, _failure(in_words(error)), time.monotonic() - begun)
+            else:
+                self.known[place] = known, time.monotonic() - begun
+                yield Training(place, rows)
+
+    def trained(self, training: Training, came: Trained | Failed) -> None:
+        """Writes what came of a training."""
+        known, seconds = self.known[training.start]
+        try:
+            ended = _failure(came.why) if isinstance(came, Failed) else {**known, **_after_training(came, self.bench)}
+        except FAILURES as error:  # the user's own metric
+            stop_if_interrupted(error)
+            ended = _failure(in_words(error))
+        self._write(training.start, ended, seconds + came.seconds)
+
+    def failed(self, training: Training, why: str) -> None:
+        """Writes that a training could not be had from any worker."""
+        self._write(training.start, _failure(why), self.known[training.start][1])
+
+    def _write(self, place: int, ended: Mapping[str, Any], seconds: float) -> None:
+        trial, table = self.trials[place]
+        record = {**_named(trial), "notes": table.notes if isinstance(table, _Table) else [], **ended}
+        if trial.gate:
+            record |= {"gate": trial.gate, "notes": [trial.gate["verdict"], *record["notes"]]}
+        self.done({**record, **self.shared, "seconds": round(seconds, 3)})
 
 
 def _named(trial: Trial) -> dict[str, Any]:
@@ -190,8 +243,8 @@ def _named(trial: Trial) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    return {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
+def _failure(why: str) -> dict[str, Any]:
+    return {"status": FAILED, "error": why}
 
 
 def failed(trial: Trial, error: Exception, bench: Bench) -> dict[str, Any]:
@@ -202,7 +255,7 @@ def failed(trial: Trial, error: Exception, bench: Bench) -> dict[str, Any]:
     """
     stop_if_interrupted(error)
     lacks = {"test_rows": len(bench.split.test), "test_rows_without_tokens": 0, "seconds": 0.0}
-    return {**_named(trial), "notes": [], **_failure(error), **lacks}
+    return {**_named(trial), "notes": [], **_failure(in_words(error)), **lacks}
 
 
 def _added(*costs: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -211,28 +264,30 @@ def _added(*costs: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {name: sum(cost[name] for cost in there) for name in there[0]} if there else None
 
 
-def _run_trial(trial: Trial, bench: Bench, table: _Table | None, test: Encoded) -> dict[str, Any]:
-    opened, config = bench.model(), bench.config
-    record: dict[str, Any] = {
+def _before_training(trial: Trial, bench: Bench, table: _Table | None) -> tuple[dict[str, Any], Encoded | None]:
+    """What a trial's record says of the rows chosen, and these as tokens; None where there is no training."""
+    known: dict[str, Any] = {
         "scoring": _added(trial.gate["cost"] if trial.gate else None, table.run.manifest.cost if table else None),
         "table": table.run.folder.name if table else None,
         "train": None,
         "chosen": {},
         "by_score": 0,
     }
-    if trial.chooser.method.takes != "none":
-        row_ids, rows, by_score, notes = _chosen(trial, bench, table, opened)
-        record["checks"] = _look(bench, row_ids, rows).model_dump(mode="json")
-        log = train(opened.adapted, rows, config, seed=derive(config.seed, "final training"))
-        record |= {
-            "train": log.facts(),
-            "chosen": dict(Counter(bench.split.rows.pool.source_names(row_ids))),
-            "by_score": by_score,
-            "notes": [*(table.notes if table else []), *notes],
-            "rows_fingerprint": digest([int(row_id) for row_id in row_ids]),
-        }
-    result = evaluate(opened.adapted, test, batch_tokens=config.batch_tokens or auto_batch_tokens(opened.loaded.device))
-    return {**record, "loss": result.loss, "metric": _metric(result, bench, opened)}
+    if trial.chooser.method.takes == "none":
+        return known, None
+    row_ids, rows, by_score, notes = _chosen(trial, bench, table)
+    known |= {
+        "chosen": dict(Counter(bench.split.rows.pool.source_names(row_ids))),
+        "by_score": by_score,
+        "checks": _look(bench, row_ids, rows).model_dump(mode="json"),
+        "notes": [*(table.notes if table else []), *notes],
+        "rows_fingerprint": digest([int(row_id) for row_id in row_ids]),
+    }
+    return known, rows
+
+
+def _after_training(came: Trained, bench: Bench) -> dict[str, Any]:
+    return {"train": came.train, "loss": came.result.loss, "metric": _metric(came, bench)}
 
 
 def _look(bench: Bench, row_ids: np.ndarray, rows: Encoded) -> ChecksRecord:
@@ -245,13 +300,11 @@ class _TooFewRows(DataError):
     """A point of the random curve, at a size that nobody asked for, is beyond the pool's rows with a scored token."""
 
 
-def _chosen(
-    trial: Trial, bench: Bench, table: _Table | None, opened: Opened
-) -> tuple[np.ndarray, Encoded, int, tuple[str, ...]]:
+def _chosen(trial: Trial, bench: Bench, table: _Table | None) -> tuple[np.ndarray, Encoded, int, tuple[str, ...]]:
     """The rows to train on: ids, tokens, how many the score chose, and what a reader must be told of the choice."""
     rows = bench.split.rows
     if table is None:
-        row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, RANDOM_ROWS), opened.encode)
+        row_ids, encoded = draw_rows(rows, trial.n, generator(trial.seed, RANDOM_ROWS), bench.encode)
         if len(row_ids) < trial.n and trial.chooser.method.takes == "random":
             short = DataError if trial.n in bench.config.sizes else _TooFewRows
             raise short(
@@ -264,12 +317,12 @@ def _chosen(
         scores, table.rows, columns_for(method, table.config, scores, targets=targets), table.run.stamp
     )
     choice, _ = choose_rows(method, table.config, columns, table.run, targets=targets, n=trial.n, seed=trial.seed)
-    encoded = opened.encode(usable_rows(rows.pool.at(choice.row_ids)))
+    encoded = bench.encode(usable_rows(rows.pool.at(choice.row_ids)))
     return choice.row_ids, encoded, int((choice.reasons == "score").sum()), choice.notes
 
 
-def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
-    config, task, labels = bench.config, bench.task, opened.loaded.labels
+def _metric(came: Trained, bench: Bench) -> float | None:
+    config, task, labels, result = bench.config, bench.task, bench.encode.labels, came.result
     if not task.generates:
         if not config.metric:
             return task.label_metric(labels, result.labels, result.predicted, result.offsets)
@@ -277,8 +330,7 @@ def _metric(result: Evaluation, bench: Bench, opened: Opened) -> float | None:
         return own_metric(config.metric)(*rows)
     if not config.exact_match:
         return None
-    asked = _asked(bench.split.test.pool, config.exact_match)
-    references, given = [row.answer for row in asked], answers(opened.adapted, opened.encode, asked)
+    references = [row.answer for row in bench.asked]
     if config.metric:
-        return own_metric(config.metric)(references, given)
-    return exact_match(references, given, config.answer_pattern)
+        return own_metric(config.metric)(references, came.answers)
+    return exact_match(references, came.answers, config.answer_pattern)

@@ -15,6 +15,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,14 @@ import numpy as np
 
 from tov.comparison.bench import Bench, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved, safest_of
-from tov.comparison.records import DONE, key_of, read_trials
+from tov.comparison.records import DONE, keeper, key_of, read_trials
 from tov.comparison.split import Split, check_column, folds_of, like_test
 from tov.comparison.variants import BASELINE, Trial, check_distinct, check_pattern
 from tov.config.records import CompareConfig
 from tov.config.settings import build
 from tov.engine.models import Models
 from tov.errors import ConfigError, DataError
-from tov.files import append_json_line, digest
+from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, subset_of
 from tov.methods.auto import LEAST, PilotSizes, pilot_sizes
 from tov.methods.choice import check_choice
@@ -228,10 +229,8 @@ def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant
         variants = [parse_variant(BASELINE), *(one for one in candidates if one.name in alive)]
         trials = [Trial(variant, bench.config.sizes[0], bench.config.seed) for variant in variants]
         todo = [trial for trial in trials if trial.key not in there]
-        for record in seed_trials(run, bench, todo) if todo else ():
-            append_json_line(file, record)
-            there[key_of(record)] = record
-            _tell(number, record, bench.config)
+        if todo:
+            seed_trials(run, bench, todo, keeper(file, there, partial(_tell, number, bench.config)))
         bench.models.close()
         mine = [there[trial.key] for trial in trials]
         if mine[0]["status"] != DONE:
@@ -388,7 +387,7 @@ def _cost(run: Run, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"seconds": round(seconds, 3), "tokens_forward": forward, "tokens_backward": backward, "bytes": size}
 
 
-def _tell(number: int, record: Mapping[str, Any], config: CompareConfig) -> None:
+def _tell(number: int, config: CompareConfig, record: Mapping[str, Any]) -> None:
     if config.quiet:
         return
     if record["status"] != DONE:

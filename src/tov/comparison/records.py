@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tov.errors import RunError, kind_of
+from tov.files import append_json_line
 from tov.runs.manifest import ChecksRecord
 
 DONE, FAILED, LEFT_OUT = "done", "failed", "left out"
@@ -80,6 +82,19 @@ def read_trials(file: Path) -> list[dict[str, Any]]:
     data = file.read_bytes()
     lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
     return [_record(line, _Trial, f"{file}:{number}", "a trial") for number, line in enumerate(lines, 1)]
+
+
+def keeper(
+    file: Path, records: MutableMapping[tuple[str, int, int], dict[str, Any]], tell: Callable[[dict[str, Any]], None]
+) -> Callable[[dict[str, Any]], None]:
+    """What appends the record of a trial to a file, then keeps it among others by its key, and tells of it."""
+
+    def keep(record: dict[str, Any]) -> None:
+        append_json_line(file, record)
+        records[key_of(record)] = record
+        tell(record)
+
+    return keep
 
 
 def read_results(file: Path) -> dict[str, Any]:

@@ -2,26 +2,29 @@
 
 A trial is a variant of a method, a size and a seed. The seed fixes split, U, initial weights, order of rows and number
 of batches for all variants alike. `trials.jsonl` is append-only: a killed comparison goes on after its last whole line,
-and a finished trial is never run again. A trial that fails is a line with its error, and is tried again by the next
-call; a point of the random curve for which the pool has too few rows is left out for good.
+and a finished trial is never run again. Lines stand in the order in which trials end. A trial that fails is a line with its
+error, and is tried again by the next call; a point of the random curve for which the pool has too few rows is left out for
+good.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from tov.comparison.bench import FAILURES, Bench, check_questions, failed, seed_trials
+from tov.comparison.bench import Bench, check_questions, failed, seed_trials
 from tov.comparison.gate import check_variant, decide
-from tov.comparison.records import DONE, LEFT_OUT, key_of, read_trials
+from tov.comparison.records import DONE, LEFT_OUT, keeper, key_of, read_trials
 from tov.comparison.split import Data, make_split
 from tov.comparison.variants import Trial, plan_trials, rule_of, variants_of
 from tov.config.records import CompareConfig
 from tov.data.labels import check_known
-from tov.files import append_json_line, digest
+from tov.engine.base import FAILURES
+from tov.files import digest
 from tov.inputs.read import check_n, labels_of
 from tov.methods.spec import settings_for
 from tov.methods.work import expected_by
@@ -56,15 +59,14 @@ def run_trials(
     if others:
         notes.append(f"{len(others)} more variants were trained here and are not shown: {', '.join(sorted(others))}")
     wanted = []
+    done = keeper(file, records, partial(_tell, config))
     for bench in benches:
         bench.expected = expected_by(run) or expected
         trials = list(plan_trials(variants, config, bench.config.seed, int(bench.split.rows.usable.sum())))
         wanted += [trial.key for trial in trials]
         todo = [trial for trial in trials if not _settled(records.get(trial.key, {}), config)]
-        for record in _seed_records(run, bench, todo) if todo and not config.report_only else ():
-            append_json_line(file, record)
-            records[key_of(record)] = record
-            _tell(record, config)
+        if todo and not config.report_only:
+            _run_seed(run, bench, todo, done)
         bench.models.close()
     asked = [records[key] for key in wanted if key in records]
     if len(asked) < len(wanted):
@@ -82,8 +84,8 @@ def run_trials(
     return shown, notes + _warnings(shown) + _variant_notes(shown) + _versions_note(shown)
 
 
-def _seed_records(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dict[str, Any]]:
-    """The records of a seed's trials. Where `auto` is asked for, what it decides for is found out first."""
+def _run_seed(run: Run, bench: Bench, todo: Sequence[Trial], done: Callable[[dict[str, Any]], None]) -> None:
+    """Hands the records of a seed's trials to `done`. Where `auto` is asked for, what it decides for is found out first."""
     ready = []
     for trial in todo:
         if trial.variant.method.takes != "pilots":
@@ -92,8 +94,8 @@ def _seed_records(run: Run, bench: Bench, todo: Sequence[Trial]) -> Iterator[dic
         try:
             ready.append(_decided(run, bench, trial))
         except FAILURES as error:
-            yield failed(trial, error, bench)
-    yield from seed_trials(run, bench, ready)
+            done(failed(trial, error, bench))
+    seed_trials(run, bench, ready, done)
 
 
 def _decided(run: Run, bench: Bench, trial: Trial) -> Trial:
@@ -183,7 +185,7 @@ def _versions_note(records: Sequence[dict[str, Any]]) -> list[str]:
     return [f"the trials were made by {len(counts)} versions of tov: {parts}"] if len(counts) > 1 else []
 
 
-def _tell(record: dict[str, Any], config: CompareConfig) -> None:
+def _tell(config: CompareConfig, record: dict[str, Any]) -> None:
     if config.quiet:
         return
     text = f"{record['loss']:.4f} nat" if record["status"] == DONE else f"{record['status']}: {record['error']}"

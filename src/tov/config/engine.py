@@ -1,4 +1,4 @@
-"""The settings of where shards are computed: nothing that is computed depends on them."""
+"""The settings of where shards and trials are computed: nothing that is computed depends on them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from tov.errors import ConfigError
 
 
 class EngineSettings(Settings):
-    """Of passes over the pool."""
+    """Of passes over the pool, and of the trainings of pilots and comparisons."""
 
     engine: Literal["local", "ray"] = setting(
-        "output", "where shards of the pool are computed: local (this machine), or ray (a Ray cluster)", "local"
+        "output",
+        "where shards of the pool and trials are computed: local (this machine), or ray (a Ray cluster)",
+        "local",
     )
     devices: tuple[str, ...] | None = setting(
         "output",

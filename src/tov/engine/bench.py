@@ -1,4 +1,4 @@
-"""What a worker is, wherever it runs: it gets a task once, opens it, and computes the shards that it is sent.
+"""What a worker is, wherever it runs: it gets a task once, opens it, and computes the pieces that it is sent.
 
 Everything that goes to a worker or comes back is one of the records here, and picklable.
 """
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from tov import errors
+from tov.engine.base import Piece
 from tov.engine.models import Models, ModelSpec
 from tov.errors import RunError, TovError
 from tov.runs.environment import versions
-from tov.scores.shard import Shard
 
 ALIKE = ("tov", "torch", "transformers", "peft", "numpy")
 """Packages whose versions decide about the last bits of a score."""
@@ -44,7 +44,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a shard; at most one of `error` and `failed` is set.
+    """What came of a piece; at most one of `error` and `failed` is set.
 
     Attributes:
         value: what was computed.
@@ -96,14 +96,16 @@ class Bench:
 
     sent: Sent
     models: Models = field(default_factory=Models)
-    _compute: Callable[[Shard], Any] | None = None
+    _compute: Callable[[Any], Any] | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
-    def compute(self, shard: Shard) -> Outcome:
-        """A shard's outcome; raises nothing."""
+    def compute(self, piece: Piece) -> Outcome:
+        """A piece's outcome; raises nothing."""
         begun = time.perf_counter()
         try:
-            value = self._opened()(shard)
+            compute = self._opened()
+            self._check_models()  # most tasks open theirs at once
+            value = compute(piece)
             self._check_models()
         except TovError as error:
             return Outcome(error=Refusal.of(error))
@@ -111,7 +113,7 @@ class Bench:
             return Outcome(failed="".join(traceback.format_exception_only(error)).strip())
         return Outcome(value, seconds=time.perf_counter() - begun)
 
-    def _opened(self) -> Callable[[Shard], Any]:
+    def _opened(self) -> Callable[[Any], Any]:
         if self._compute is None:
             self._check_versions()
             torch.set_num_threads(self.sent.threads)

@@ -1,7 +1,7 @@
-"""Shards handed to several workers: who gets which, and what happens when a worker is lost, slow, or fails.
+"""Pieces handed to several workers: who gets which, and what happens when a worker is lost, slow, or fails.
 
-Knows nothing of processes or clusters: `Crew` is what it needs of them. Results come in any order, and each shard is handed
-to `done` once. A lost worker costs the shards that it held, which others get.
+A piece is a shard or a training. Knows nothing of processes or clusters: `Crew` is what it needs of them. Results come in any
+order, and each piece is handed to `done` once. A lost worker costs the pieces that it held, which others get.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
+from tov.engine.base import P, Piece
 from tov.engine.bench import Outcome
 from tov.errors import RunError
 from tov.progress import tell
-from tov.scores.shard import Shard
 
 T = TypeVar("T")
 HELD = 2
 """Shards that a worker holds: one in work, and one so that it need not wait."""
 TRIES = 3
-"""Workers that a shard may fail on before it is set aside."""
+"""Workers that a piece may fail on before it is set aside."""
 LOSSES = 6
-"""Workers that may be lost while a shard is in work before it is set aside: machines go for reasons of their own."""
+"""Workers that may be lost while a piece is in work before it is set aside: machines go for reasons of their own."""
 STILLBORN = 8
 """Workers in a row that may end without a result before the walk ends: something is wrong with all of them."""
 SLOW, SLOW_SECONDS = 3.0, 5.0
@@ -37,13 +37,13 @@ class News:
 
     Attributes:
         worker: its number.
-        shard: first row_id of the shard in question; None where it is the worker itself that is ready, or lost.
-        outcome: of the shard.
+        piece: start of the piece in question; None where it is the worker itself that is ready, or lost.
+        outcome: of the piece.
         lost: why the worker is no more.
     """
 
     worker: int
-    shard: int | None = None
+    piece: int | None = None
     outcome: Outcome | None = None
     lost: str | None = None
 
@@ -57,8 +57,8 @@ class Crew(Protocol):
     def hire(self) -> int:
         """Starts one more worker, and gives its number; it says that it is ready by `News`."""
 
-    def send(self, worker: int, shard: Shard) -> None:
-        """Gives a worker a shard; it computes them in the order in which it got them."""
+    def send(self, worker: int, piece: Piece) -> None:
+        """Gives a worker a piece; it computes them in the order in which it got them."""
 
     def news(self, seconds: float) -> list[News]:
         """What has happened; waits so long for something to happen."""
@@ -69,26 +69,27 @@ class Crew(Protocol):
 
 @dataclass
 class _InWork:
-    shard: Shard
+    piece: Any
     workers: list[int]
     since: float
 
 
 @dataclass
 class _Walk:
-    """One walk over the shards of a task."""
+    """One walk over the pieces of a task."""
 
     crew: Crew
-    shards: Iterator[Shard]
-    done: Callable[[Shard, Any], None]
-    given_up: Callable[[Shard, str], None] | None
+    pieces: Iterator[Any]
+    done: Callable[[Any, Any], None]
+    given_up: Callable[[Any, str], None] | None
+    long: bool
     held: dict[int, list[int]] = field(default_factory=dict)
     ready: set[int] = field(default_factory=set)
     work: dict[int, _InWork] = field(default_factory=dict)
-    again: deque[Shard] = field(default_factory=deque)
+    again: deque[Any] = field(default_factory=deque)
     failures: dict[int, list[str]] = field(default_factory=dict)
     losses: dict[int, int] = field(default_factory=dict)
-    aside: list[tuple[Shard, str]] = field(default_factory=list)
+    aside: list[tuple[Any, str]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     stillborn: int = 0
     over: bool = False
@@ -114,40 +115,40 @@ class _Walk:
     def _hire(self) -> None:
         self.held[self.crew.hire()] = []
 
-    def _next(self) -> Shard | None:
-        """A shard to be computed; reading one may take long."""
+    def _next(self) -> Any:
+        """A piece to be computed, None if there is none left; reading one may take long."""
         if self.again:
             return self.again.popleft()
-        shard = None if self.over else next(self.shards, None)
-        self.over = self.over or shard is None
-        return shard
+        piece = None if self.over else next(self.pieces, None)
+        self.over = self.over or piece is None
+        return piece
 
     def _free(self) -> int | None:
         """The ready worker that holds least, if it may hold more."""
         worker = min(self.ready, key=lambda one: (len(self.held[one]), one), default=None)
-        return worker if worker is not None and len(self.held[worker]) < HELD else None
+        return worker if worker is not None and len(self.held[worker]) < (1 if self.long else HELD) else None
 
     def _could_give(self) -> bool:
         return self._free() is not None and bool(self.again or not self.over)
 
     def _hand_out(self) -> None:
-        """One shard: between two of them what workers have to say is heard."""
+        """One piece: between two of them what workers have to say is heard."""
         worker = self._free()
-        shard = self._next() if worker is not None else None
-        if worker is not None and shard is not None:
-            self.work[shard.start] = _InWork(shard, [worker], time.monotonic())
-            self.held[worker].append(shard.start)
-            self.crew.send(worker, shard)
+        piece = self._next() if worker is not None else None
+        if worker is not None and piece is not None:
+            self.work[piece.start] = _InWork(piece, [worker], time.monotonic())
+            self.held[worker].append(piece.start)
+            self.crew.send(worker, piece)
 
     def _hear(self, news: News) -> None:
         if news.worker not in self.held:
             return
         if news.lost is not None:
             self._lost(news.worker, news.lost)
-        elif news.shard is None:
+        elif news.piece is None:
             self.ready.add(news.worker)
         elif news.outcome is not None:
-            self._outcome(news.worker, news.shard, news.outcome)
+            self._outcome(news.worker, news.piece, news.outcome)
 
     def _outcome(self, worker: int, start: int, outcome: Outcome) -> None:
         if start in self.held[worker]:
@@ -160,7 +161,8 @@ class _Walk:
         if outcome.error:
             raise outcome.error.raised()
         if outcome.failed:
-            self._count_without_result(outcome.failed)
+            if not self.long:  # there are few, and `TRIES` is bound enough
+                self._count_without_result(outcome.failed)
             found.workers.remove(worker)
             self.failures.setdefault(start, []).append(outcome.failed)
             # Whatever it was may have spoilt the process: a GPU is of no use after some errors.
@@ -170,7 +172,7 @@ class _Walk:
         self.stillborn = 0
         self.times.append(outcome.seconds)
         del self.work[start]
-        self.done(found.shard, outcome.value)
+        self.done(found.piece, outcome.value)
 
     def _count_without_result(self, why: str) -> None:
         self.stillborn += 1
@@ -206,30 +208,30 @@ class _Walk:
         del self.work[start]
         if len(failures) >= TRIES:
             times = "a worker" if len(failures) == 1 else f"{len(failures)} workers"
-            self.aside.append((found.shard, f"failed on {times}: {failures[-1]}"))
+            self.aside.append((found.piece, f"failed on {times}: {failures[-1]}"))
         elif self.losses.get(start, 0) >= LOSSES:
-            self.aside.append((found.shard, f"{self.losses[start]} workers were lost over it"))
+            self.aside.append((found.piece, f"{self.losses[start]} workers were lost over it"))
         else:
-            self.again.appendleft(found.shard)
+            self.again.appendleft(found.piece)
 
     def _help_the_slow(self) -> None:
-        """Near the end a shard that takes far longer than others is given to an idle worker too; the first result counts."""
+        """Near the end a piece that takes far longer than others is given to an idle worker too; the first result counts."""
         idle = [worker for worker in self.ready if not self.held[worker]]
-        if not idle or self.again or not self.over or not self.times:
+        if self.long or not idle or self.again or not self.over or not self.times:
             return
         limit = time.monotonic() - max(SLOW * median(self.times), SLOW_SECONDS)
         slow = [one for one in self.work.values() if len(one.workers) == 1 and one.since < limit]
         for found, worker in zip(sorted(slow, key=lambda one: one.since), idle, strict=False):
             found.workers.append(worker)
-            self.held[worker].append(found.shard.start)
-            self.crew.send(worker, found.shard)
+            self.held[worker].append(found.piece.start)
+            self.crew.send(worker, found.piece)
 
     def _tell_of_those_aside(self) -> None:
         if not self.aside:
             return
         if self.given_up:
-            for shard, why in sorted(self.aside, key=lambda one: one[0].start):
-                self.given_up(shard, why)
+            for piece, why in sorted(self.aside, key=lambda one: one[0].start):
+                self.given_up(piece, why)
             return
         shard, why = min(self.aside, key=lambda one: one[0].start)
         more = f" (and {len(self.aside) - 1} shards more)" if len(self.aside) > 1 else ""
@@ -241,18 +243,21 @@ class _Walk:
 
 
 def walk(
-    crew: Crew, shards: Iterable[Shard], done: Callable[[Shard, T], None], given_up: Callable[[Shard, str], None] | None
-) -> None:
-    """Computes all shards by a crew.
+    crew: Crew, pieces: Iterable[P], done: Callable[[P, T], None], given_up: Callable[[P, str], None] | None, *,
+    long: bool = False,
+) -> None:  # fmt: skip
+    """Computes all pieces by a crew.
 
     Args:
         crew: has the task already; its workers end with the walk.
-        shards: read one by one as workers have room for them.
+        pieces: read one by one as workers have room for them.
         done: takes a result.
-        given_up: takes a shard that no worker could compute, and why; without it such a shard is an error at the end.
+        given_up: takes a piece that no worker could compute, and why; without it such a piece is an error at the end.
+        long: whether a piece takes minutes, so that a worker holds one alone; pieces may then differ in length, so that none
+            is taken for slow.
 
     Raises:
-        RunError: a shard failed on `TRIES` workers and nothing takes it, or workers end without a result.
+        RunError: a piece failed on `TRIES` workers and nothing takes it, or workers end without a result.
         TovError: as the task says.
     """
-    _Walk(crew, iter(shards), done, given_up).run()
+    _Walk(crew, iter(pieces), done, given_up, long).run()

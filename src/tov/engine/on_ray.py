@@ -7,16 +7,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from tov.engine.base import ShardTask
+from tov.engine.base import Making, P, Piece, ShardTask, Task
 from tov.engine.bench import Bench, Outcome, Sent, described
 from tov.engine.crew import News, walk
+from tov.engine.making import Elsewhere, Made, Only
 from tov.engine.models import Models
-from tov.errors import ConfigError
+from tov.errors import ConfigError, RunError
 from tov.progress import Progress, tell
 from tov.scores.shard import Shard
 
@@ -27,7 +29,7 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Computes shards by actors of a Ray cluster.
+    """Computes shards and jobs by actors of a Ray cluster.
 
     Attributes:
         address: of the cluster; None: the one that this process belongs to, else one on this machine alone.
@@ -48,17 +50,43 @@ class RayEngine:
         given_up: Callable[[Shard, str], None] | None = None,
     ) -> None:  # fmt: skip
         """As of `tov.engine.base.Engine.map`."""
+        self._walk(task, shards, done, given_up)
+
+    def run(
+        self, task: Task[P, T], jobs: Iterable[P], done: Callable[[P, T], None], failed: Callable[[P, str], None]
+    ) -> None:
+        """As of `tov.engine.base.Engine.run`."""
+        self._walk(task, jobs, done, failed, long=True)
+
+    def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
+        """As of `tov.engine.base.Engine.make`: by one actor, which need not have the folder."""
+        made = list[Made[T]]()
+
+        def failed(_: Only, why: str) -> None:
+            raise RunError(
+                f"What comes before scoring could not be made by workers: {why}.",
+                fix="See that a worker has the memory and the files that it needs, then give the same command again.",
+            )
+
+        task: Task[Only, Made[T]] = Elsewhere(making)
+        replace(self, least=1, most=1).run(task, [Only()], lambda _, one: made.append(one), failed)
+        return made[0].write(folder)
+
+    def _walk(
+        self, task: Task[P, T], pieces: Iterable[P], done: Callable[[P, T], None], given_up: Callable[[P, str], None] | None,
+        *, long: bool = False,
+    ) -> None:  # fmt: skip
         ray = connected(self.address)
         if self.gpus and not torch.cuda.is_available():
             raise ConfigError(
-                "--gpus-per-worker asks for GPUs, but this process, which fits and decides where all compute, has none.",
+                "--gpus-per-worker asks for GPUs, but this process, which opens the model and decides, has none.",
                 fix="Start it where a GPU is, e.g. ray job submit --entrypoint-num-gpus 1, or leave --gpus-per-worker out.",
             )
         sent = described(task, self.models, torch.get_num_threads())
         self.models.close()
         self._check_room(ray)
         with redirect_stdout(sys.stderr):  # Ray tells there of workers that die; ours has results alone
-            walk(_Actors(ray, ray.put(sent), self.most, self.gpus), shards, done, given_up)
+            walk(_Actors(ray, ray.put(sent), self.most, self.gpus), pieces, done, given_up, long=long)
 
     def _check_room(self, ray: Any) -> None:
         """Whether the cluster as it is, or as it may grow, has room for the least number of workers."""
@@ -131,7 +159,7 @@ def _check_answers(address: str | None) -> None:
 
 
 class _Worker:
-    """An actor's class: it says that it is ready, and computes shards in order."""
+    """An actor's class: it says that it is ready, and computes pieces in order."""
 
     def __init__(self, sent: Sent, path: list[str]) -> None:
         sys.path[:] = [*sys.path, *(one for one in path if one not in sys.path)]
@@ -140,9 +168,9 @@ class _Worker:
     def ready(self) -> None:
         """Returns when the actor has been started."""
 
-    def compute(self, shard: Shard) -> Outcome:
-        """A shard's outcome."""
-        return self.bench.compute(shard)
+    def compute(self, piece: Piece) -> Outcome:
+        """A piece's outcome."""
+        return self.bench.compute(piece)
 
 
 class _Actors:
@@ -162,8 +190,8 @@ class _Actors:
         self.asked[self.actors[number].ready.remote()] = number, None
         return number
 
-    def send(self, worker: int, shard: Shard) -> None:
-        self.asked[self.actors[worker].compute.remote(shard)] = worker, shard.start
+    def send(self, worker: int, piece: Piece) -> None:
+        self.asked[self.actors[worker].compute.remote(piece)] = worker, piece.start
 
     def news(self, seconds: float) -> list[News]:
         finished, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=seconds)

@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from tov.engine.base import ShardTask
+from tov.engine.base import Making, P, Piece, ShardTask, Task
 from tov.engine.bench import Bench, Sent, described
 from tov.engine.crew import News, walk
 from tov.engine.models import Models
@@ -39,7 +39,7 @@ SAID = 2000
 
 @dataclass(frozen=True)
 class ProcessEngine:
-    """Computes shards in several processes.
+    """Computes shards and jobs in several processes.
 
     Attributes:
         devices: one a process: the number of a GPU, or cpu.
@@ -54,10 +54,26 @@ class ProcessEngine:
         given_up: Callable[[Shard, str], None] | None = None,
     ) -> None:  # fmt: skip
         """As of `tov.engine.base.Engine.map`."""
+        self._walk(task, shards, done, given_up)
+
+    def run(
+        self, task: Task[P, T], jobs: Iterable[P], done: Callable[[P, T], None], failed: Callable[[P, str], None]
+    ) -> None:
+        """As of `tov.engine.base.Engine.run`."""
+        self._walk(task, jobs, done, failed, long=True)
+
+    def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
+        """As of `tov.engine.base.Engine.make`: here, on the device that the driver has."""
+        return making.make(self.models, folder, progress)
+
+    def _walk(
+        self, task: Task[P, T], pieces: Iterable[P], done: Callable[[P, T], None], given_up: Callable[[P, str], None] | None,
+        *, long: bool = False,
+    ) -> None:  # fmt: skip
         sent = described(task, self.models, torch.get_num_threads())
         self.models.close()
         with tempfile.TemporaryDirectory(prefix="tov-workers-") as folder:
-            walk(_Processes(self.devices, sent, Path(folder)), shards, done, given_up)
+            walk(_Processes(self.devices, sent, Path(folder)), pieces, done, given_up, long=long)
 
 
 @dataclass
@@ -99,11 +115,11 @@ class _Processes:
         self.processes[number] = _Process(popen, device, printed, listener, calls, time.monotonic())
         return number
 
-    def send(self, worker: int, shard: Shard) -> None:
+    def send(self, worker: int, piece: Piece) -> None:
         connection = self.processes[worker].connection
         assert connection
         with suppress(OSError):  # it may have died just now
-            connection.send(shard)
+            connection.send(piece)
 
     def news(self, seconds: float) -> list[News]:
         until = time.monotonic() + seconds
@@ -170,7 +186,7 @@ def _answer(listener: Listener, calls: queue.SimpleQueue[Connection]) -> None:
 
 
 def serve() -> None:
-    """A worker: takes its task, then shards, until the driver is gone."""
+    """A worker: takes its task, then pieces, until the driver is gone."""
     address, key = sys.stdin.readline().strip(), bytes.fromhex(sys.stdin.readline().strip())
     connection = Client(address, authkey=key)
     bench, inbox = Bench(connection.recv()), queue.SimpleQueue[Any]()
@@ -181,13 +197,13 @@ def serve() -> None:
             while True:
                 inbox.put(connection.recv())
         except (EOFError, OSError):
-            os._exit(0)  # the driver is gone, and with it whoever wants the shard in work
+            os._exit(0)  # the driver is gone, and with it whoever wants the piece in work
 
     threading.Thread(target=receive, daemon=True).start()
     connection.send((None, None))
     while True:
-        shard = inbox.get()
-        connection.send((shard.start, bench.compute(shard)))
+        piece = inbox.get()
+        connection.send((piece.start, bench.compute(piece)))
 
 
 def _visible(device: str) -> str:

@@ -35,6 +35,7 @@ from tov.scores.shard import Shard, ShardReader
 from tov.scores.store import ShardStore, columns_in
 from tov.scores.table import FIXED, Columns, column_name, shard_table
 from tov.seeds import generator
+from tov.text.encode import Encoder
 
 SCAN = "scan"
 """The stage in which the pool is scored."""
@@ -131,9 +132,7 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         TovError: as the scorers say.
     """
     run, scorers = prepared.run, prepared.scorers
-    spec = next(iter(scorers.values())).model
-    opened = models.open(spec) if spec else None
-    encode = opened.encode if opened else ModelSpec.of(prepared.settings, prepared.labels).encoder()
+    encode, model = _encoder_and_model(prepared, models)
     rows, margin = prepared.rows, read_by(prepared.settings, prepared.method, "scan").get("score") == "margin"
     reader = ShardReader(
         rows.pool, rows.index, rows.excluded, encode, prepared.settings.shard_rows, rows.skip, pairs=margin
@@ -145,9 +144,7 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
         "from": prepared.made_from,
         "keys": {name: scorer.key for name, scorer in scorers.items()},
         "pool": [prepared.rows.index.fingerprint, prepared.rows.excluded_fingerprint, reader.shard_rows],
-        "model": [*opened.fingerprint, prepared.settings.batch_tokens]
-        if opened
-        else [tokenizer_fingerprint(encode.tokenizer), encode.max_length],
+        "model": model,
     }
     # Not `run.scores`: where a manifest says that scores are is never written to.
     store = ShardStore(run.folder / "scores", digest(made_from))
@@ -187,6 +184,16 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
     run.note(scoring=_record(prepared, store.fingerprint, noise, complete=True))
     if run.manifest.model is None:
         run.note(model=_model_without_weights(prepared, encode.max_length))
+
+
+def _encoder_and_model(prepared: Prepared, models: Models) -> tuple[Encoder, list[Any]]:
+    """What makes tokens, and what scores depend on of model and batches. Holds no model, so that an engine can let it go."""
+    spec = next(iter(prepared.scorers.values())).model
+    if spec is None:
+        encode = ModelSpec.of(prepared.settings, prepared.labels).encoder()
+        return encode, [tokenizer_fingerprint(encode.tokenizer), encode.max_length]
+    opened = models.open(spec)
+    return opened.encode, [*opened.fingerprint, prepared.settings.batch_tokens]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Work:
         labels: of a classifier.
         artifacts: folder of what outlives a kill, and may be shared with other tables.
         models: opens models, and keeps the last one.
-        engine: computes what a method makes of every pool row.
+        engine: computes what a method makes of every pool row, and makes files by its `make`.
         quiet: no progress.
         noted: lines of the report so far.
     """

@@ -53,7 +53,7 @@ def named(path: Path) -> str:
 
 
 def local(place: str | os.PathLike[str]) -> Path:
-    """The local folder of a run: of one at a URL its mirror, with what the store has now.
+    """The local folder of a run, or of a part of one: of one at a URL its mirror, with what the store has now.
 
     Raises:
         StorageError: the store cannot be read.
@@ -63,6 +63,9 @@ def local(place: str | os.PathLike[str]) -> Path:
     if not is_url(text):
         return Path(text)
     url = text.rstrip("/")
+    for mirror, known in _MIRRORS.items():  # a part of a run that this process has
+        if url.startswith(f"{known}/"):
+            return mirror / url.removeprefix(f"{known}/")
     mirror = (cache_folder() / "runs" / short(url) / "run").absolute()
     _MIRRORS[mirror] = url
     mirror.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import model_validator
 
-from tov.engine.models import Opened
+from tov.engine.models import Models, ModelSpec, Opened
 from tov.errors import ConfigError
 from tov.inputs.draw import draw_rows
 from tov.methods.base import PoolStats, Stage
@@ -154,6 +154,36 @@ def warm_up(
 
 
 @dataclass(frozen=True)
+class WarmingUp:
+    """The files of a warm-up, to be made where the engine makes them (`tov.engine.base.Making`).
+
+    Attributes:
+        model: in whose initial state it begins.
+        rows: the warm-up set.
+        options: with all rates and sizes named.
+        batch_tokens: most tokens that pass at once.
+        seed: of row order and dropout.
+    """
+
+    model: ModelSpec
+    rows: Encoded
+    options: WarmUpOptions
+    batch_tokens: int
+    seed: int
+
+    def make(self, models: Models, folder: Path, progress: Progress) -> None:
+        """Trains, and writes the checkpoints."""
+        options = self.options
+        assert options.learning_rate
+        assert options.batch_size
+        checkpoints = warm_up(
+            models.open(self.model).adapted, self.rows, epochs=options.epochs, learning_rate=options.learning_rate,
+            batch_size=options.batch_size, batch_tokens=self.batch_tokens, seed=self.seed, progress=progress,
+        )  # fmt: skip
+        save_checkpoints(folder, checkpoints)
+
+
+@dataclass(frozen=True)
 class WarmedUp:
     """A model, the folder of its warm-up, and the checkpoints in it that have a rate."""
 
@@ -170,11 +200,10 @@ def warmed_up(work: Work) -> WarmedUp:
 
     def make(folder: Path, progress: Progress) -> None:
         _, rows = draw_rows(work.rows, size, generator(work.settings.seed, "warm-up"), opened.encode)
-        checkpoints = warm_up(
-            opened.adapted, rows, epochs=options.epochs, learning_rate=options.learning_rate, batch_size=options.batch_size,
-            batch_tokens=work.batch_tokens(opened), seed=derive(work.settings.seed, "warm-up"), progress=progress,
-        )  # fmt: skip
-        save_checkpoints(folder, checkpoints)
+        seed = derive(work.settings.seed, "warm-up")
+        work.engine.make(
+            WarmingUp(work.spec(options), rows, options, work.batch_tokens(opened), seed), folder, progress
+        )
         tokens = options.epochs * int(rows.lengths.sum())
         work.spend(WARM_UP, tokens, tokens)
 

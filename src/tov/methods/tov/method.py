@@ -23,11 +23,11 @@ from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
 from tov.methods.base import NOISE_ROWS, Method, PoolStats, Scorer, Stage, TokenGains, column_of
 from tov.methods.shared.embeddings import embed_rows
-from tov.methods.tov.fit import base_size_for, fit, schedule_for
+from tov.methods.tov.fit import Schedule, base_size_for, fit, schedule_for
 from tov.methods.tov.path import StoredPath, base_groups, epochs_again, finish, open_path, save_embeddings, save_step
 from tov.methods.tov.scan import MEASURES, NEARNESS, explain_rows, noise_floor, scan_targets
 from tov.methods.tov.scoring import normalized, percentiles
-from tov.methods.tov.variants import VARIANTS, Step, same_for_all, shared_base
+from tov.methods.tov.variants import VARIANTS, same_for_all, shared_base
 from tov.methods.work import Work
 from tov.model.adapters import State, load, write_state
 from tov.model.kernels.joined import scanning
@@ -246,13 +246,48 @@ def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer
     )  # fmt: skip
 
 
-def _base_of_others(work: Work, epochs: int) -> Callable[[Step], State | None]:
-    """The base states that another target's path of this run has, where they are the same for any target."""
+def _base_of_others(work: Work, epochs: int) -> dict[str, State]:
+    """State's name -> state: those of another target's path of this run that are the same for any target."""
     settings, others = work.settings, work.of_others(FIT)
     steps = VARIANTS[settings.path_variant](epochs)
     same = shared_base(steps, carry=settings.target_optimizer == "carry") if others else set()
     other = open_path(others[0]) if same else None
-    return lambda step: other.state(step.epoch, "base") if other and step.result in same else None
+    return {step.result: other.state(step.epoch, "base") for step in steps if other and step.result in same}
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """The files of a path, to be made where the engine makes them (`tov.engine.base.Making`).
+
+    Attributes:
+        model: in whose initial state the path begins.
+        base: the base rows.
+        target: the target rows.
+        settings: of the path.
+        schedule: its sizes and rates.
+        known: states that need not be trained, by name.
+        batch_tokens: most tokens in a batch of forward passes.
+    """
+
+    model: ModelSpec
+    base: Encoded
+    target: Encoded
+    settings: Any
+    schedule: Schedule
+    known: Mapping[str, State]
+    batch_tokens: int
+
+    def make(self, models: Models, folder: Path, progress: Progress) -> list[dict[str, Any]]:
+        """Trains the path and embeds the target; returns the log of `tov.methods.tov.fit.fit`."""
+        adapted = models.open(self.model).adapted
+        log = fit(
+            adapted, base=self.base, target=self.target, settings=self.settings, schedule=self.schedule, progress=progress,
+            keep=lambda step, state: save_step(adapted, folder, step, state),
+            known=lambda step: self.known.get(step.result),
+        )  # fmt: skip
+        write_state(adapted, load(folder / "epoch-1" / "base"))
+        save_embeddings(folder, embed_rows(adapted, self.target, batch_tokens=self.batch_tokens, half_way=True))
+        return log
 
 
 def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
@@ -263,13 +298,9 @@ def _fit(work: Work, opened: Opened, folder: Path, progress: Progress) -> None:
     base_ids, base = draw_rows(rows, schedule.base_size, generator(settings.seed, "base set"), opened.encode)
     if len(base_ids) < schedule.base_size:
         schedule = schedule_for(settings, len(base_ids))
-    log = fit(
-        opened.adapted, base=base, target=target, settings=settings, schedule=schedule, progress=progress,
-        keep=lambda step, state: save_step(opened.adapted, folder, step, state),
-        known=_base_of_others(work, schedule.epochs),
-    )  # fmt: skip
-    write_state(opened.adapted, load(folder / "epoch-1" / "base"))
-    save_embeddings(folder, embed_rows(opened.adapted, target, batch_tokens=work.batch_tokens(opened), half_way=True))
+    known = _base_of_others(work, schedule.epochs)
+    fitting = Fitting(work.spec(), base, target, settings, schedule, known, work.batch_tokens(opened))
+    log = work.engine.make(fitting, folder, progress)
     lost = len(work.target) - len(target)
     notes = [
         *schedule.notes,
