@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -26,11 +27,17 @@ import pytest
 import tov
 from conftest import skip_without
 from tiny import make_rows, tiny_model_folder, write_jsonl
+from tov.config.records import SelectConfig
+from tov.config.settings import build
+from tov.engine.models import Models, ModelSpec
 from tov.errors import ConfigError, DataError, RunError, StorageError
+from tov.inputs.read import read_pool
+from tov.methods.registry import find_method
 from tov.objects import lease as leases
 from tov.objects import mirror as mirrors
 from tov.objects import stores
 from tov.runs.folder import open_run
+from tov.scores.shard import ShardReader
 
 PLAIN: dict[str, Any] = {
     "n": 8, "base_size": 8, "epochs": 1, "max_length": 64, "shard_rows": 16, "quiet": True, "dtype": "fp32",
@@ -198,6 +205,37 @@ def test_another_machine_reads_it_chooses_again_and_trains(files: Path, here: An
     scored = tov.score("s3://bucket/runs/read", pool="s3://bucket/pool/a.jsonl", out=tmp_path / "scored", quiet=True)
     np.testing.assert_allclose(
         scored.scores["score_positive"].to_numpy(), here.scores["score_positive"].to_numpy()[:40], rtol=1e-4, atol=1e-6
+    )
+
+
+ELSEWHERE = """
+import pickle, sys
+from tov.engine.models import Models
+with open(sys.argv[1], "rb") as file:
+    scorer, shard = pickle.load(file)
+with scorer.open(Models()) as score:
+    found = score(shard)
+with open(sys.argv[2], "wb") as file:
+    pickle.dump(found, file)
+"""
+
+
+def test_a_worker_of_another_machine_fetches_what_it_needs(files: Path, tmp_path: Path) -> None:
+    """A scorer of a run at a URL, opened by a process with an empty cache."""
+    run = tov.select(**settings(files), out="s3://bucket/runs/worker")
+    method, built = find_method("tov"), build(SelectConfig, {**settings(files), "out": "o"}).for_task("instruction")
+    rows = read_pool(["s3://bucket/pool/*.jsonl"], built, np.empty(0, np.uint64), decontaminate=False)
+    built = built.model_copy(update={"model": str(files / "tiny-model")})
+    scorer = method.reuse(run.run.artifacts, built, Models())
+    assert scorer
+    reader = ShardReader(rows.pool, rows.index, rows.excluded, ModelSpec.of(built, ()).encoder(), 16)
+    (tmp_path / "sent").write_bytes(pickle.dumps((scorer, reader.read(0, 16))))
+    environment = {**os.environ, "TOV_CACHE": str(tmp_path / "theirs"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "sent"), str(tmp_path / "found")]
+    subprocess.run(command, check=True, timeout=300, env=environment)
+    found = pickle.loads((tmp_path / "found").read_bytes())
+    np.testing.assert_allclose(
+        found["score_positive"], run.scores["score_positive"].to_numpy()[:16], rtol=1e-4, atol=1e-6
     )
 
 

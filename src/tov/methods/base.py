@@ -353,7 +353,7 @@ def column_of(scores: pa.Table, name: str) -> np.ndarray:
 
 
 def cost_of(method: Method, stats: PoolStats) -> list[Stage] | None:
-    """The stages of a run for all of its targets: each target's, less what it shares with the first; None where none is told."""
+    """The stages of a run for all of its targets: each one's, less what it shares with the first. None where none is told."""
     if len(stats.targets) < 2 or method.takes == "pilots":  # pilots ask for their candidates' costs themselves
         return method.cost(stats)
     each = [replace(stats, target_rows=rows, target_tokens=tokens, targets=()) for rows, tokens in stats.targets]

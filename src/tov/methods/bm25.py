@@ -41,6 +41,7 @@ from tov.files import atomic
 from tov.methods.base import Method, PoolStats, Scorer, Stage
 from tov.methods.shared.neighbours import keep_best
 from tov.methods.shared.options import option
+from tov.objects.mirror import local, named
 from tov.scores.store import ShardStore
 from tov.selection.choose import Best
 
@@ -276,13 +277,13 @@ class Bm25Scorer(Scorer):
         options: of BM25.
     """
 
-    folder: Path
+    folder: str
     options: Bm25Options
 
     @contextmanager
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
         """As of `Scorer.open`; the column is `score_bm25`, the best over the target rows."""
-        index, how = read_index(self.folder), self.options.model_dump()
+        index, how = read_index(local(self.folder)), self.options.model_dump()
         queries = queries_of(index.target, index.pool, **how)
 
         def score(shard: Shard) -> Columns:
@@ -325,7 +326,7 @@ class Bm25(Method):
             INDEX, [work.target.index.fingerprint, work.settings.shard_rows], None,
             lambda folder, progress: _make(work, target, vocabulary, folder, progress), rows=len(work.rows.pool),
         )  # fmt: skip
-        return Bm25Scorer(folder=folder, options=work.options, about=f"M = {len(texts):,} target rows")
+        return Bm25Scorer(folder=named(folder), options=work.options, about=f"M = {len(texts):,} target rows")
 
     def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:
         """Each target row's best pool rows. Raises RunError if the index is gone."""

@@ -39,6 +39,7 @@ from tov.methods.shared.warm_up import (
 from tov.model.adapters import write_state
 from tov.model.fitting import passes
 from tov.model.gradients import batches_of, per_example_gradients
+from tov.objects.mirror import local, named
 from tov.progress import Progress
 from tov.scores.store import ShardStore, features_of
 from tov.selection.choose import Best
@@ -166,7 +167,7 @@ class LessScorer(Scorer):
     @contextmanager
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
         """As of `Scorer.open`: `score_less`, the largest over sub-tasks; where there are several also `score_less:NAME`."""
-        checkpoints, names = in_form(checkpoints_in(Path(self.warm_up)), self.form), self.subtasks
+        checkpoints, names = in_form(checkpoints_in(local(self.warm_up)), self.form), self.subtasks
         weights = epoch_weights(checkpoints)
         assert self.model
         opened = None if self.stores else models.open(self.model)
@@ -217,7 +218,7 @@ class LessFeatures:
     def open(self, models: Models) -> Iterator[Callable[[Shard], np.ndarray]]:
         """As of `tov.engine.base.ShardTask.open`."""
         opened = models.open(self.model)
-        [checkpoint] = in_form([checkpoints_in(Path(self.warm_up))[self.number]], self.form)
+        [checkpoint] = in_form([checkpoints_in(local(self.warm_up))[self.number]], self.form)
         yield lambda shard: less_features(
             opened.adapted, checkpoint, shard.encoded, projection=self.projection, batch_tokens=self.batch_tokens
         )
@@ -266,7 +267,7 @@ class Less(Method):
         return LessScorer(
             model=opened.spec, passes=(0, 0) if stores else (len(warm.checkpoints),) * 2, key=[names, of_row.tolist()],
             about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
-            warm_up=str(warm.folder), subtasks=tuple(names), targets=tuple(targets), projection=projection,
+            warm_up=named(warm.folder), subtasks=tuple(names), targets=tuple(targets), projection=projection,
             form=options.gradient_type, batch_tokens=batch_tokens, stores=stores,
         )  # fmt: skip
 
@@ -314,7 +315,7 @@ def _stored(
 
     def make(folder: Path, progress: Progress) -> None:
         for number in range(checkpoints):
-            task = LessFeatures(opened.spec, str(warm_up), number, projection, options.gradient_type, batch_tokens)
+            task = LessFeatures(opened.spec, named(warm_up), number, projection, options.gradient_type, batch_tokens)
             place = folder / f"checkpoint-{number + 1}"
             shared.store_features(place, opened.encode, task, progress, stage=STORED, passes=(1, 1))
 

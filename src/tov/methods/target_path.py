@@ -23,6 +23,7 @@ from tov.methods.shared.options import ALPHA, RANK, TARGETS, LoraOptions, option
 from tov.methods.tov.scan import scan_rows
 from tov.model.adapters import State, load, read_state, save
 from tov.model.kernels.joined import Refresh, scanning
+from tov.objects.mirror import local, named
 from tov.progress import Progress
 from tov.seeds import derive, generator
 from tov.tasks import TASKS
@@ -185,7 +186,7 @@ class TargetPathScorer(Scorer):
     def open(self, models: Models) -> Iterator[Callable[[Shard], Columns]]:
         """As of `Scorer.open`: `score_target_path` = (l_1 - l_T) / l_1, and the two log-losses."""
         assert self.model
-        opened, folder = models.open(self.model), Path(self.folder)
+        opened, folder = models.open(self.model), local(self.folder)
         states, model = (load(folder / FIRST), load(folder / LAST)), opened.adapted.get_base_model()
         with scanning(opened.adapted) as set_state:
             yield lambda shard: _drop(model, set_state, states, shard.encoded, self.batch_tokens)
@@ -229,7 +230,7 @@ class TargetPath(Method):
         work.note(f"target path: {epochs} epochs at a rate of {rate:g}")
         loaded = opened.loaded
         return TargetPathScorer(
-            model=opened.spec, passes=(2, 0), key=key, folder=str(folder), batch_tokens=batch_tokens,
+            model=opened.spec, passes=(2, 0), key=key, folder=named(folder), batch_tokens=batch_tokens,
             about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
         )  # fmt: skip
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -29,6 +28,7 @@ from tov.methods.shared.warm_up import (
     warm_up_cost,
     warmed_up,
 )
+from tov.objects.mirror import local, named
 
 if TYPE_CHECKING:
     from tov.engine.models import Models
@@ -62,7 +62,7 @@ class TracinScorer(Scorer):
         """As of `Scorer.open`; the column is `score_tracin`, nats a token."""
         assert self.model
         opened = models.open(self.model)
-        checkpoints = [replace(checkpoint, moments=None) for checkpoint in checkpoints_in(Path(self.warm_up))]
+        checkpoints = [replace(checkpoint, moments=None) for checkpoint in checkpoints_in(local(self.warm_up))]
         rates = [checkpoint.rate for checkpoint in checkpoints]
 
         def score(shard: Shard) -> Columns:
@@ -102,7 +102,7 @@ class Tracin(Method):
             )
         loaded = opened.loaded
         return TracinScorer(
-            model=opened.spec, passes=(len(warm.checkpoints),) * 2, warm_up=str(warm.folder), targets=tuple(targets),
+            model=opened.spec, passes=(len(warm.checkpoints),) * 2, warm_up=named(warm.folder), targets=tuple(targets),
             projection=projection, batch_tokens=batch_tokens,
             about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
         )  # fmt: skip

@@ -31,6 +31,7 @@ from tov.methods.tov.variants import VARIANTS, same_for_all, shared_base
 from tov.methods.work import Work
 from tov.model.adapters import State, load, write_state
 from tov.model.kernels.joined import scanning
+from tov.objects.mirror import local, named
 from tov.progress import Progress
 from tov.scores.shard import Shard
 from tov.scores.table import Columns, usable_in
@@ -89,7 +90,7 @@ class PathScorer(Scorer):
     @classmethod
     def passes_together(cls, scorers: Sequence[Scorer]) -> tuple[int, int]:
         """A pass a target and epoch, and one for each base state."""
-        paths = {str(place): open_path(Path(cast("PathScorer", one).path)) for place, one in enumerate(scorers)}
+        paths = {str(place): open_path(local(cast("PathScorer", one).path)) for place, one in enumerate(scorers)}
         return sum(len(scorers) + len(groups) for groups in base_groups(paths)), 0
 
     def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
@@ -111,7 +112,7 @@ class PathScorer(Scorer):
 
 def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, StoredPath]:
     assert spec
-    stored = open_path(Path(path))
+    stored = open_path(local(path))
     expected = stored.expected
     opened = models.open(spec, expected)
     expected.check(spec.name, fingerprint=opened.loaded.fingerprint, tokenizer=opened.loaded.tokenizer_fingerprint)
@@ -241,7 +242,7 @@ def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer
         about=f"|U| = {manifest['base_size']:,} base rows, M = {manifest['target']['rows']:,} target rows, "
         f"L = {stored.epochs} scoring epochs, {loaded.dtype} on {loaded.device}, "
         f"the target's step amplified {amplify:g} times",
-        path=str(stored.folder), amplify=amplify,
+        path=named(stored.folder), amplify=amplify,
         batch_tokens=int(settings.batch_tokens or auto_batch_tokens(loaded.device)),
     )  # fmt: skip
 
