@@ -52,7 +52,9 @@ def opened(url: str) -> tuple[Any, str]:
         raise ConfigError(
             f"{url} cannot be opened: {error}",
             allowed="s3://, gs://, hf://, and other schemes that fsspec knows",
-            fix=f"pip install {package}" if package else "Correct the URL, or install what opens it for fsspec.",
+            fix=f"Install what opens it: pip install {package}"
+            if package
+            else "Correct the URL, or install what opens it for fsspec.",
         ) from None
 
 
