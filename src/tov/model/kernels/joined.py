@@ -153,8 +153,8 @@ def _quick_norm(norm: Any, x: Tensor) -> Tensor:
 def scanning(adapted: Any) -> Iterator[Refresh]:
     """Within the block the model is in evaluation mode and runs the joined forward; yields the function that sets a state.
 
-    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers), or of a model over several devices, keep peft's own
-    forward; RMS norms are quickened.
+    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers), or of a model over several devices, keep peft's
+    own forward; RMS norms are quickened.
     """
     was_training = adapted.training
     adapted.eval()
