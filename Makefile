@@ -1,7 +1,7 @@
 # Each target makes .venv itself. A stamp in .venv says what is installed, so a second call starts at once.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test chaos lint bench docs clean
+.PHONY: help demo test chaos kills lint bench docs clean
 
 # The pins in constraints.txt need Python 3.11 or newer; the package itself allows 3.10.
 PYTHON ?= python3.11 python3
@@ -22,6 +22,10 @@ test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'no
 chaos: .venv/test.stamp  ## kill, fill the disk and flip bits at every place, and print a table
 	TOV_CHAOS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest --capture=no --no-header \
 	  tests/test_chaos.py tests/test_full_disk.py tests/test_bit_flips.py tests/test_mutations.py $(ARGS)
+
+# 200 kills take half an hour on two cores; each adds a line to kills.jsonl.
+kills: .venv/test.stamp  ## kill drivers and workers of all engines at random moments (fewer: make kills ARGS="--rounds 1")
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tests/kills.py $(ARGS)
 
 lint: .venv/lint.stamp  ## check style, types, the direction of imports, and known faults of the pinned packages
 	$(BIN)/ruff check .

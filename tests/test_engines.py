@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +20,7 @@ import pytest
 
 import tov
 from conftest import skip_without
+from killing import MARK, gone, processes
 from tiny import make_rows, write_jsonl
 from tov.cli.main import main
 from tov.config.records import SelectConfig
@@ -157,6 +161,26 @@ def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.Mo
         RunError, match=r"workers ended one after another without a result; the last one: cpu: exit code 3\."
     ):
         computed(Stillborn(), given_up=print)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+@pytest.mark.parametrize("moment", ["they start", "they work"])
+def test_workers_end_with_a_killed_driver(moment: str, tmp_path: Path, tiny_folder: Path) -> None:
+    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(300, seed=1))
+    target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
+    inputs = ["--model", tiny_folder, "--pool", pool, "--target", target, "--out", tmp_path / "run"]
+    chosen = ["--n", 2, "--epochs", 1, "--base-size", 8, "--max-length", 64, "--shard-rows", 1, "--dtype", "fp32"]
+    words = ["select", *inputs, *chosen, "--devices", "cpu,cpu", "--quiet"]
+    mark, worker = uuid.uuid4().hex, "tov.engine.processes"
+    driver = subprocess.Popen([sys.executable, "-m", "tov", *map(str, words)], env={**os.environ, MARK: mark})
+    shards = tmp_path / "run" / "scores"
+    while driver.poll() is None and not (
+        len(list(processes(worker, mark))) == 2 and (moment == "they start" or list(shards.glob("rows-*")))
+    ):
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert gone(worker, mark), "workers go on without their driver"
 
 
 # Workers that are not of one kind with the driver

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 import tov
 from adapted import adapted_model, gap, in_batches, make_encoded, one_by_one
+from conftest import skip_without
 from test_classifiers import TYPES, sentence, text
 from test_oracle_model import conversation, log_p_of, tokens_of
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
@@ -256,6 +257,36 @@ def test_every_method_chooses_as_on_the_cpu(
     same = float(np.corrcoef(found[DEVICE], found["cpu"])[0, 1])
     record_property("correlation with the CPU's scores", same)
     assert same > 0.99, f"{method}: correlation {same:.3f} with the scores of the CPU"
+
+
+@pytest.mark.parametrize("given", [{"load_in_4bit": True}, {"load_in_8bit": True}, {"device_map": "auto"}])
+@pytest.mark.parametrize("method", ["tov", "less"])
+def test_a_large_model_chooses_much_as_a_dense_one(
+    method: str, given: dict[str, Any], tmp_path: Path, record_property: Record
+) -> None:
+    """Spread over the GPUs that are here it is the same model; in 4 and 8 bits it is near it."""
+    if not ON_GPU:
+        pytest.skip("4 and 8 bits, and spreading, are for CUDA GPUs")
+    skip_without("accelerate", "bitsandbytes", install="pip install 'tov[quantised]'")
+    model = str(tiny_model_folder(tmp_path, hidden_size=64, intermediate_size=128))
+    runs = [
+        tov.select(
+            model=model, pool=words(24), target=words(6, target=True), n=8, max_length=80, dtype="fp32", quiet=True,
+            method=method, out=tmp_path / f"run{number}", decontaminate=False, **more,
+            **({"base_size": 8, "epochs": 1} if method == "tov" else {}),
+        )
+        for number, more in enumerate(({}, given))
+    ]  # fmt: skip
+    score = COLUMNS.get(method, "score_identity")
+    # In 4 bits a random model's losses are near the dense one's, and their small differences are its own.
+    column = "loss_base" if method == "tov" and "device_map" not in given else score
+    dense, large = (run.scores[column].to_numpy().astype(np.float64) for run in runs)
+    marks = [json.loads((run.folder / "manifest.json").read_text())["model"]["fingerprint"] for run in runs]
+    assert marks[0] != marks[1], "runs of the two could be mixed"
+    assert np.isfinite(runs[1].scores[score].to_numpy()).all()
+    same = float(np.corrcoef(dense, large)[0, 1])
+    record_property("correlation with the dense model", same)
+    assert same > (0.99 if "device_map" in given else 0.3)
 
 
 def test_too_little_memory_is_explained(

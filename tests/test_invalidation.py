@@ -112,6 +112,8 @@ PLACE = [
 ]
 OF_PRESET = Row("preset", "paper", differs=("preset", "lora_dropout", "amplify"))
 """Of its settings rank, |U| and L are given here, and the others are the defaults of instruction tuning."""
+LARGE = {"device_map": "auto", "load_in_4bit": True, "load_in_8bit": True}
+"""How a model is opened on GPUs."""
 FIT_PRESET = Row("preset", "paper", differs=("preset", "lora_dropout"))
 PATH = [
     OF_PRESET,
@@ -128,6 +130,7 @@ PATH = [
     Row("trust_remote_code", True, SAME),
     Row("dtype", "auto"),
     Row("device", "auto"),
+    *(Row(name, value, UNUSABLE, says="needs a CUDA GPU, but the device is cpu") for name, value in LARGE.items()),
     Row("seed", 1),
     Row("decontaminate", False),
     Row("base_size", 7),

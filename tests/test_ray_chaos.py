@@ -8,16 +8,15 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from conftest import skip_without
+from killing import AT_WORK, MARK, Killer, gone
 from test_engines import picked, scored
 from tiny import make_rows, write_jsonl
 
@@ -35,48 +34,9 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     ray.shutdown()
     name = uuid.uuid4().hex
-    monkeypatch.setenv("TOV_TEST_CLUSTER", name)
+    monkeypatch.setenv(MARK, name)
     yield name
     ray.shutdown()
-
-
-def titled(start: str, mark: str) -> Iterator[int]:
-    """Processes of a cluster whose title begins so."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            with suppress(OSError):
-                if not (folder / "cmdline").read_bytes().startswith(start.encode()):
-                    continue
-                if mark.encode() in (folder / "environ").read_bytes():
-                    yield int(folder.name)
-
-
-class Killer:
-    """Kills workers that have a shard in work, at random moments: of their opening, or after some more shards."""
-
-    def __init__(self, chance: random.Random, shards: Path, mark: str) -> None:
-        self.chance, self.shards, self.mark, self.killed, self.over = chance, shards, mark, 0, threading.Event()
-        self.thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Killer:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _run(self) -> None:
-        until = 0
-        while self.killed < MOST and not self.over.wait(self.chance.uniform(0, 0.1)):
-            if len(list(self.shards.glob("rows-*"))) < until:
-                continue
-            for process in titled("ray::_Worker.compute", self.mark):
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-                    self.killed += 1
-                until = len(list(self.shards.glob("rows-*"))) + self.chance.randrange(8)
-                break
 
 
 @pytest.mark.slow
@@ -86,7 +46,7 @@ def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
     chance, killed, runs = random.Random(7), 0, 0
     while killed < MOST:
         out = tmp_path / f"run{runs}"
-        with Killer(chance, out / "scores", mark) as killer:
+        with Killer(chance, out / "scores", AT_WORK, mark, MOST) as killer:
             run = picked(out, tiny_folder, "tov", shard_rows=1, engine="ray", workers=1)
         assert scored(run.folder) == scored(whole.folder)
         assert (run.folder / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
@@ -130,7 +90,4 @@ def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
     subprocess.run(list(map(str, command)), check=True)
     assert scored(tmp_path / "run") == scored(whole.folder)
     assert (tmp_path / "run" / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
-    before = time.monotonic()
-    while list(titled("ray::_Worker", mark)) and time.monotonic() - before < 60:
-        time.sleep(0.5)
-    assert not list(titled("ray::_Worker", mark)), "workers go on without their driver"
+    assert gone("ray::_Worker", mark), "workers go on without their driver"

@@ -15,6 +15,7 @@ from tov.config.choice import RuleSettings, SelectionSettings
 from tov.config.engine import EngineSettings
 from tov.config.export import ExportConfig as ExportConfig
 from tov.config.gate import OWN_METRIC, WHOLE_ANSWER, GateSettings
+from tov.config.loading import LoadingSettings
 from tov.config.page import ExplainSettings, PageSettings
 from tov.config.place import PlaceSettings
 from tov.config.presets import by_task, filled, known_preset
@@ -95,7 +96,7 @@ class ScanSettings(Settings):
     )  # fmt: skip
 
 
-class PathSettings(DataSettings):
+class PathSettings(LoadingSettings, DataSettings):
     """How the path is fitted: model, base set, target, training (methods: Jain, Montanari, Sasoglu 2025, Alg. 1)."""
 
     def for_task(self: P, task: str) -> P:

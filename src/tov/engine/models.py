@@ -18,6 +18,7 @@ from tov.model.consent import Expected
 from tov.model.load import (
     LARGEST_DEFAULT,
     Loaded,
+    check_loading,
     load_config,
     load_model,
     load_tokenizer,
@@ -25,6 +26,7 @@ from tov.model.load import (
     pick_device,
     pick_dtype,
 )
+from tov.model.loading import DENSE, Loading
 from tov.model.logloss import check_head, head_of
 from tov.seeds import derive
 from tov.tasks import TASKS
@@ -64,6 +66,7 @@ class ModelSpec:
         device: torch's name or auto.
         revision: on the Hub.
         trust_remote_code: whether a model may bring its own code.
+        loading: how a large model is opened.
     """
 
     name: str
@@ -76,6 +79,7 @@ class ModelSpec:
     device: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
+    loading: Loading = DENSE
 
     @staticmethod
     def of(settings: PathSettings, labels: tuple[str, ...] = ()) -> ModelSpec:
@@ -84,7 +88,7 @@ class ModelSpec:
         assert settings.lora_r
         return ModelSpec(
             settings.model, settings.task, labels, settings.seed, Lora.of(settings), settings.max_length, settings.dtype,
-            settings.device, settings.revision, settings.trust_remote_code,
+            settings.device, settings.revision, settings.trust_remote_code, Loading.of(settings),
         )  # fmt: skip
 
     def resolved(self) -> ModelSpec:
@@ -115,13 +119,14 @@ class ModelSpec:
 
         Raises:
             ModelError: not found, not for the task, not as expected, or `max_length` is more than it takes.
-            ConfigError: the device is not here, or no module gets an adapter.
+            ConfigError: the device is not here, or not one that `loading` needs, or no module gets an adapter.
         """
         task = TASKS[self.task]
+        check_loading(self.loading, self.device, new_head=task.new_head)
         loaded = load_model(
             self.name, task=task, labels=self.labels, dtype=self.dtype, device=self.device, revision=self.revision,
             trust_remote_code=self.trust_remote_code, seed=derive(self.seed, "head"),
-            expected=expected,
+            expected=expected, loading=self.loading,
         )  # fmt: skip
         max_length = self._length(longest(loaded.model.config, loaded.tokenizer))
         lora = self.lora

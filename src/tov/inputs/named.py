@@ -19,12 +19,14 @@ from tov.data.sources import Input, Named, is_name, local_files
 from tov.errors import ConfigError, DataError
 from tov.files import content_digest
 from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, target_of_row, targets_of
-from tov.model.load import content_of, located
+from tov.model.load import check_loading, content_of, located
+from tov.model.loading import Loading
 from tov.objects.mirror import local
 from tov.objects.stores import is_url
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import read_hashes
+from tov.tasks import TASKS
 
 READ_AT_ONCE = 1 << 16
 """Rows whose hashes are compared at once."""
@@ -73,7 +75,7 @@ def read_inputs(
 
     Raises:
         DataError: a row cannot be used, or labels differ.
-        ConfigError: a column that is not there.
+        ConfigError: a column that is not there, or a model that cannot be loaded so here; told before the pool is read.
     """
     target = read_target(targets, config)
     names, _ = target_of_row(target)
@@ -83,6 +85,7 @@ def read_inputs(
             fix="Name rows with the answer accept, or leave that target out.",
         )
     config = config.for_task(target.task).model_copy(update={"model": located(config.model)})
+    check_loading(Loading.of(config), config.device, new_head=TASKS[target.task].new_head)
     rows = read_pool(pools, config, target.index.prompt, decontaminate=config.decontaminate)
     check_mapping(config.columns, rows.pool, target.pool)
     return config, target, rows, labels_of(rows, target, config)

@@ -64,7 +64,7 @@ def per_example_gradients(adapted: Any) -> Iterator[Run]:
         for part in adapted.modules()
         if isinstance(part, nn.Linear) and part.weight.requires_grad and id(part) not in inner
     ]
-    sink = _Sink(names)
+    sink = _Sink(names, model.device)
 
     def adapter(layer: Any, x: Tensor) -> Any:
         down, up, scaling = factors_of(layer)
@@ -110,10 +110,10 @@ def flat_gradients(adapted: Any, run: Run, batch: Batch) -> Tensor:
 
 
 class _Sink:
-    """Adds up a parameter's gradients over the calls of its layer (some models use one twice) and hands on the sum."""
+    """Adds up a parameter's gradients over the calls of its layer (some models use one twice); hands on the sum."""
 
-    def __init__(self, names: dict[int, str]) -> None:
-        self.names = names
+    def __init__(self, names: dict[int, str], home: torch.device) -> None:
+        self.names, self.home = names, home
 
     def start(self, batch: Batch, take: Take) -> None:
         self.shape, self.take = batch.ids.shape, take
@@ -131,7 +131,7 @@ class _Sink:
 
     def hand_on(self, name: str, gradient: Tensor) -> None:
         self.taken.add(name)
-        self.take(name, gradient)
+        self.take(name, gradient.to(self.home))
 
     def by_row(self, x: Tensor) -> Tensor:
         """(B, T or 1, features) fp32 or wider from (B, T, features), (B, features) or (B T, features)."""

@@ -16,6 +16,7 @@ from tov.files import digest
 from tov.model.builtin import ALIASES, from_gguf, packaged_model
 from tov.model.consent import Expected, check_consent, code_of, fingerprint, not_consented, read_settings, tokens_of
 from tov.model.kernels.memory import keep_freed_memory
+from tov.model.loading import DENSE, Loading
 from tov.system import kind_of_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -50,7 +51,7 @@ class Loaded:
         head: names of the modules that are new and must be trained in full; none for a causal model.
         device: where it is.
         dtype: "fp32" or "bf16".
-        fingerprint: 16 hex digits of configuration and weights (a Hub model: of its commit).
+        fingerprint: 16 hex digits of configuration and weights (a Hub model: of its commit), and of how they were loaded.
         tokenizer_fingerprint: 16 hex digits of what makes tokens of a row.
     """
 
@@ -89,6 +90,12 @@ def pick_device(name: str) -> torch.device:
             fix="Use --device auto, which takes what is here.",
         )
     return device
+
+
+def check_loading(loading: Loading, device: str, *, new_head: bool) -> None:
+    """Raises ConfigError if a model cannot be loaded so on the device of this name; reads nothing (`Loading.check`)."""
+    if loading.asked:
+        loading.check(pick_device(device), new_head=new_head)
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
@@ -180,6 +187,7 @@ def load_model(
     trust_remote_code: bool = False,
     seed: int = 0,
     expected: Expected | None = None,
+    loading: Loading = DENSE,
 ) -> Loaded:
     """Loads a model for fitting and scanning; its weights are frozen.
 
@@ -193,11 +201,12 @@ def load_model(
         trust_remote_code: whether a model may bring its own code.
         seed: of a new head.
         expected: the model that it must be; told before its code is run or its weights are read.
+        loading: how a large model is opened.
 
     Raises:
         ModelError: not found, no model for the task, not to be had offline, another model than expected, or one whose code
             would have to be run.
-        ConfigError: the device is not here.
+        ConfigError: the device is not here, or the GPUs have too little memory for all of the model.
     """
     import transformers
 
@@ -206,12 +215,13 @@ def load_model(
         keep_freed_memory()
     kind = pick_dtype(dtype, place)
     source = resolve(name)
-    weights = _look_at(name, source, revision, trust_remote_code, expected)
+    weights = _look_at(name, source, revision, trust_remote_code, expected, loading)
     tokenizer = load_tokenizer(name, task=task, revision=revision, trust_remote_code=trust_remote_code)
     tokens = tokenizer_fingerprint(tokenizer)
     if expected:
         expected.check(name, tokenizer=tokens)
     options = {"revision": revision, "trust_remote_code": trust_remote_code, "dtype": DTYPES[kind]}
+    options |= loading.options(place, DTYPES[kind])
     head: tuple[str, ...] = ()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -222,17 +232,20 @@ def load_model(
             model = _from_pretrained(auto, name, source, options)
     if model.config.pad_token_id is None:  # decoders with a sequence head look for a row's last token by it
         model.config.pad_token_id = tokenizer.pad_token_id
-    model = model.to(place).eval()
+    loading.check_placed(name, model)
+    model = (model if loading.asked else model.to(place)).eval()
     model.requires_grad_(False)
-    return Loaded(name, model, tokenizer, labels, head, place, kind, weights, tokens)
+    return Loaded(name, model, tokenizer, labels, head, model.device if loading.asked else place, kind, weights, tokens)
 
 
-def _look_at(name: str, source: str, revision: str | None, trust_remote_code: bool, expected: Expected | None) -> str:
+def _look_at(
+    name: str, source: str, revision: str | None, trust_remote_code: bool, expected: Expected | None, loading: Loading
+) -> str:
     """The fingerprint of a model of which nothing has been run or loaded yet."""
     with _said(name, source, {"revision": revision, "trust_remote_code": trust_remote_code}):
         settings = read_settings(source, revision)
         check_consent(name, source, settings, revision=revision, trust_remote_code=trust_remote_code)
-        mark = fingerprint(source, settings, revision=revision)
+        mark = loading.fingerprint(fingerprint(source, settings, revision=revision))
     if expected:
         expected.check(name, fingerprint=mark)
     return mark

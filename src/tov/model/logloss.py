@@ -60,7 +60,7 @@ def row_logprobs(model: Any, batch: Batch, **options: Any) -> Tensor:
     if not is_causal(model):
         return label_logprobs(*classifier_logits(model, batch, **options))
     ids, labels = _on_device(model, batch)
-    return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED, **options))
+    return token_logprobs(head_of(model), *gather_hidden(model, ids, labels != IGNORED, **options)).to(ids.device)
 
 
 def is_causal(model: Any) -> bool:
@@ -117,7 +117,7 @@ def head_of(causal: Any) -> Head:
 
 
 def gather_hidden(causal: Any, ids: Tensor, scored: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    """Hidden states that predict the scored tokens, and those tokens: (S, H), (S,), row by row.
+    """Hidden states that predict the scored tokens, and those tokens: (S, H), (S,), row by row, on the head's device.
 
     Causal models with right padding need no attention mask for these positions, so the fast causal kernel serves.
 
@@ -128,8 +128,8 @@ def gather_hidden(causal: Any, ids: Tensor, scored: Tensor, **options: Any) -> t
         **options: of the model's forward, for rows end to end.
     """
     hidden = causal.base_model(input_ids=ids, use_cache=False, **options).last_hidden_state  # (B, T, H)
-    predicted = scored[:, 1:]
-    return hidden[:, :-1][predicted], ids[:, 1:][predicted]
+    predicted, head = scored[:, 1:], causal.get_output_embeddings().weight.device
+    return hidden[:, :-1][predicted.to(hidden.device)].to(head), ids[:, 1:][predicted].to(head)
 
 
 def token_logprobs(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -296,8 +296,8 @@ def check_head(causal: Any, head: Head, ids: Tensor) -> None:
             fix="Try --dtype fp32. If that does not help, the weights are broken: fetch the model again.",
         )
     logits = causal(input_ids=ids, use_cache=False).logits[:, :-1].float()
-    theirs = logits.log_softmax(-1).gather(2, ids[:, 1:, None]).flatten()
-    gap = float((ours.float() - theirs).abs().max())
+    theirs = logits.log_softmax(-1).gather(2, ids[:, 1:, None].to(logits.device)).flatten()
+    gap = float((ours.float() - theirs.to(ours.device)).abs().max())
     if not gap <= (1.0 if causal.dtype == torch.bfloat16 else 0.01):
         raise ModelError(
             f"The head of {type(causal).__name__} does something to its logits that tov does not know "

@@ -28,7 +28,8 @@ from tov.methods.registry import find_method
 from tov.methods.spec import parse_variant
 from tov.methods.work import expected_by
 from tov.model.consent import Expected
-from tov.model.load import located
+from tov.model.load import check_loading, located
+from tov.model.loading import Loading
 from tov.objects.mirror import joined, named
 from tov.objects.stores import is_url
 from tov.progress import tell
@@ -186,6 +187,8 @@ def run_compare(
     test: Sequence[Input] | None = None,
 ) -> Compared:
     """`compare` from a record of settings; inputs in memory are passed beside it."""
+    if not config.report_only:
+        check_loading(Loading.of(config), config.device, new_head=False)
     data = read_data(config, pool or config.pool, target or config.target, test or config.test)
     config = config.for_task(data.target.task).model_copy(update={"model": located(config.model)})
     check_mapping(config.columns, data.pool.pool, data.target.pool)

@@ -108,12 +108,17 @@ def data_facts(read: ReadForPlan) -> dict[str, Any]:
         },
         "model": {
             "name": read.settings.model, "task": read.settings.task, "device": str(opened.loaded.device),
-            "dtype": opened.loaded.dtype, "parameters": sum(weight.numel() for weight in frozen),
+            "dtype": opened.loaded.dtype, "parameters": sum(_numbers(weight) for weight in frozen),
             "bytes": sum(weight.nbytes for weight in frozen), "trained": count_trained(opened.adapted),
             "max_length": opened.encode.max_length,
         },
         "examples": _examples(read),
     }  # fmt: skip
+
+
+def _numbers(weight: Any) -> int:
+    """Of a frozen weight; a byte of one in 4 bits holds two."""
+    return int(weight.numel()) * (2 if str(weight.dtype) == "torch.uint8" else 1)
 
 
 def _examples(read: ReadForPlan) -> dict[str, Any]:

@@ -34,6 +34,8 @@ from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import StoredPath, open_path
 from tov.methods.work import Work, model_record, note_model
+from tov.model.load import check_loading
+from tov.model.loading import Loading
 from tov.objects.mirror import relative
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import open_run, run_folder, work_on
@@ -82,6 +84,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         SelectConfig,
         {**{name: getattr(before, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
     )
+    check_loading(Loading.of(settings), settings.device, new_head=TASKS[settings.task or ""].new_head)
     prompts = np.concatenate([path.prompts for path in paths.values()])
     rows = read_pool(pools, settings, prompts, decontaminate=settings.decontaminate)
     training_file.check_writable(rows.pool)

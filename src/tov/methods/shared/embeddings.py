@@ -95,7 +95,7 @@ def _hidden_half_way(model: Any) -> Iterator[Callable[[Batch], Tensor]]:
     def of_batch(batch: Batch) -> Tensor:
         found = next(one for one in latest if one.shape[:-1] == batch.ids.shape)
         latest.clear()
-        return found
+        return found.to(model.device)
 
     backbone = model.base_model
     handles = [module.register_forward_hook(keep) for module in (*_layer_half_way(backbone), backbone)]
@@ -116,7 +116,7 @@ def _last_hidden(model: Any, batch: Batch) -> Tensor:
     """(B, T, D). Right padding needs no mask in a causal model: no token sees what follows it."""
     ids = torch.from_numpy(batch.ids).to(model.device)
     if is_causal(model):
-        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(model.device)
     return model.base_model(input_ids=ids, attention_mask=filled_mask(batch, model.device)).last_hidden_state
 
 

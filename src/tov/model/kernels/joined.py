@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from tov.model.adapters import write_state
 from tov.model.kernels.attention import aligned
-from tov.model.kernels.lowrank import factors_of, forwards, plain_layers, split
+from tov.model.kernels.lowrank import factors_of, forwards, plain_layers, split, spread
 
 Refresh = Callable[[Mapping[str, Tensor]], None]
 UNIT, THIN_UNIT = 16, 32
@@ -132,7 +132,7 @@ def quick_norms(adapted: Any) -> list[Any]:
     norms = [
         module for module in adapted.modules() if hasattr(module, "variance_epsilon") and hasattr(module, "weight")
     ]
-    return [module for module in norms if _reproduced(module)]
+    return [module for module in norms if not spread(module) and _reproduced(module)]
 
 
 @torch.no_grad()
@@ -153,7 +153,8 @@ def _quick_norm(norm: Any, x: Tensor) -> Tensor:
 def scanning(adapted: Any) -> Iterator[Refresh]:
     """Within the block the model is in evaluation mode and runs the joined forward; yields the function that sets a state.
 
-    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers) keep peft's own forward; RMS norms are quickened.
+    Layers that are not plain linear ones (GPT-2's Conv1D, quantised layers), or of a model over several devices, keep peft's
+    own forward; RMS norms are quickened.
     """
     was_training = adapted.training
     adapted.eval()

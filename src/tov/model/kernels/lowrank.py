@@ -81,15 +81,23 @@ class _TrainedLinear(torch.autograd.Function):
 
 
 def plain_layers(adapted: Any) -> list[Any]:
-    """The adapted layers that are plain linear ones, the head excepted; others keep peft's own forward."""
+    """The adapted layers that are plain linear ones, the head excepted; others (in 4 or 8 bits, say) keep peft's forward."""
     from peft.tuners.lora.layer import Linear
 
     head = adapted.get_base_model().get_output_embeddings()
     return [
         layer
         for layer in adapted.modules()
-        if type(layer) is Linear and type(layer.base_layer) is nn.Linear and layer is not head
+        if type(layer) is Linear
+        and type(layer.base_layer) is nn.Linear
+        and layer is not head
+        and not spread(layer.base_layer)
     ]
+
+
+def spread(module: Any) -> bool:
+    """Whether the module is part of a model over several devices: accelerate moves what it is given to its own."""
+    return hasattr(module, "_hf_hook")
 
 
 def factors_of(layer: Any) -> tuple[Tensor, Tensor, float]:
