@@ -28,7 +28,7 @@ LITTLE_MEMORY, LITTLE_DISK = 2e9, 1e9
 OLDEST_PYTHON = (3, 10)
 EXTRAS = {
     "trl": "tov train --trainer trl", "encoder": "rds/encoder=minilm", "faiss": "tsds/backend=faiss", "demo": "tov demo",
-    "ray": "--engine ray",
+    "ray": "--engine ray", "s3": "s3:// URLs", "quantised": "--device-map, --load-in-4bit and --load-in-8bit",
 }  # fmt: skip
 """Extra -> what it is for."""
 KNOWN_FAULTS = (

@@ -64,7 +64,7 @@ def local(place: str | os.PathLike[str]) -> Path:
         return Path(text)
     url = text.rstrip("/")
     for mirror, known in _MIRRORS.items():  # a part of a run that this process has
-        if url.startswith(f"{known}/"):
+        if url.startswith(f"{known}/") and cache_folder().absolute() in mirror.parents:
             return mirror / url.removeprefix(f"{known}/")
     mirror = (cache_folder() / "runs" / short(url) / "run").absolute()
     _MIRRORS[mirror] = url
