@@ -31,23 +31,27 @@ _COPIES: list[tuple[Path, Callable[[Path], None]]] = []
 @contextmanager
 def listing(folder: Path, write_down: Callable[[Path], None]) -> Iterator[None]:
     """For the block, every file that is about to be put below a folder by a function of this module is told of first."""
-    entry = folder.absolute(), write_down
-    _LISTS.append(entry)
-    try:
+    with _entered(_LISTS, folder, write_down):
         yield
-    finally:
-        _LISTS.remove(entry)  # another thread may have entered since
 
 
 @contextmanager
 def copying(folder: Path, copy: Callable[[Path], None]) -> Iterator[None]:
     """For the block, every file that a function of this module has put below a folder is told of after it is there."""
-    entry = folder.absolute(), copy
-    _COPIES.append(entry)
+    with _entered(_COPIES, folder, copy):
+        yield
+
+
+@contextmanager
+def _entered(
+    entries: list[tuple[Path, Callable[[Path], None]]], folder: Path, tell: Callable[[Path], None]
+) -> Iterator[None]:
+    entry = folder.absolute(), tell
+    entries.append(entry)
     try:
         yield
     finally:
-        _COPIES.remove(entry)
+        entries.remove(entry)  # another thread may have entered since
 
 
 def _is_there(path: Path) -> None:
@@ -221,8 +225,13 @@ def append_json_line(path: Path, value: Any) -> None:
         drop_torn_line(path)
     else:
         _write_down(path)
+    append_line(path, json.dumps(value, ensure_ascii=False, default=str))
+
+
+def append_line(path: Path, text: str) -> None:
+    """Appends a line to a file."""
     with _full_disk_said(path), open(path, "a", encoding="utf-8") as log:
-        log.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+        log.write(f"{text}\n")
     _is_there(path)
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
-from tov.engine.base import P, Piece
+from tov.engine.base import P, Piece, ShardTask, Task
 from tov.engine.bench import Outcome
 from tov.errors import RunError
-from tov.progress import tell
+from tov.progress import Progress, tell
+from tov.scores.shard import Shard
 
 T = TypeVar("T")
 HELD = 2
@@ -65,6 +66,29 @@ class Crew(Protocol):
 
     def dismiss(self, worker: int) -> None:
         """Ends a worker at once; no more is heard of it."""
+
+
+class ByCrew:
+    """The verbs of an engine whose pieces a crew computes; how the crew is made is its `_walk`."""
+
+    def map(
+        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress,
+        given_up: Callable[[Shard, str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """As of `tov.engine.base.Engine.map`."""
+        self._walk(task, shards, done, given_up)
+
+    def run(
+        self, task: Task[P, T], jobs: Iterable[P], done: Callable[[P, T], None], failed: Callable[[P, str], None]
+    ) -> None:
+        """As of `tov.engine.base.Engine.run`."""
+        self._walk(task, jobs, done, failed, long=True)
+
+    def _walk(
+        self, task: Task[P, T], pieces: Iterable[P], done: Callable[[P, T], None], given_up: Callable[[P, str], None] | None,
+        *, long: bool = False,
+    ) -> None:  # fmt: skip
+        raise NotImplementedError
 
 
 @dataclass

@@ -13,14 +13,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from tov.engine.base import Making, P, Piece, ShardTask, Task
+from tov.engine.base import Making, P, Piece, Task
 from tov.engine.bench import Bench, Outcome, Sent, described
-from tov.engine.crew import News, walk
+from tov.engine.crew import ByCrew, News, walk
 from tov.engine.making import Elsewhere, Made, Only
 from tov.engine.models import Models
 from tov.errors import ConfigError, RunError
 from tov.progress import Progress, tell
-from tov.scores.shard import Shard
 
 T = TypeVar("T")
 PATIENCE = 30.0
@@ -28,7 +27,7 @@ PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
-class RayEngine:
+class RayEngine(ByCrew):
     """Computes shards and jobs by actors of a Ray cluster.
 
     Attributes:
@@ -44,19 +43,6 @@ class RayEngine:
     most: int = 1
     gpus: float = 0.0
     models: Models = field(default_factory=Models)
-
-    def map(
-        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress,
-        given_up: Callable[[Shard, str], None] | None = None,
-    ) -> None:  # fmt: skip
-        """As of `tov.engine.base.Engine.map`."""
-        self._walk(task, shards, done, given_up)
-
-    def run(
-        self, task: Task[P, T], jobs: Iterable[P], done: Callable[[P, T], None], failed: Callable[[P, str], None]
-    ) -> None:
-        """As of `tov.engine.base.Engine.run`."""
-        self._walk(task, jobs, done, failed, long=True)
 
     def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
         """As of `tov.engine.base.Engine.make`: by one actor, which need not have the folder."""

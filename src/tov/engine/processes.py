@@ -22,13 +22,12 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from tov.engine.base import Making, P, Piece, ShardTask, Task
+from tov.engine.base import Making, P, Piece, Task
 from tov.engine.bench import Bench, Sent, described
-from tov.engine.crew import News, walk
+from tov.engine.crew import ByCrew, News, walk
 from tov.engine.models import Models
 from tov.errors import ConfigError
 from tov.progress import Progress
-from tov.scores.shard import Shard
 
 T = TypeVar("T")
 PATIENCE = 120.0
@@ -38,7 +37,7 @@ SAID = 2000
 
 
 @dataclass(frozen=True)
-class ProcessEngine:
+class ProcessEngine(ByCrew):
     """Computes shards and jobs in several processes.
 
     Attributes:
@@ -48,19 +47,6 @@ class ProcessEngine:
 
     devices: Sequence[str]
     models: Models = field(default_factory=Models)
-
-    def map(
-        self, task: ShardTask[T], shards: Iterable[Shard], done: Callable[[Shard, T], None], progress: Progress,
-        given_up: Callable[[Shard, str], None] | None = None,
-    ) -> None:  # fmt: skip
-        """As of `tov.engine.base.Engine.map`."""
-        self._walk(task, shards, done, given_up)
-
-    def run(
-        self, task: Task[P, T], jobs: Iterable[P], done: Callable[[P, T], None], failed: Callable[[P, str], None]
-    ) -> None:
-        """As of `tov.engine.base.Engine.run`."""
-        self._walk(task, jobs, done, failed, long=True)
 
     def make(self, making: Making[T], folder: Path, progress: Progress) -> T:
         """As of `tov.engine.base.Engine.make`: here, on the device that the driver has."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tov.errors import RunError
-from tov.objects.stores import tried
+from tov.objects.stores import listed, tried
 
 LEASE, RENEW, SKEW = 90.0, 20.0, 30.0
 """Seconds that a lease holds without being renewed; between two renewals; and by which two clocks may differ."""
@@ -76,11 +76,7 @@ class Lease:
             raise at_work(self.url, self.lost)
 
     def _leases(self) -> dict[int, str]:
-        self.fs.invalidate_cache()
-        try:
-            found = tried("read", self.url, lambda: self.fs.ls(self.root, detail=False))
-        except FileNotFoundError:
-            return {}
+        found: list[str] = listed(self.fs, self.url, lambda: self.fs.ls(self.root, detail=False), [])
         names = ((LEASES.fullmatch(path.rpartition("/")[2]), path) for path in found)
         return {int(match[1]): path for match, path in names if match}
 

@@ -23,14 +23,12 @@ import filelock
 from tov.errors import ConfigError, TovError
 from tov.files import TEMPORARY, atomic, copying, write_json
 from tov.objects.lease import LEASES, Lease, at_work
-from tov.objects.stores import cache_folder, is_url, mark, opened, short, tried
+from tov.objects.stores import cache_folder, is_url, listed, mark, opened, short, tried
 
 READ_ONLY = ("hf", "http", "https")
 """Schemes that no run folder can be at: each file would be a commit, or cannot be written."""
 LOCAL = re.compile(rf"\.lock|{LEASES.pattern}|{TEMPORARY.pattern}")
 """Names that are no part of a run."""
-LIST = ".files"
-"""What a run has made so far, in its folder; it grows with each file."""
 FRESH = 10.0
 """Seconds for which a reader takes a mirror as it is."""
 _MIRRORS: dict[Path, str] = {}
@@ -172,11 +170,7 @@ class _Mirror:
 
     def _there(self) -> dict[str, str]:
         """Name -> mark of every object of the run."""
-        self.fs.invalidate_cache()
-        try:
-            found = tried("read", self.url, lambda: self.fs.find(self.root, detail=True))
-        except FileNotFoundError:
-            return {}
+        found: dict[str, Any] = listed(self.fs, self.url, lambda: self.fs.find(self.root, detail=True), {})
         names = {path[len(self.root) :].lstrip("/"): mark(info) for path, info in found.items()}
         return {name: mark for name, mark in names.items() if name and not LOCAL.fullmatch(name.rpartition("/")[2])}
 
@@ -191,14 +185,8 @@ class _Mirror:
             StorageError: it cannot be written.
         """
         self.lease.check()
-        if LOCAL.fullmatch(file.name):
-            return
-        self._put(file)
-        for parent in file.parents:
-            if parent == self.folder.parent:
-                break
-            if (parent / LIST).exists() and file.name != LIST:
-                self._put(parent / LIST)
+        if not LOCAL.fullmatch(file.name):
+            self._put(file)
 
     def _put(self, file: Path) -> None:
         name, state = str(file.relative_to(self.folder)), _state(file)

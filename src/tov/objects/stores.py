@@ -87,6 +87,15 @@ def failed(what: str, url: str, error: Exception) -> StorageError:
     )
 
 
+def listed(fs: Any, url: str, ask: Callable[[], T], nothing: T) -> T:
+    """What a store lists now; `nothing` where there is no such folder."""
+    fs.invalidate_cache()
+    try:
+        return tried("read", url, ask)
+    except FileNotFoundError:
+        return nothing
+
+
 # Inputs
 
 

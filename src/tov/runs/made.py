@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from tov.errors import RunError, of_system
-from tov.files import TEMPORARY, drop_torn_line, read_json, write_json
+from tov.files import TEMPORARY, append_line, drop_torn_line, read_json, write_json
 from tov.objects.mirror import held
 from tov.runs.manifest import FILE, read_manifest
 
@@ -182,8 +182,7 @@ def writer_of(folder: Path) -> Callable[[Path], None]:
         name = str(path)
         if name not in known and not UNLISTED.fullmatch(path.name):
             known.add(name)
-            with open(folder / LIST, "a", encoding="utf-8") as file:
-                file.write(f"{name}\n")
+            append_line(folder / LIST, name)
 
     return write_down
 

@@ -283,8 +283,8 @@ def run_grid(grid: Grid, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
         raise ConfigError("--out is missing.", fix="Name the folder of the whole grid, e.g. --out runs/grid.")
     if is_url(arguments["out"]):
         raise ConfigError(
-            f"--out {arguments['out']}: a grid's folder must be here; each of its experiments can be at a URL by itself.",
-            fix="Name a local folder, or run the experiments one by one: --only NAME --out URL.",
+            f"--out {arguments['out']}: the folder of a grid must be a local one.",
+            fix="Name a local folder. A comparison that is no grid can be at a URL.",
         )
     out = Path(arguments["out"]).expanduser()
     configs = {name: compare_config(grid.settings_of(name, arguments, str(out))) for name in grid.experiments}

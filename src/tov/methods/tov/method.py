@@ -72,7 +72,7 @@ class PathScorer(Scorer):
         paths, ours = dict[str, StoredPath](), cast("Mapping[str, PathScorer]", scorers)
         for name, one in ours.items():
             opened, paths[name] = _opened(models, one.model, one.path)
-        first, [walks, _] = next(iter(ours.values())), cls.passes_together(list(scorers.values()))
+        first, walks = next(iter(ours.values())), _passes(paths)
         epochs, model = epochs_again(paths, first.amplify), opened.adapted.get_base_model()
         embedded = {name: path.embeddings for name, path in paths.items()}
         near = {name: one for name, one in embedded.items() if one is not None}
@@ -90,8 +90,11 @@ class PathScorer(Scorer):
     @classmethod
     def passes_together(cls, scorers: Sequence[Scorer]) -> tuple[int, int]:
         """A pass a target and epoch, and one for each base state."""
-        paths = {str(place): open_path(local(cast("PathScorer", one).path)) for place, one in enumerate(scorers)}
-        return sum(len(scorers) + len(groups) for groups in base_groups(paths)), 0
+        if len(scorers) == 1:
+            return scorers[0].passes
+        return _passes(
+            {str(place): open_path(local(one.path)) for place, one in enumerate(cast("Sequence[PathScorer]", scorers))}
+        ), 0
 
     def noise_floor(self, models: Models, rows: Encoded) -> dict[str, float]:
         """As of `Scorer.noise_floor`, under the first base state."""
@@ -108,6 +111,10 @@ class PathScorer(Scorer):
                 opened.adapted.get_base_model(), set_state, rows, stored.pairs(self.amplify), batch_tokens=self.batch_tokens,
                 embedded=stored.embeddings,
             )  # fmt: skip
+
+
+def _passes(paths: Mapping[str, StoredPath]) -> int:
+    return sum(len(paths) + len(groups) for groups in base_groups(paths))
 
 
 def _opened(models: Models, spec: ModelSpec | None, path: str) -> tuple[Opened, StoredPath]:
