@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import skip_without
-from killing import AT_WORK, MARK, Killer, gone
+from killing import AT_WORK, MARK, Killer, gone, processes
 from test_engines import picked, scored
 from tiny import make_rows, write_jsonl
 
@@ -37,6 +37,13 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv(MARK, name)
     yield name
     ray.shutdown()
+
+
+def driver_of(model: Path, pool: Path, target: Path, out: Path, *more: str) -> list[str]:
+    """A selection by workers of Ray, a shard a row."""
+    inputs = ["--model", str(model), "--pool", str(pool), "--target", str(target), "--n", "20", "--out", str(out)]
+    sizes = ["--epochs", "1", "--base-size", "8", "--max-length", "64", "--shard-rows", "1", "--dtype", "fp32"]
+    return [sys.executable, "-m", "tov", "select", *inputs, *sizes, "--engine", "ray", "--quiet", *more]
 
 
 @pytest.mark.slow
@@ -60,34 +67,47 @@ def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
     pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(60, seed=1))
     target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
     whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1, pool=pool, target=target)
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "tov",
-            "select",
-            "--model",
-            tiny_folder,
-            "--pool",
-            pool,
-            "--target",
-            target,
-            "--n",
-            "20",
-        ),
-        *("--epochs", "1", "--base-size", "8", "--max-length", "64", "--shard-rows", "1", "--out", tmp_path / "run"),
-        *("--dtype", "fp32", "--engine", "ray", "--quiet"),
-    ]
+    command = driver_of(tiny_folder, pool, target, tmp_path / "run")
     chance, shards = random.Random(8), tmp_path / "run" / "scores"
     for number in range(DRIVERS):
-        driver = subprocess.Popen(list(map(str, command)))
+        driver = subprocess.Popen(command)
         until = (number + 1) * 15 + chance.randrange(10)
         while driver.poll() is None and (not shards.exists() or len(list(shards.glob("rows-*"))) < until):
             time.sleep(0.005)
         driver.kill()
         assert driver.wait() == -signal.SIGKILL, "it ended before it was killed"
         assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] != "finished"
-    subprocess.run(list(map(str, command)), check=True)
+    subprocess.run(command, check=True)
     assert scored(tmp_path / "run") == scored(whole.folder)
     assert (tmp_path / "run" / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
     assert gone("ray::_Worker", mark), "workers go on without their driver"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_goes_with_all_its_workers_loses_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
+    """A cluster of two nodes, one of which is killed with what runs on it while it has shards in work."""
+    from ray.cluster_utils import Cluster
+
+    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(60, seed=1))
+    target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
+    whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1, pool=pool, target=target)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        shards, more = tmp_path / "run" / "scores", ("--ray-address", cluster.address, "--workers", "2")
+        command = driver_of(tiny_folder, pool, target, tmp_path / "run", *more)
+        with (tmp_path / "said").open("w") as said:
+            driver = subprocess.Popen(command, stderr=said)
+        while driver.poll() is None and (not shards.exists() or len(list(processes(AT_WORK, mark))) < 2):
+            time.sleep(0.005)
+        cluster.remove_node(node, allow_graceful=False)
+        at_loss = len(list(shards.glob("rows-*")))
+        assert driver.wait(timeout=300) == 0, (tmp_path / "said").read_text()
+    finally:
+        cluster.shutdown()
+    assert at_loss < 60, "the node went after the last shard"
+    assert "a worker was lost" in (tmp_path / "said").read_text(), "no worker was on the node"
+    assert scored(tmp_path / "run") == scored(whole.folder)
+    assert (tmp_path / "run" / "selected.jsonl").read_bytes() == (whole.folder / "selected.jsonl").read_bytes()
