@@ -87,17 +87,18 @@ def target_numbers(shares: Mapping[str, float], targets: Sequence[str], n: int) 
 
 
 def choose_by_target(
-    targets: Sequence[OfTarget], *, shares: Mapping[str, float], n: int, lengths: np.ndarray | None = None,
-    **given: Any,
+    targets: Sequence[OfTarget], *, shares: Mapping[str, float], source_shares: Mapping[str, float], n: int,
+    lengths: np.ndarray | None = None, **given: Any,
 ) -> Choice:  # fmt: skip
     """The rows of a choice for several targets.
 
     Args:
         targets: in the order in which they choose.
         shares: target -> share of the choice; the others share the rest equally.
+        source_shares: source -> share of each target's part.
         n: rows to choose; or tokens to spend, where lengths are given.
         lengths: (N,) tokens of each row.
-        **given: all else that `choose_by_source` takes; caps and shares of sources hold for each target.
+        **given: all else that `choose_by_source` takes; caps hold for each target.
 
     Returns:
         By score first (each target's best, then each one's second best), then by chance; `targets` says for whom.
@@ -107,28 +108,25 @@ def choose_by_target(
         ConfigError: as of `choose_by_source`.
     """
     if given["rule"] == "round-robin" and not shares and all(one.best is None for one in targets):
-        return _in_turn(targets, n=n, lengths=lengths, **given)
+        return _in_turn(targets, source_shares, n=n, lengths=lengths, **given)
     names = [one.name for one in targets]
     ends = list(itertools.accumulate(target_numbers(shares, names, n)))
     free, spent, choices = given["usable"].copy(), 0, dict[str, Choice]()
     for one, end in zip(targets, ends, strict=True):
         if end == spent:
             continue
-        of_its_own = {**given, "usable": free, "scores": one.scores, "best": one.best or _as_one(one.scores)}
+        own = {**given, "usable": free, "scores": one.scores, "best": one.best or _as_one(one.scores)}
         try:
-            choice = choose_by_source(
-                shares=given["source_shares"], n=end - spent, lengths=lengths, **_plain(of_its_own)
-            )
+            choice = choose_by_source(shares=source_shares, n=end - spent, lengths=lengths, **own)
         except DataError as error:
             raise DataError(f"The target {one.name}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
         spent += len(choice.row_ids) if lengths is None else int(lengths[choice.row_ids].sum())
         free[choice.row_ids] = False
         choices[one.name] = choice
-    return _joined(choices)
-
-
-def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name != "source_shares"}
+    without = [name for name in names if name not in choices and shares.get(name) != 0]
+    few = (f"so few are asked for that nothing is left for {', '.join(without)}",) if without else ()
+    joined = _joined(choices)
+    return replace(joined, notes=(*joined.notes, *few))
 
 
 def _as_one(scores: np.ndarray) -> Best:
@@ -141,7 +139,9 @@ def _as_one(scores: np.ndarray) -> Best:
     return best
 
 
-def _in_turn(targets: Sequence[OfTarget], *, n: int, lengths: np.ndarray | None, **given: Any) -> Choice:
+def _in_turn(
+    targets: Sequence[OfTarget], source_shares: Mapping[str, float], *, n: int, lengths: np.ndarray | None, **given: Any
+) -> Choice:
     """Each target in turn takes its best row that is still free."""
     each = [_as_one(one.scores) for one in targets]
 
@@ -150,25 +150,22 @@ def _in_turn(targets: Sequence[OfTarget], *, n: int, lengths: np.ndarray | None,
         return [row_ids for [row_ids], _ in lists], [values for _, [values] in lists]
 
     able = np.isfinite([one.scores for one in targets]).any(0)
-    choice = choose_by_source(
-        shares=given["source_shares"], n=n, lengths=lengths, **_plain(given), best=best,
-        scores=np.where(able, 0.0, np.nan),
-    )  # fmt: skip
+    scores = np.where(able, 0.0, np.nan)
+    choice = choose_by_source(shares=source_shares, n=n, lengths=lengths, scores=scores, best=best, **given)
+    parts = parts_of(source_shares, given["names"], given["caps"], 1) if source_shares else []
+    of_part = [[list(given["names"]).index(name) for name in part.sources] for part in parts]
     names = np.array([one.name for one in targets], object)
-    return replace(choice, targets=names[_whose(choice.row_ids, targets, given)])
+    return replace(choice, targets=names[_whose(choice.row_ids, targets, given["codes"], of_part)])
 
 
-def _whose(row_ids: np.ndarray, targets: Sequence[OfTarget], given: Mapping[str, Any]) -> np.ndarray:
+def _whose(
+    row_ids: np.ndarray, targets: Sequence[OfTarget], codes: np.ndarray, parts: Sequence[Sequence[int]]
+) -> np.ndarray:
     """(n,) the place of the target that has taken each row: the turns once more, with the rows taken and no others."""
     whose, place_of = np.zeros(len(row_ids), np.int64), {int(row): place for place, row in enumerate(row_ids)}
-    sources = list(given["names"])
-    parts = parts_of(given["source_shares"], sources, given["caps"], 1) if given["source_shares"] else [None]
-    for part in parts:
-        mine = row_ids
-        if part is not None:
-            mine = row_ids[np.isin(given["codes"][row_ids], [sources.index(name) for name in part.sources])]
+    for mine in [row_ids[np.isin(codes[row_ids], part)] for part in parts] or [row_ids]:
         lists = [top_candidates(one.scores[mine][:, None], len(mine), row_ids=mine)[0] for one in targets]
-        taken = among(mine, len(given["codes"]))
+        taken = among(mine, len(codes))
         for target, row in turns([mine[places] for places in lists], taken):
             whose[place_of[row]] = target
     return whose
