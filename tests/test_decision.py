@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tov.comparison.decision import CAUTION, best_of, gains_of, halved, safest_of
+from tov.methods.auto import LEAST, alive_in
 
 ROOT = Path(__file__).parents[1]
 TULU = ROOT.parent / "shared" / "data" / "gate" / "tulu.parquet"
@@ -42,12 +43,13 @@ def test_random_rows_are_taken_where_nothing_is_sure() -> None:
     assert best_of(gains_of({"a": [5.0], "b": [1.0]})) is None, "one pilot tells nothing of its error"
 
 
-def test_the_safest_is_taken_where_nothing_is_sure_unless_its_pilots_were_worse() -> None:
+def test_the_safest_is_taken_where_nothing_is_sure_unless_it_is_surely_worse() -> None:
     gains = gains_of({"tov": [-1.0, 2.0, 0.5], "tov/abs": [0.2, 0.1, 0.1], "rds": [3.0, -2.0, 4.0]})
     assert best_of({"tov": gains["tov"], "rds": gains["rds"]}) is None
     assert safest_of({name: gains[name] for name in ("tov", "tov/abs")}) == "tov", "the larger mean"
-    assert safest_of(gains_of({"tov": [5.0]})) == "tov", "also of one pilot"
-    assert safest_of(gains_of({"tov": [-5.0, 4.0]})) is None
+    assert safest_of(gains_of({"tov": [-5.0]})) == "tov", "one pilot tells nothing of its error"
+    assert safest_of(gains_of({"tov": [-5.0, 4.0]})) == "tov", "it may be better as well as worse"
+    assert safest_of(gains_of({"tov": [-5.0, -4.0]})) is None
     assert safest_of({}) is None
 
 
@@ -55,6 +57,18 @@ def test_the_better_half_goes_on_and_never_fewer_than_two() -> None:
     gains = gains_of({name: [value, value + 1] for name, value in zip("abcde", (1.0, 5.0, 3.0, 4.0, 2.0), strict=True)})
     assert halved(gains, 2) == ["b", "c", "d"], "three of five, in their order"
     assert halved({name: gains[name] for name in "ab"}, 2) == ["a", "b"]
+    assert halved(gains, 2, stay={"a"}) == ["a", "b", "d"], "the worst stays, and the better half of the others goes on"
+    assert halved({name: gains[name] for name in "abe"}, 2, stay={"a"}) == ["a", "b"]
+
+
+@given(st.integers(1, 9), st.integers(0, 3), st.integers(1, 4))
+def test_as_many_go_on_as_the_plan_foretells(candidates: int, staying: int, pilots: int) -> None:
+    gains = gains_of({f"m{place}": [float(place), 1.0] for place in range(candidates)})
+    stay, alive, counts = {f"m{place}" for place in range(min(staying, candidates))}, dict(gains), list[int]()
+    for _ in range(pilots):
+        counts.append(len(alive))
+        alive = {name: gains[name] for name in halved(alive, LEAST, stay)}
+    assert counts == alive_in(candidates, pilots, len(stay))
 
 
 @given(st.lists(st.lists(st.floats(-50, 50), min_size=2, max_size=4), min_size=1, max_size=6), st.randoms())

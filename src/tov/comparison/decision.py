@@ -7,13 +7,14 @@ A *pilot* is a training on a candidate's rows beside one on random rows, equal i
 2. Its error is that mean's standard error; the differences vary as its own do, but at least as the median candidate's do.
 3. The candidate of the largest gain is taken if its gain exceeds `CAUTION` errors.
 4. Otherwise the candidate is taken whose gain less `CAUTION` errors is largest, if that is above 0.
-5. Otherwise the safest candidate is taken, one half of whose rows are random (`tov`), if its gain is above 0; else random rows.
+5. Otherwise the safest candidate is taken, one half of whose rows are random (`tov`), unless its gain plus `CAUTION` errors is
+   below 0; then random rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,16 +77,24 @@ def best_of(gains: Mapping[str, Gain]) -> str | None:
 
 
 def safest_of(hedged: Mapping[str, Gain]) -> str | None:
-    """What is taken where no gain is sure; None for random rows. Of equal ones the first.
+    """What is taken where no gain is sure; None for random rows, where it is surely worse. Of equal ones the first.
 
     Args:
         hedged: the candidates half of whose rows are random; these can be no more than half wrong.
     """
     best = max(hedged, key=lambda name: hedged[name].mean, default=None)
-    return best if best is not None and hedged[best].mean > 0 else None
+    return best if best is not None and hedged[best].high >= 0 else None
 
 
-def halved(gains: Mapping[str, Gain], least: int) -> list[str]:
-    """The better half of the candidates by mean, rounded up, at least so many; in their order."""
-    kept = sorted(gains, key=lambda name: -gains[name].mean)[: max(least, math.ceil(len(gains) / 2))]
-    return [name for name in gains if name in kept]
+def halved(gains: Mapping[str, Gain], least: int, stay: Collection[str] = ()) -> list[str]:
+    """The candidates that go on: the better half by mean, rounded up, beside those that stay whatever their gain.
+
+    Args:
+        gains: of all that are left.
+        least: of them that go on.
+        stay: step 5 of the rule asks for their gains in the end, so they have every pilot.
+    """
+    others = sorted((name for name in gains if name not in stay), key=lambda name: -gains[name].mean)
+    staying = len(gains) - len(others)
+    kept = others[: max(least - staying, math.ceil(len(others) / 2))]
+    return [name for name in gains if name in stay or name in kept]

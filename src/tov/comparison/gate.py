@@ -2,8 +2,8 @@
 
 The target is cut into folds. In each pilot one fold is held out from all scoring; every candidate scores a part of the pool
 for the other folds and chooses rows; a model is trained on them from the pretrained weights, by equal steps, and is judged on
-the fold. After each pilot the better half of the candidates goes on. `tov.comparison.decision` says which is taken, or that
-random rows are.
+the fold. After each pilot the better half of the candidates goes on; those half of whose rows are random have every pilot.
+`tov.comparison.decision` says which is taken, or that random rows are.
 
 The pilots are trials of a comparison of their own, whose seeds are the pilots: the same files, the same resumption, trial by
 trial.
@@ -32,7 +32,7 @@ from tov.engine.models import Models
 from tov.errors import ConfigError, DataError
 from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, subset_of
-from tov.methods.auto import LEAST, PilotSizes, pilot_sizes
+from tov.methods.auto import LEAST, PilotSizes, hedged, pilot_sizes
 from tov.methods.choice import check_choice
 from tov.methods.spec import Variant, dumped, parse_variant, settings_for
 from tov.metrics import own_metric
@@ -225,6 +225,7 @@ def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant
         if record["status"] == DONE or record["variant"] != BASELINE
     }
     records: list[dict[str, Any]] = []
+    stay = hedged((one.name for one in candidates), benches[0].config)
     for number, bench in enumerate(benches, 1):
         variants = [parse_variant(BASELINE), *(one for one in candidates if one.name in alive)]
         trials = [Trial(variant, bench.config.sizes[0], bench.config.seed) for variant in variants]
@@ -240,7 +241,7 @@ def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant
             )
         records += mine
         done = gains_of(_differences(records, _judged_by(records, bench.config)))
-        alive = halved({name: done[name] for name in alive if name in done and _has(mine, name)}, LEAST)
+        alive = halved({name: done[name] for name in alive if name in done and _has(mine, name)}, LEAST, stay)
         if not alive:
             raise DataError(
                 f"The pilots of all candidates failed; of {mine[1]['variant']}: {_fault(mine[1])}",
@@ -291,7 +292,8 @@ def _verdict(
     last = [record for record in records if record["seed"] == benches[-1].config.seed]
     alive = {name: gain for name, gain in gains.items() if _has(last, name)}
     sure = best_of(alive)
-    chosen = sure or safest_of(_hedged(records, candidates, gains, benches[0].config))
+    half = hedged(alive, benches[0].config)
+    chosen = sure or safest_of({name: gain for name, gain in alive.items() if name in half})
     rows = [_candidate(one.name, records, gains, alive, chosen) for one in candidates]
     beside = _beside(records, judge)
     rows = [{**row, "beside": beside.get(row["variant"], {})} for row in rows]
@@ -306,23 +308,12 @@ def _verdict(
     elif chosen:
         won = f"auto took {chosen}, half of whose rows are random ({_gain(gains[chosen])} {unit}): {none}"
     else:
-        won = f"auto took random rows: {none}"
+        worse = "; with half of them random they were reliably worse" if half else ""
+        won = f"auto took random rows: {none}{worse}"
     return {
         "chosen": chosen or BASELINE, "verdict": won, "judge": judge, "unit": unit, "candidates": rows,
         "pilots": len(benches), "rows": sizes.n, "pool": sizes.pool, "judged": judged, "passes": sizes.passes,
     }  # fmt: skip
-
-
-def _hedged(
-    records: Sequence[Mapping[str, Any]],
-    candidates: Sequence[Variant],
-    gains: Mapping[str, Gain],
-    config: CompareConfig,
-) -> dict[str, Gain]:
-    """The gains of candidates that choose half of their rows at random, those dropped after a pilot too; none that failed."""
-    failed = {record["variant"] for record in records if _fault(record)}
-    half = [one.name for one in candidates if settings_for(config, one).rule == "score+random"]
-    return {name: gains[name] for name in half if name in gains and name not in failed}
 
 
 def _beside(records: Sequence[Mapping[str, Any]], judge: str) -> dict[str, dict[str, Any]]:

@@ -8,7 +8,7 @@ fold held out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -106,7 +106,8 @@ def _pilots(stats: PoolStats) -> Stage:
     )  # fmt: skip
     # What two candidates make alike (embeddings, say) is made once.
     stages = {(one.name, one.forward, one.backward): one for cost in _priced(small, settings) for one in cost or ()}
-    trainings = sum(alive + 1 for alive in alive_in(len({*settings.candidates} - {"random"}), folds))
+    names = {*settings.candidates} - {"random"}
+    trainings = sum(alive + 1 for alive in alive_in(len(names), folds, len(hedged(names, settings))))
     trained = trainings * stats.drawn(sizes.passes)
     judged = trainings * stats.target_tokens / folds
     forward, backward = (folds * sum(getattr(one, way) for one in stages.values()) for way in ("forward", "backward"))
@@ -114,9 +115,19 @@ def _pilots(stats: PoolStats) -> Stage:
     return Stage(PILOTS, forward + trained + judged, backward + trained, stored)
 
 
-def alive_in(candidates: int, pilots: int) -> list[int]:
-    """How many candidates take part in each pilot: after each the better half goes on, at least `LEAST`."""
+def hedged(names: Iterable[str], settings: Any) -> set[str]:
+    """The candidates that choose half of their rows at random in a pilot, and so can be no more than half wrong."""
+    from tov.methods.spec import parse_variant, settings_for
+
+    free = settings.model_copy(update={"rule": None})
+    return {name for name in names if settings_for(free, parse_variant(name)).rule == "score+random"}
+
+
+def alive_in(candidates: int, pilots: int, staying: int = 0) -> list[int]:
+    """How many candidates take part in each pilot: those that stay, and of the others after each the better half, at least
+    `LEAST` together."""
     counts = [candidates]
     for _ in range(pilots - 1):
-        counts.append(min(counts[-1], max(LEAST, math.ceil(counts[-1] / 2))))
+        half = math.ceil((counts[-1] - staying) / 2)
+        counts.append(min(counts[-1], max(LEAST, staying + half)))
     return counts
