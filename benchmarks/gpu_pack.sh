@@ -17,14 +17,14 @@ mkdir -p "$pack/all/wheels" "$pack/all/data/instruct" "$pack/all/data/ner"
 platforms=()
 for name in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do platforms+=(--platform "${name}_x86_64"); done
 packages=()
-for name in annotated-types datasets dill gguf multiprocess pydantic pydantic_core typing_extensions typing-inspection; do
+for name in annotated-types bm25s datasets dill gguf multiprocess pydantic pydantic_core typing_extensions typing-inspection; do
     packages+=("$(grep -i "^$name==" constraints.txt)")
 done
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version "$target_python" \
     "${platforms[@]}" --dest "$pack/all/wheels" "${packages[@]}"
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$pack/all/wheels" "$(grep '^seqeval==' constraints.txt)"
 
-for source in gsm8k alpaca_gpt35 flan_cot dolly; do cp "$data/instruct/$source.parquet" "$pack/all/data/instruct/"; done
+for source in gsm8k alpaca_gpt35 flan_cot dolly gpteacher_toolformer; do cp "$data/instruct/$source.parquet" "$pack/all/data/instruct/"; done
 cp "$data/ner/wikineural_en.parquet" "$pack/all/data/ner/"
 chmod -R u+w "$pack/all/data"
 git describe --always --dirty >"$pack/all/commit"

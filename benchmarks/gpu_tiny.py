@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder
 
-SOURCES = ("gsm8k", "alpaca_gpt35", "flan_cot", "dolly")
+SOURCES = ("gsm8k", "alpaca_gpt35", "flan_cot", "dolly", "gpteacher_toolformer")
 ROWS = 24
 
 
