@@ -14,9 +14,10 @@ help:   ## show these targets
 demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 	$(BIN)/tov demo
 
-# One thread a process: tiny matrices gain nothing by two, and lose much where a core is busy.
+# One thread a process: tiny matrices gain nothing by two, and lose much where a core is busy. A module is
+# one worker's, so that what its tests share is made once; conftest.py has the long ones first.
 test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Every operation of every command: hours. A part of it: make chaos ARGS="-k 'files and train'".
 chaos: .venv/test.stamp  ## kill, fill the disk and flip bits at every place, and print a table

@@ -30,9 +30,16 @@ settings.register_profile(
 settings.load_profile("tov")
 
 
+LONG = (
+    "test_chaos", "test_full_disk", "test_engine_jobs", "test_gpu_script", "test_engines", "test_ray_chaos", "test_objects",
+    "test_doctor", "test_bit_flips", "test_export", "test_tutorial", "test_oracle_model", "test_methods", "test_compare",
+)  # fmt: skip
+"""Modules of half a minute or more, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first, so that no worker is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """The long modules first, so that no worker is left alone with one at the end; each stays whole, and so with one worker."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def kept(desk: Desk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the desk as it was made."""
+    return Path(shutil.copytree(desk.base, tmp_path_factory.mktemp("kept") / "desk"))
+
+
 @pytest.fixture(autouse=True)
-def as_it_was(desk: Desk, tmp_path: Path) -> Iterator[None]:
+def as_it_was(desk: Desk, kept: Path) -> Iterator[None]:
     """The desk's runs are put back after a test."""
-    kept = tmp_path / "kept"
-    shutil.copytree(desk.base, kept)
     yield
     restore(desk.base, kept)
 
@@ -60,6 +65,18 @@ def restore(folder: Path, kept: Path) -> None:
         if not file.exists() or file.read_bytes() != copy.read_bytes():
             file.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(copy, file)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(desk: Desk, kept: Path) -> Callable[[str], Any]:
+    """What a reader gives of the desk as it was made; read once for all kinds of file."""
+
+    @cache
+    def given(reader: str) -> Any:
+        restore(desk.base, kept)
+        return READERS[reader](desk)
+
+    return given
 
 
 # What reads a run, and the numbers that it gives
@@ -185,10 +202,11 @@ def place_in(file: Path, part: str, draw: random.Random) -> int:
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", [case.mark for case in CASES])
-def test_a_flipped_bit_is_said_or_changes_nothing(case: Case, desk: Desk, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_said_or_changes_nothing(
+    case: Case, desk: Desk, kept: Path, undisturbed: Callable[[str], Any]
+) -> None:
     draw, faults = random.Random(f"{case}"), []
-    read, kept = READERS[case.reader], tmp_path / "kept"
-    expected = read(desk)
+    read, expected = READERS[case.reader], undisturbed(case.reader)
     files = [file for file in sorted(kept.glob(case.files)) if file.is_file()]
     assert files, "no such file: the test tests nothing"
     for _ in range(FLIPS):
@@ -241,10 +259,11 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("case", [case.mark for case in FOREIGN])
-def test_a_shard_of_another_place_is_refused(case: Foreign, desk: Desk, tmp_path: Path) -> None:
+def test_a_shard_of_another_place_is_refused(
+    case: Foreign, desk: Desk, kept: Path, undisturbed: Callable[[str], Any]
+) -> None:
     """Of a run of the same pool and shape under another seed, or of the same table, but of other rows."""
-    read, kept = READERS[case.reader], tmp_path / "kept"
-    expected = read(desk)
+    read, expected = READERS[case.reader], undisturbed(case.reader)
     restore(desk.base, kept)
     [source, *_], places = sorted(desk.base.glob(case.source)), sorted(desk.base.glob(case.place))
     place = places[case.at]

@@ -6,10 +6,7 @@ import itertools
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,15 @@ import pytest
 from conftest import skip_without
 from faults import killed
 from test_compare import compare
-from test_engines import Troubled, picked, scored
+from test_engines import picked, scored
 from test_gate import select
 from tov.comparison.trainings import Training
 from tov.engine import crew
 from tov.engine.local import LocalEngine
 from tov.engine.making import Only
-from tov.engine.models import Models
 from tov.engine.processes import ProcessEngine, _Processes
 from tov.errors import DataError, NumericError
+from troubled import Meeting, Troubled
 
 FEW: dict[str, Any] = {"methods": ["random", "zero-shot"], "seeds": 1, "dtype": "fp32"}
 """No scans, so that all workers train; five trials."""
@@ -88,29 +85,6 @@ def test_one_process_tells_of_it_too(tmp_path: Path) -> None:
 def test_an_error_of_the_users_ends_the_walk_on_every_engine(engine: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="row 3: no answer"):
         ran(engine, Troubled(tmp_path, {1: ("is the user's", 1)}))
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Each of two jobs ends when the other one has begun.
-
-    Attributes:
-        folder: where that is noted.
-    """
-
-    folder: Path
-
-    @contextmanager
-    def open(self, models: Models) -> Iterator[Callable[[Training], str]]:
-        def compute(job: Training) -> str:
-            (self.folder / str(job.start)).touch()
-            until = time.monotonic() + 400
-            while not (self.folder / str(1 - job.start)).exists():
-                assert time.monotonic() < until, "the other job waits for this one to end"
-                time.sleep(0.05)
-            return "met"
-
-        yield compute
 
 
 def test_two_jobs_are_done_side_by_side(tmp_path: Path) -> None:

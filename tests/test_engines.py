@@ -9,9 +9,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from tov.progress import Silent
 from tov.runs.environment import versions
 from tov.scores.shard import Shard
 from tov.text.encode import pack
+from troubled import Opens, Stillborn, Troubled
 
 
 def shards(count: int) -> Iterator[Shard]:
@@ -51,42 +51,6 @@ def computed(task: Any, *, workers: int = 1, count: int = 5, given_up: Any = Non
 
     ProcessEngine(("cpu",) * workers).map(task, shards(count), done, Silent(), given_up)
     return found
-
-
-@dataclass(frozen=True)
-class Troubled:
-    """Squares the number of a shard; on some of them something happens, so many times.
-
-    Attributes:
-        folder: where it is noted how often it has happened.
-        on: shard -> what happens there, and how often.
-    """
-
-    folder: Path
-    on: dict[int, tuple[str, int]] = field(default_factory=dict)
-
-    @contextmanager
-    def open(self, models: Models) -> Iterator[Callable[[Shard], int]]:
-        def compute(shard: Shard) -> int:
-            what, times = self.on.get(shard.start, ("", 0))
-            happened = len(list(self.folder.glob(f"{shard.start}-*"))) if times else 0
-            if happened < times:
-                (self.folder / f"{shard.start}-{happened}").touch()
-                _happen(what)
-            return shard.start**2
-
-        yield compute
-
-
-def _happen(what: str) -> None:
-    if what == "dies":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif what == "fails":
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    elif what == "is the user's":
-        raise DataError("pool.jsonl, row 3: no answer.", allowed="rows with one", fix="Correct the row.")
-    elif what == "dawdles":
-        time.sleep(600)
 
 
 def test_no_shards_need_no_worker() -> None:
@@ -143,16 +107,6 @@ def test_a_slow_worker_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     found = computed(Troubled(tmp_path, {2: ("dawdles", 1)}), workers=2, count=6)
     assert found == {number: number**2 for number in range(6)}
     assert time.monotonic() - begun < 300
-
-
-@dataclass(frozen=True)
-class Stillborn:
-    """Ends its process when it is opened."""
-
-    @contextmanager
-    def open(self, models: Models) -> Iterator[Callable[[Shard], int]]:
-        os._exit(3)
-        yield lambda shard: 0
 
 
 def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,22 +166,6 @@ def test_a_worker_with_another_model_is_refused(tmp_path: Path, tiny_folder: Pat
         refused = Bench(replace(sent, models={spec: fingerprint})).compute(next(shards(1))).error
         assert refused
         assert f"A worker opens another model {spec.name} than the driver: {name} " in refused.problem
-
-
-@dataclass(frozen=True)
-class Opens:
-    """Opens a model.
-
-    Attributes:
-        spec: of it.
-    """
-
-    spec: Any
-
-    @contextmanager
-    def open(self, models: Models) -> Iterator[Callable[[Shard], int]]:
-        models.open(self.spec)
-        yield lambda shard: shard.start
 
 
 @pytest.mark.parametrize("kind_of", [one for one in TovError.__subclasses__() if one.__module__ == "tov.errors"])
