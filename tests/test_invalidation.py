@@ -270,6 +270,7 @@ TABLES: dict[str, list[Row]] = {
             PATH,
             Row("columns", {"prompt": "topic"}, differs=("columns", "pool", "target", "test")),
             Row("target", lambda given: rows(5, seed=2)),
+            Row("target_clusters", 2),
         ),
         *but(SCAN, Row("score", "margin")),
         *RULE,
