@@ -125,6 +125,7 @@ PATH = [
     Row("on_bad_row", "skip"),
     Row("model", lambda given: given.other_model),
     Row("target", lambda given: rows(5, seed=2), differs=("targets",)),
+    Row("target_clusters", 2, UNUSABLE, says="needs 16 target rows"),
     Row("pool", lambda given: rows(25, seed=1)),
     Row("revision", "main"),
     Row("trust_remote_code", True, SAME),
@@ -205,13 +206,15 @@ INERT = (
 )  # fmt: skip
 """Settings that no method off the path has a use for. LoRA settings are none of them: they are the final training's too."""
 OFF_PATH = but(SELECT, FIT_PRESET, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
+NO_CLUSTERS = Row("target_clusters", 2, NO_EFFECT)
+"""Of a method that reads text."""
 TRL = importlib.util.find_spec("trl") is not None
 TABLES: dict[str, list[Row]] = {
     "select": SELECT,
     "select by less": but(
         OFF_PATH, Row("rule", "sample"), Row("method", LESS.replace("epochs=1", "epochs=2"), differs=("options",))
     ),
-    "select by dsir": but(OFF_PATH, Row("method", "dsir/mean", differs=("options",))),
+    "select by dsir": but(OFF_PATH, NO_CLUSTERS, Row("method", "dsir/mean", differs=("options",))),
     "select by rds": but(
         OFF_PATH,
         Row("bins", 2, NO_EFFECT),
@@ -224,7 +227,9 @@ TABLES: dict[str, list[Row]] = {
         Row("bins", 2, NO_EFFECT),
         Row("method", "auto/loss", differs=("judge",)),
     ),
-    "select by bm25": but(OFF_PATH, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))),
+    "select by bm25": but(
+        OFF_PATH, NO_CLUSTERS, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))
+    ),
     "fit": [*but(PATH, FIT_PRESET), *PLACE],
     "reselect": [
         *RULE,
@@ -265,6 +270,7 @@ TABLES: dict[str, list[Row]] = {
             PATH,
             Row("columns", {"prompt": "topic"}, differs=("columns", "pool", "target", "test")),
             Row("target", lambda given: rows(5, seed=2)),
+            Row("target_clusters", 2),
         ),
         *but(SCAN, Row("score", "margin")),
         *RULE,

@@ -209,7 +209,7 @@ def test_a_choice_for_targets_is_exact_or_refused(
         assert any("nothing is left for" in note for note in choice.notes)
     if rule != "round-robin" or shared:
         counts = [int((choice.targets == name).sum()) for name in NAMES]
-        assert counts == target_numbers(shares, NAMES, n)
+        assert counts == target_numbers(shares, dict.fromkeys(NAMES, 1), n)
     for name, column in zip(NAMES, table["scores"].T, strict=True):
         assert np.isfinite(column[choice.row_ids[by_score & (choice.targets == name)]]).all()
 
@@ -217,7 +217,7 @@ def test_a_choice_for_targets_is_exact_or_refused(
 @given(n=st.integers(0, 10**6), law=st.integers(0, 100), verse=st.integers(0, 100))
 def test_numbers_of_targets_are_whole_and_within_one_of_the_shares(n: int, law: int, verse: int) -> None:
     shares = {"law": law / 200, "verse": verse / 200}
-    numbers = target_numbers(shares, NAMES, n)
+    numbers = target_numbers(shares, dict.fromkeys(NAMES, 1), n)
     assert sum(numbers) == n
     assert all(
         abs(number - shares.get(name, 1 - sum(shares.values())) * n) < 1.001

@@ -169,7 +169,7 @@ def _score_table(run: Run, bench: Bench, variant: Variant, options: Any, n: int)
         ) as table:
             if not table.finished:
                 score_pool(
-                    table, rows, targets, config, variant, n=n, labels=bench.labels, models=bench.models,
+                    table, rows, target, config, variant, n=n, labels=bench.labels, models=bench.models,
                     artifacts=seed_folder / "artifacts", quiet=config.quiet,
                 )  # fmt: skip
                 table.finish()

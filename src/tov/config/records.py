@@ -121,6 +121,11 @@ class PathSettings(LoadingSettings, DataSettings):
         min_length=1,
         named=True,
     )
+    target_clusters: int | None = setting(
+        "fit",
+        "clusters that the one target is split into by k-means on embeddings of its rows; each is then a target of its own, "
+        "whose part of the choice is as large as its part of the target's rows", None, ge=2, used_by=("clusters",), unless=None,
+    )  # fmt: skip
     pool: tuple[str, ...] = setting(
         "fit", "pool, the rows to choose from: files, globs, folders, URLs or Hub ids", min_length=1, named=True
     )

@@ -68,7 +68,7 @@ class Auto(Method):
     unit = "that of the candidate taken"
     stored = "what the candidate taken stores"
     passes = "those of the candidate taken; beside them pilots on a part of the pool"
-    uses: ClassVar[frozenset[str]] = frozenset({"path", "gain", "gate"})
+    uses: ClassVar[frozenset[str]] = frozenset({"path", "gain", "gate", "clusters"})
     source = "the rule and its evidence: docs/auto.md"
 
     def cost(self, stats: PoolStats) -> list[Stage] | None:

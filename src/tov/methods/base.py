@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -40,6 +41,10 @@ NEEDS = {
 }
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
+CLUSTERS = "clusters"
+"""The artifact, and the stage, of a target that is split (`tov.methods.clusters`)."""
+LEAST_ROWS = 8
+"""Rows that a cluster of a target has at least."""
 FIXED_BYTES, COLUMN_BYTES = 14, 5
 """Bytes that a row of the score table takes on disk: all but the scores (its hash above all), and a score; both measured."""
 
@@ -353,8 +358,36 @@ def column_of(scores: pa.Table, name: str) -> np.ndarray:
 
 
 def cost_of(method: Method, stats: PoolStats) -> list[Stage] | None:
-    """The stages of a run for all of its targets: each one's, less what it shares with the first. None where none is told."""
-    if len(stats.targets) < 2 or method.takes == "pilots":  # pilots ask for their candidates' costs themselves
+    """The stages of a run for all of its targets: each one's, less what it shares with the first. None where none is told.
+
+    The clusters of a target, which nobody knows yet, are taken as equal parts of its rows and tokens.
+    """
+    if method.takes == "pilots":  # they ask for their candidates' costs themselves
+        return method.cost(stats)
+    k, before = clusters_asked(method, stats.settings), list[Stage]()
+    if k:
+        able = max(1, min(k, stats.target_rows // LEAST_ROWS))
+        stats = replace(stats, targets=_equal_parts(stats, able))
+        by_model = not getattr(stats.options, "encoder", None)
+        before = [Stage(CLUSTERS, stats.target_tokens if by_model else 0)]
+    of_targets = _of_targets(method, stats)
+    return of_targets and [*before, *of_targets]
+
+
+def clusters_asked(method: Method, settings: Any) -> int | None:
+    """Into how many clusters a run by a method is to split its target; None for none, also where the method cannot."""
+    return getattr(settings, "target_clusters", None) if "clusters" in method.uses else None
+
+
+def _equal_parts(stats: PoolStats, k: int) -> tuple[tuple[int, int], ...]:
+    """Rows and tokens of k equal parts of a target, to within one."""
+    of_all = (stats.target_rows, stats.target_tokens)
+    ends = [[one * part // k for one in of_all] for part in range(k + 1)]
+    return tuple((end[0] - start[0], end[1] - start[1]) for start, end in pairwise(ends))
+
+
+def _of_targets(method: Method, stats: PoolStats) -> list[Stage] | None:
+    if len(stats.targets) < 2:
         return method.cost(stats)
     each = [replace(stats, target_rows=rows, target_tokens=tokens, targets=()) for rows, tokens in stats.targets]
     costs = [method.cost(one) or [] for one in each]

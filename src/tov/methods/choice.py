@@ -14,7 +14,8 @@ from tov.data.pool import Pool
 from tov.errors import ConfigError, DataError, RunError
 from tov.inputs.amount import Amount, most_of_source
 from tov.inputs.read import Indexed, PoolRows, targets_of
-from tov.methods.base import Method
+from tov.methods.base import Method, clusters_asked
+from tov.methods.clusters import check_clusters, check_shares
 from tov.methods.spec import Variant
 from tov.methods.tov.scoring import percentiles
 from tov.runs.folder import Run
@@ -22,7 +23,7 @@ from tov.scores.store import columns_in
 from tov.scores.table import DEFAULT_TARGET, LENGTH, artifacts_of, coded, column_name, measures_of, of_target, usable_in
 from tov.selection.choose import Choice, quotas_for
 from tov.selection.shares import check_parts, choose_by_source, parts_of
-from tov.selection.targets import OfTarget, choose_by_target, split_shares
+from tov.selection.targets import OfTarget, as_one, choose_by_target, split_shares
 from tov.text.encode import Encoder
 
 
@@ -44,7 +45,9 @@ def check_choice(
             package that is not, or `score=margin` where a row has no rejected answer.
         DataError: fewer than n usable rows within the caps, in a source with a share, or by score outside the base set.
     """
-    targets = targets_of(target)
+    targets, k = targets_of(target), clusters_asked(variant.method, settings)
+    check_clusters(k, target)
+    check_shares(k, _shares(settings))
     for one in targets.values():
         variant.method.check(variant.options, settings, one)
     check_pairs(settings.score, rows.pool)
@@ -185,7 +188,8 @@ def choose_rows(
         free = usable & ~in_base
         ranks = [percentiles(one.scores, free & np.isfinite(one.scores)) for one in each]
         return choice, np.fmax.reduce(ranks)
-    return choose_by_source(shares=of_sources, scores=each[0].scores, best=each[0].best, **given), each[0].scores
+    best = each[0].best or (as_one(each[0].scores) if settings.rule == "round-robin" else None)  # a target left alone
+    return choose_by_source(shares=of_sources, scores=each[0].scores, best=best, **given), each[0].scores
 
 
 def _of_target(method: Method, settings: RuleSettings, scores: pa.Table, run: Run, target: str) -> OfTarget:
@@ -194,7 +198,8 @@ def _of_target(method: Method, settings: RuleSettings, scores: pa.Table, run: Ru
     if settings.rule == "round-robin" and method.round_robin:
         assert run.manifest.scoring
         best = method.by_target(view, artifacts_of(run.artifacts, target), run.manifest.scoring.options)
-    return OfTarget(target, values, best)
+    record = run.manifest.targets.get(target)
+    return OfTarget(target, values, best, (record.weight if record else None) or 1)
 
 
 def check_again(settings: SelectionSettings, pool: Pool, folder: Path, targets: Iterable[str]) -> None:

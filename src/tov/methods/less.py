@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -230,6 +230,7 @@ class Less(Method):
     name = "less"
     summary = "rows whose Adam step is aligned with the target's gradient"
     needs = "gradients"
+    uses: ClassVar[frozenset[str]] = frozenset({"clusters"})
     passes = "1 a checkpoint (4 by default), forward and backward"
     stored = "0 bytes (and once, 12 bytes a trained parameter and checkpoint)"
     options = LessOptions

@@ -23,17 +23,18 @@ from tov.engine.models import Models, ModelSpec
 from tov.errors import NumericError, RunError
 from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, reading_notes, usable_rows
-from tov.methods.base import NOISE_ROWS, Method, Scorer
+from tov.methods.base import NOISE_ROWS, Method, Scorer, clusters_asked
+from tov.methods.clusters import records_of, split_target
 from tov.methods.shared.options import LoraOptions
 from tov.methods.spec import Variant, read_by
 from tov.methods.work import Work
 from tov.model.load import tokenizer_fingerprint
 from tov.progress import track
 from tov.runs.folder import Run
-from tov.runs.manifest import ModelRecord, ScoringRecord, TargetRecord
+from tov.runs.manifest import ModelRecord, ScoringRecord
 from tov.scores.shard import Shard, ShardReader
 from tov.scores.store import ShardStore, columns_in
-from tov.scores.table import FIXED, Columns, column_name, shard_table
+from tov.scores.table import DEFAULT_TARGET, FIXED, Columns, column_name, shard_table
 from tov.seeds import generator
 from tov.text.encode import Encoder
 
@@ -67,7 +68,7 @@ class Prepared:
 
 
 def score_pool(
-    run: Run, rows: PoolRows, targets: Mapping[str, Indexed], settings: Any, variant: Variant, *, n: int,
+    run: Run, rows: PoolRows, target: Indexed, settings: Any, variant: Variant, *, n: int,
     labels: tuple[str, ...], models: Models | None = None, artifacts: Path | None = None, quiet: bool = False,
 ) -> None:  # fmt: skip
     """Fills the score table of a run by a method.
@@ -75,7 +76,7 @@ def score_pool(
     Args:
         run: whose `scores/` is filled, and whose manifest takes notes.
         rows: the pool.
-        targets: by name; the columns of each are its own.
+        target: its rows; of several targets those of all, and the columns of each are its own.
         settings: of the run, with the task named.
         variant: the method and its options.
         n: the most rows that are to be chosen.
@@ -90,27 +91,22 @@ def score_pool(
     with _in_its_words(variant), ExitStack() as stack:
         models = models or stack.enter_context(_for_this_alone())
         engine, options = engine_of(settings, models), variant.method.resolve(variant.options, n)
-        scorers = {}
-        for name, target in targets.items():
-            scorers[name] = variant.method.prepare(
-                Work(
-                    run=run, name=name, rows=rows, target=target, settings=settings, method=variant.method,
-                    options=options, labels=labels,
-                    artifacts=artifacts or run.folder / "artifacts", models=models, engine=engine, quiet=quiet,
-                )
-            )  # fmt: skip
-        run.note(targets={
-            name: TargetRecord(rows=len(target), fingerprint=target.index.fingerprint) for name, target in targets.items()
-        })  # fmt: skip
+        work = Work(
+            run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=variant.method, options=options,
+            labels=labels, artifacts=artifacts or run.folder / "artifacts", models=models, engine=engine, quiet=quiet,
+        )  # fmt: skip
+        targets = split_target(work, clusters_asked(variant.method, settings))
+        scorers = {name: variant.method.prepare(work.of(name, one)) for name, one in targets.items()}
+        run.note(targets=records_of(run, targets))
         made_from = [
-            {name: target.index.fingerprint for name, target in targets.items()},
+            {name: one.index.fingerprint for name, one in targets.items()},
             read_by(settings, variant.method, "fit", "scan"),
             sorted(path.name for path in run.artifacts.values()),
         ]
         prepared = Prepared(run, rows, settings, variant.method, options, labels, scorers, made_from)
         fill_table(prepared, models, engine, quiet=quiet)
-        for target in targets.values():  # what is said of one is of all: they were read together
-            for note in reading_notes(target=target, pool=rows):
+        for one in targets.values():  # what is said of one is of all: they were read together
+            for note in reading_notes(target=one, pool=rows):
                 run.note_line(note)
         run.note(cost=_cost(run))
 

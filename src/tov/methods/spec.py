@@ -19,7 +19,7 @@ from tov.config.records import PathSettings, ReselectConfig, ScanSettings, Selec
 from tov.config.settings import Invalidates, Settings, build, declared_by
 from tov.data.sources import name_of
 from tov.errors import ConfigError, did_you_mean
-from tov.methods.base import Method
+from tov.methods.base import Method, clusters_asked
 from tov.methods.registry import built_in, find_method
 
 SLASHED = ("encoder", "store")
@@ -187,7 +187,7 @@ def with_rule(settings: R, variant: Variant, targets: int | None = None) -> R:
     if method.takes == "pilots":
         return settings.model_copy(update={"rule": None, "bins": None})
     rule = settings.rule or method.rule
-    if method.takes == "best" and (targets or targets_in(settings)) < 2:
+    if method.takes == "best" and (targets or targets_in(settings, method)) < 2:
         _check_turns(rule, method)
     if rule == "sample":
         _check_draw(settings, method)
@@ -197,9 +197,12 @@ def with_rule(settings: R, variant: Variant, targets: int | None = None) -> R:
     return settings.model_copy(update={"rule": rule, "bins": bins})
 
 
-def targets_in(settings: RuleSettings) -> int:
-    """How many targets the settings name: each `NAME=` is one, and all that has no name together another."""
-    return len({named[0] if (named := name_of(one)) else None for one in getattr(settings, "target", ())})
+def targets_in(settings: RuleSettings, method: Method) -> int:
+    """How many targets a run has by its settings: each `NAME=` is one, and all that has no name together another; or as many
+    as the clusters that one is to be split into.
+    """
+    named = {pair[0] if (pair := name_of(one)) else None for one in getattr(settings, "target", ())}
+    return clusters_asked(method, settings) or len(named)
 
 
 def _check_draw(settings: RuleSettings, method: Method) -> None:
@@ -232,7 +235,7 @@ def select_settings(config: SelectConfig) -> tuple[SelectConfig, Variant]:
         ConfigError: the method cannot be, or a setting cannot take effect with it.
     """
     variant = parse_variant(config.method, flag="--method")
-    return with_rule(_taken_over(config, variant, targets_in(config)), variant), variant
+    return with_rule(_taken_over(config, variant), variant), variant
 
 
 def reselect_settings(
@@ -284,7 +287,7 @@ def table_made_from(config: Settings, method: Method, options: Settings | None) 
 C = TypeVar("C", SelectConfig, ReselectConfig)
 
 
-def _taken_over(config: C, variant: Variant, targets: int) -> C:
+def _taken_over(config: C, variant: Variant, targets: int | None = None) -> C:
     method, record = variant.method, type(config)
     if not method.ranks:
         raise ConfigError(
@@ -310,7 +313,7 @@ def _taken_over(config: C, variant: Variant, targets: int) -> C:
             fix="Say it once.",
         )
     changed = variant.changed(record, values)
-    if targets < 2:
+    if (targets or targets_in(changed, method)) < 2:
         _check_turns(changed.rule, method)
     return changed
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -198,6 +198,7 @@ class TargetPath(Method):
     name = "target-path"
     summary = "rows whose log-loss falls most, relative to itself, in a short training on the target alone"
     needs = "forward"
+    uses: ClassVar[frozenset[str]] = frozenset({"clusters"})
     passes = "2, forward"
     options = TargetPathOptions
     unit = "share of the log-loss"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
@@ -81,6 +81,7 @@ class Tracin(Method):
     name = "tracin"
     summary = "rows whose gradient step lowers the target's log-loss, to first order"
     needs = "gradients"
+    uses: ClassVar[frozenset[str]] = frozenset({"clusters"})
     passes = "1 a checkpoint (4 by default), forward and backward"
     stored = "0 bytes (and once, 12 bytes a trained parameter and checkpoint)"
     options = TracinOptions

@@ -71,6 +71,10 @@ class Work:
     quiet: bool = False
     noted: list[str] = field(default_factory=list)
 
+    def of(self, name: str, target: Indexed) -> Work:
+        """The work for another target of the run."""
+        return replace(self, name=name, target=target, noted=[])
+
     def spec(self, lora: Any = None) -> ModelSpec:
         """The run's model, with another adapter if a record of LoRA settings is given."""
         spec = ModelSpec.of(self.settings, self.labels)

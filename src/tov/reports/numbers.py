@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tov.runs.manifest import TargetRecord
 from tov.scores.table import coded, usable_in
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -110,6 +111,14 @@ def _of_targets(
         by_score = int((reasons[mine] == "score").sum())
         found.append({"target": target, "chosen": int(mine.sum()), "by_score": by_score, "sources": sources})
     return found
+
+
+def clusters_facts(targets: Mapping[str, TargetRecord]) -> dict[str, Any]:
+    """Of the clusters of a target, where it is split: how many rows each has, and how its most central ones begin."""
+    clusters = [
+        {"cluster": name, "rows": one.rows, "central": one.excerpts} for name, one in targets.items() if one.excerpts
+    ]
+    return {"clusters": clusters} if clusters else {}
 
 
 def _counts(tokens: np.ndarray, edges: np.ndarray) -> list[int]:

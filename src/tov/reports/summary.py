@@ -21,6 +21,7 @@ GROUPS = 10
 SHOWN = (
     "method",
     "options",
+    "target_clusters",
     "preset",
     "model",
     "n",
@@ -60,6 +61,7 @@ def summary_markdown(manifest: Manifest) -> str:
                 if (amounts := amount_lines(facts["choice"], markdown))
                 else []
             ),
+            *(["## Clusters of the target", cluster_list(facts["clusters"])] if facts.get("clusters") else []),
             "## Lengths",
             _lengths(facts["choice"], task.length),
         ]
@@ -192,6 +194,19 @@ def target_table(choice: Mapping[str, Any], named: Callable[[object], str] = mar
     header, rows = target_rows(choice)
     escaped = [[named(first), *rest, named(last)] for first, *rest, last in rows]
     return table(header, escaped, line if named is line else cell)
+
+
+def cluster_lines(clusters: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the clusters of a target are: a line each, as text."""
+    return [
+        f"{one['cluster']}: {counted(one['rows'], 'target rows')}, such as {' | '.join(one['central'])}"
+        for one in clusters
+    ]
+
+
+def cluster_list(clusters: Sequence[Mapping[str, Any]]) -> str:
+    """The same in Markdown."""
+    return "\n".join(f"- {note(one)}" for one in cluster_lines(clusters))
 
 
 def to_choose(usable: int) -> int:

@@ -88,11 +88,21 @@ class ChecksRecord(_Record):
 
 
 class TargetRecord(_Record):
-    """A named target: its rows, the fingerprint of their content, and what was seen of them (of several, of all together)."""
+    """A named target, or a cluster of the one target.
+
+    Attributes:
+        rows: how many it has.
+        fingerprint: of their content.
+        facts: what was seen of them (of several targets, of all together).
+        weight: of a cluster, the rows by which its part of the choice is measured: those that have a scored token.
+        excerpts: of a cluster, how its most central rows begin.
+    """
 
     rows: int
     fingerprint: str
     facts: RowsFacts | None = None
+    weight: int | None = None
+    excerpts: list[str] = []
 
 
 class ModelRecord(_Record):

@@ -28,11 +28,13 @@ class OfTarget:
         name: of the target.
         scores: (N,) larger is better, NaN for none.
         best: for round-robin, gives each of its rows' k best; None where the target takes turns as a whole.
+        weight: of its part beside those of the others that have no share.
     """
 
     name: str
     scores: np.ndarray
     best: Best | None = None
+    weight: int = 1
 
 
 def split_shares(
@@ -79,11 +81,14 @@ def split_shares(
     return of_sources, of_targets
 
 
-def target_numbers(shares: Mapping[str, float], targets: Sequence[str], n: int) -> list[int]:
-    """Rows (or tokens) of each target: its share, the others the rest in equal parts, by the largest remainder method."""
-    others, left = [name for name in targets if name not in shares], written(1) - sum(map(written, shares.values()))
-    each = left / max(len(others), 1)
-    return whole_numbers([n * (written(shares[name]) if name in shares else each) for name in targets])
+def target_numbers(shares: Mapping[str, float], weights: Mapping[str, int], n: int) -> list[int]:
+    """Rows (or tokens) of each target: its share, the others the rest by their weights, by the largest remainder method."""
+    others, left = (
+        sum(weights[name] for name in weights.keys() - shares),
+        written(1) - sum(map(written, shares.values())),
+    )
+    each = {name: left * weight / max(others, 1) for name, weight in weights.items()}
+    return whole_numbers([n * (written(shares[name]) if name in shares else each[name]) for name in weights])
 
 
 def choose_by_target(
@@ -94,7 +99,7 @@ def choose_by_target(
 
     Args:
         targets: in the order in which they choose.
-        shares: target -> share of the choice; the others share the rest equally.
+        shares: target -> share of the choice; the others share the rest by their weights.
         source_shares: source -> share of each target's part.
         n: rows to choose; or tokens to spend, where lengths are given.
         lengths: (N,) tokens of each row.
@@ -110,12 +115,12 @@ def choose_by_target(
     if given["rule"] == "round-robin" and not shares and all(one.best is None for one in targets):
         return _in_turn(targets, source_shares, n=n, lengths=lengths, **given)
     names = [one.name for one in targets]
-    ends = list(itertools.accumulate(target_numbers(shares, names, n)))
+    ends = list(itertools.accumulate(target_numbers(shares, {one.name: one.weight for one in targets}, n)))
     free, spent, choices = given["usable"].copy(), 0, dict[str, Choice]()
     for one, end in zip(targets, ends, strict=True):
         if end == spent:
             continue
-        own = {**given, "usable": free, "scores": one.scores, "best": one.best or _as_one(one.scores)}
+        own = {**given, "usable": free, "scores": one.scores, "best": one.best or as_one(one.scores)}
         try:
             choice = choose_by_source(shares=source_shares, n=end - spent, lengths=lengths, **own)
         except DataError as error:
@@ -129,7 +134,7 @@ def choose_by_target(
     return replace(joined, notes=(*joined.notes, *few))
 
 
-def _as_one(scores: np.ndarray) -> Best:
+def as_one(scores: np.ndarray) -> Best:
     """The k best rows of a target that takes turns as a whole: one list."""
 
     def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -143,7 +148,7 @@ def _in_turn(
     targets: Sequence[OfTarget], source_shares: Mapping[str, float], *, n: int, lengths: np.ndarray | None, **given: Any
 ) -> Choice:
     """Each target in turn takes its best row that is still free."""
-    each = [_as_one(one.scores) for one in targets]
+    each = [as_one(one.scores) for one in targets]
 
     def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         lists = [one(k, usable) for one in each]

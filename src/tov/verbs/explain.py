@@ -13,8 +13,9 @@ from tov.data.pool import Pool
 from tov.engine.models import Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import TovError
 from tov.inputs.draw import encode_scored
-from tov.inputs.read import Indexed, targets_of, usable_rows
+from tov.inputs.read import Indexed, usable_rows
 from tov.methods.base import Method, TokenGains
+from tov.methods.clusters import targets_now
 from tov.methods.shared.embeddings import embed_rows
 from tov.methods.shared.neighbours import Neighbours, nearest
 from tov.methods.tov.scan import NEAREST
@@ -87,7 +88,7 @@ def _explain(
     shown: dict[str, Any], row_ids: np.ndarray, name: str, pool: Pool, method: Method, run: Run, settings: Any,
     models: Models, targets: Indexed | None,
 ) -> None:  # fmt: skip
-    target = targets_of(targets)[name] if targets is not None else None
+    target = targets_now(run, targets)[name] if targets is not None else None
     called = name if len(run.manifest.targets) > 1 else ""
     scorer = method.reuse(artifacts_of(run.artifacts, name), settings, models)
     spec = scorer.model if scorer else None

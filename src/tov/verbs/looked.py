@@ -16,10 +16,10 @@ from tov.data.rows import Row
 from tov.data.sources import local_files
 from tov.engine.models import ModelSpec
 from tov.errors import TovError
-from tov.inputs.named import targets_identity
-from tov.inputs.read import Indexed, read_target, targets_of, usable_rows
+from tov.inputs.read import Indexed, read_target, usable_rows
+from tov.methods.clusters import targets_now
 from tov.runs.folder import Run
-from tov.runs.manifest import ChecksRecord, RowsFacts, TargetRecord
+from tov.runs.manifest import ChecksRecord, RowsFacts
 from tov.scores.table import usable_in
 from tov.tasks import TASKS
 
@@ -32,10 +32,9 @@ def see_target(target: Indexed, settings: PathSettings, labels: tuple[str, ...])
     return seen(target.pool, np.arange(len(target)), ModelSpec.of(settings, labels).encoder(), settings.seed)
 
 
-def note_target(run: Run, target: Indexed, like: RowsFacts) -> None:
+def note_target(run: Run, like: RowsFacts) -> None:
     """Remembers what the target's rows are like (all targets' together): a later choice may not have them at hand."""
-    records = {name: TargetRecord(**one, facts=like) for name, one in targets_identity(target).items()}
-    run.note(targets={**run.manifest.targets, **records})
+    run.note(targets={name: one.model_copy(update={"facts": like}) for name, one in run.manifest.targets.items()})
 
 
 def target_again(origin: Run, seed: int) -> Seen | None:
@@ -57,7 +56,7 @@ def same_target(run: Run) -> Indexed | None:
         return None
     try:
         target = read_target(inputs.target, build(DataSettings, inputs.reading))
-        now = targets_of(target)
+        now = targets_now(run, target)
     except TovError:
         return None
     prints = {name: one.index.fingerprint for name, one in now.items()}

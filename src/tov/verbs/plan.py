@@ -123,7 +123,13 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         for at, (variant, stages, _) in enumerate(priced)
     ]
     facts = {**data_facts(read), "choice": _choice(amount, lengths) if amount else None, "probe": probe}
-    return Plan({**facts, "methods": methods, **said_of(read, troubles)})
+    return Plan(
+        {
+            **facts,
+            "methods": methods,
+            **said_of(read, troubles, max((one.target_clusters or 0 for one, _ in chosen), default=0)),
+        }
+    )
 
 
 def _choice(amount: Amount, lengths: Lengths) -> dict[str, Any]:

@@ -143,11 +143,15 @@ def _example(rows: Encoded, index: int, opened: Opened, place: str) -> dict[str,
     }  # fmt: skip
 
 
-def said_of(read: ReadForPlan, troubles: list[str]) -> dict[str, list[str]]:
-    """Warnings, each with what to do, and notes."""
+SPLIT = "the run splits the target into {} clusters, or fewer; the costs are of that many equal parts"
+
+
+def said_of(read: ReadForPlan, troubles: list[str], clusters: int) -> dict[str, list[str]]:
+    """Warnings, each with what to do, and notes; the target is to be split into so many clusters, if any."""
     notes = [
         *_unseen(target=read.target.pool, pool=read.rows.pool), *reading_notes(target=read.target, pool=read.rows),
         *_of_template(read.rows, read.encoded, read.times),
+        *([SPLIT.format(clusters)] if clusters else []),
     ]  # fmt: skip
     return {"warnings": [*troubles, *warnings_before(read.seen)], "notes": notes}
 

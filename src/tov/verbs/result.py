@@ -14,7 +14,7 @@ from tov.errors import RunError
 from tov.methods.tov.path import StoredPath, open_path
 from tov.objects.mirror import joined, named
 from tov.progress import counted
-from tov.reports.summary import amount_lines, composition_table, gate_text, target_table, to_choose
+from tov.reports.summary import amount_lines, cluster_lines, composition_table, gate_text, target_table, to_choose
 from tov.runs.folder import Run
 from tov.runs.manifest import Manifest
 from tov.scores.store import read_table
@@ -141,6 +141,7 @@ class Picked(Result):
             *([gate_text(gate), ""] if gate else []),
             composition_table(choice, line),
             *(["", target_table(choice, line)] if "targets" in choice else []),
+            *(line(one) for one in cluster_lines(self.summary.get("clusters", ()))),
             *amount_lines(choice),
             *(f"note: {line(note)}" for note in self.summary["notes"]),
             "",

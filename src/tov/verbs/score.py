@@ -28,8 +28,9 @@ from tov.inputs.named import (
     remember,
     targets_identity,
 )
-from tov.inputs.read import read_pool, reading_notes, targets_of
+from tov.inputs.read import read_pool, reading_notes
 from tov.methods.choice import check_pairs
+from tov.methods.clusters import check_clusters, records_of, split_target
 from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import StoredPath, open_path
@@ -168,6 +169,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
     """`fit` from a record of settings."""
     pools, targets = pools or config.pool, targets or config.target
     config, target, rows, labels = read_inputs(config, pools, targets)
+    check_clusters(config.target_clusters, target)
     identity = {
         "settings": config.of("fit"),
         "model": model_identity(config),
@@ -181,23 +183,24 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         if run.finished:
             return Result(run)
         run.note(
-            inputs=remember(config, pool=pools, target=targets), seed=config.seed,
-            targets={name: TargetRecord(**one) for name, one in targets_identity(target).items()},
-        )  # fmt: skip
+            inputs=remember(config, pool=pools, target=targets),
+            seed=config.seed,
+        )
         scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config.task or "")
         settings = build(
             SelectConfig,
             {**{name: getattr(config, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
         )
         models = Models()
-        for name, one in targets_of(target).items():
-            work = Work(
-                run=run, name=name, rows=rows, target=one, settings=settings, method=find_method("tov"), options=None,
-                labels=labels, artifacts=run.folder / "artifacts", models=models, engine=LocalEngine(models),
-                quiet=config.quiet,
-            )  # fmt: skip
-            work.method.prepare(work)
-        note_target(run, target, see_target(target, settings, labels)[1])
+        work = Work(
+            run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=find_method("tov"), options=None,
+            labels=labels, artifacts=run.folder / "artifacts", models=models, engine=LocalEngine(models), quiet=config.quiet,
+        )  # fmt: skip
+        each = split_target(work, config.target_clusters)
+        run.note(targets=records_of(run, each))
+        for name, one in each.items():
+            work.method.prepare(work.of(name, one))
+        note_target(run, see_target(target, settings, labels)[1])
         stored = open_path(fitted(run))
         run.note(
             summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}

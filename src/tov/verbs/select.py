@@ -31,14 +31,14 @@ from tov.inputs.named import (
     targets_identity,
     unchanged_run,
 )
-from tov.inputs.read import Indexed, PoolRows, check_n, targets_of
+from tov.inputs.read import Indexed, PoolRows, check_n
 from tov.methods.auto import PILOTS
 from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
 from tov.objects.mirror import named
 from tov.progress import tell
-from tov.reports.numbers import amount_facts, choice_facts, facts_read, score_facts
+from tov.reports.numbers import amount_facts, choice_facts, clusters_facts, facts_read, score_facts
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.runs.made import alone_in
@@ -121,10 +121,10 @@ def run_select(
                 config, variant = _decided(run, rows, target, config, labels, amount)
             target_seen, models = see_target(target, config, labels), Models()
             score_pool(
-                run, rows, targets_of(target), config, variant, n=amount.prepared, labels=labels, models=models,
+                run, rows, target, config, variant, n=amount.prepared, labels=labels, models=models,
                 quiet=config.quiet,
             )  # fmt: skip
-            note_target(run, target, target_seen[1])
+            note_target(run, target_seen[1])
             ranked = _choose_and_write(run, rows.pool, variant, config, config.seed, target_seen)
             _show(run, ranked, variant, config, config.seed, models, target)
             _finish(run, config.page)
@@ -320,6 +320,7 @@ def _choose_and_write(
             **amount_facts(scores, choice.row_ids, config.tokens, config.share, choice.targets),
         },
         "scores": of_scores or facts_of(run),
+        **clusters_facts(run.manifest.targets),
         "notes": [*run.manifest.notes, *choice.notes, *checks.warnings, *written],
     })  # fmt: skip
     return Ranked(pool, scores, values, choice, config)

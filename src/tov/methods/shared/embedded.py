@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -195,6 +195,7 @@ class EmbeddingMethod(Method):
     """A method that compares embeddings."""
 
     needs = "embeddings"
+    uses: ClassVar[frozenset[str]] = frozenset({"clusters"})
     passes = "1, forward"
     stored = "2 bytes x the model's width (SmolLM2-135M: 1,152)"
     round_robin = True

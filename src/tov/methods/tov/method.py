@@ -131,7 +131,7 @@ class PathMethod(Method):
 
     needs = "path"
     passes = "2 a scoring epoch, forward"
-    uses: ClassVar[frozenset[str]] = frozenset({"path"})
+    uses: ClassVar[frozenset[str]] = frozenset({"path", "clusters"})
     table = "tov"
     rule = "score+random"
     bins = 10
@@ -196,7 +196,7 @@ class Tov(PathMethod):
 
     name = "tov"
     summary = "rows whose log-loss falls when the model is fine-tuned on the target"
-    uses: ClassVar[frozenset[str]] = frozenset({"path", "gain"})
+    uses: ClassVar[frozenset[str]] = frozenset({"path", "gain", "clusters"})
     source = "Jain, Montanari, Sasoglu 2025, arXiv 2510.00386 (ICLR 2026)"
     differs = (
         "the paper leaves open the optimizer, its learning rates and its moments in the target epochs (docs/defaults.md has "

@@ -14,6 +14,7 @@ from tov.reports.numbers import QUANTILES
 from tov.reports.summary import (
     FOR_TARGETS,
     amount_lines,
+    cluster_lines,
     composition_rows,
     cut_lines,
     interval,
@@ -49,6 +50,7 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
         *_warnings(manifest),
         *([_gate(manifest.gate)] if manifest.gate else []),
         _composition(choice),
+        *_clusters(manifest),
         _scores(manifest, shown, choice, task.unit),
         _lengths(manifest, shown, task.length),
         *([_points(shown)] if shown and shown["points"]["id"] else []),
@@ -187,6 +189,11 @@ def _composition(choice: Mapping[str, Any]) -> Section:
         charts=[Chart("composition", charts.composition(), data)],
         tables=tables,
     )
+
+
+def _clusters(manifest: Manifest) -> list[Section]:
+    lines = cluster_lines(manifest.summary.get("clusters", ()))
+    return [Section("clusters", "Clusters of the target", points=lines)] if lines else []
 
 
 def _scores(manifest: Manifest, shown: Mapping[str, Any] | None, choice: Mapping[str, Any], unit: str) -> Section:
