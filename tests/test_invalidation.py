@@ -193,6 +193,8 @@ SELECT = [
     *PLACE,
     PAGE,
     Row("explain_rows", 3, SAME),
+    Row("proxy_model", lambda given: given.other_model, differs=("proxy",)),
+    Row("proxy_sample", 8, NO_EFFECT),
     *ENGINE,
     *(Row(row.setting, row.value, NO_EFFECT) for row in GATE),
     *AMOUNT,
@@ -205,13 +207,14 @@ INERT = (
 )  # fmt: skip
 """Settings that no method off the path has a use for. LoRA settings are none of them: they are the final training's too."""
 OFF_PATH = but(SELECT, FIT_PRESET, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
+NO_PROXY = Row("proxy_model", "any", NO_EFFECT)
 TRL = importlib.util.find_spec("trl") is not None
 TABLES: dict[str, list[Row]] = {
     "select": SELECT,
     "select by less": but(
         OFF_PATH, Row("rule", "sample"), Row("method", LESS.replace("epochs=1", "epochs=2"), differs=("options",))
     ),
-    "select by dsir": but(OFF_PATH, Row("method", "dsir/mean", differs=("options",))),
+    "select by dsir": but(OFF_PATH, NO_PROXY, Row("method", "dsir/mean", differs=("options",))),
     "select by rds": but(
         OFF_PATH,
         Row("bins", 2, NO_EFFECT),
@@ -220,11 +223,14 @@ TABLES: dict[str, list[Row]] = {
     "select by auto": but(
         SELECT,
         *GATE,
+        NO_PROXY,
         Row("rule", "score-only", NO_EFFECT),
         Row("bins", 2, NO_EFFECT),
         Row("method", "auto/loss", differs=("judge",)),
     ),
-    "select by bm25": but(OFF_PATH, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))),
+    "select by bm25": but(
+        OFF_PATH, NO_PROXY, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))
+    ),
     "fit": [*but(PATH, FIT_PRESET), *PLACE],
     "reselect": [
         *RULE,

@@ -38,6 +38,8 @@ NEEDS = {
     "text": "the pool's text, no model",
     "pilots": "pilot trainings on rows of a part of the pool, then what the method taken needs",
 }
+READ_A_MODEL = frozenset({"path", "forward", "gradients", "embeddings"})
+"""Needs of methods whose scores are a model's."""
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
 FIXED_BYTES, COLUMN_BYTES = 14, 5
@@ -230,6 +232,7 @@ class Method:
         table: the kind of score table that it ranks; methods of one kind rank each other's. By default its own name.
         rule: its default rule.
         bins: its default number of length bins.
+        of_pool: whether a row's score depends on the other rows of the pool, so that a sample cannot be scored by itself.
         round_robin: whether it has a score for each target row or sub-task, and so `by_target`.
         unit: what its score is measured in.
         source: citation.
@@ -247,6 +250,7 @@ class Method:
     table: ClassVar[str] = ""
     rule: ClassVar[Rule] = "score-only"
     bins: ClassVar[int] = 1
+    of_pool: ClassVar[bool] = False
     round_robin: ClassVar[bool] = False
     unit: ClassVar[str] = ""
     source: ClassVar[str] = ""
@@ -256,6 +260,11 @@ class Method:
     def column(self) -> str:
         """The column that rows are ranked by."""
         return f"score_{self.name.replace('-', '_')}"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Groups of settings of the run that it reads: `uses`, and `model` where its scores are a model's."""
+        return self.uses | ({"model"} if self.needs in READ_A_MODEL else frozenset())
 
     @property
     def ranks(self) -> bool:

@@ -69,6 +69,7 @@ class Prepared:
 def score_pool(
     run: Run, rows: PoolRows, targets: Mapping[str, Indexed], settings: Any, variant: Variant, *, n: int,
     labels: tuple[str, ...], models: Models | None = None, artifacts: Path | None = None, quiet: bool = False,
+    sample: PoolRows | None = None,
 ) -> None:  # fmt: skip
     """Fills the score table of a run by a method.
 
@@ -83,6 +84,7 @@ def score_pool(
         models: keeps the model for what comes after; by default it is let go.
         artifacts: folder of artifacts that may be shared with other tables; by default `artifacts/` in the run's own.
         quiet: no progress.
+        sample: the rows of the pool that are scored; by default all. What is trained before is trained as for all.
 
     Raises:
         TovError: as the method says.
@@ -97,6 +99,7 @@ def score_pool(
                     run=run, name=name, rows=rows, target=target, settings=settings, method=variant.method,
                     options=options, labels=labels,
                     artifacts=artifacts or run.folder / "artifacts", models=models, engine=engine, quiet=quiet,
+                    sample=sample,
                 )
             )  # fmt: skip
         run.note(targets={
@@ -107,7 +110,7 @@ def score_pool(
             read_by(settings, variant.method, "fit", "scan"),
             sorted(path.name for path in run.artifacts.values()),
         ]
-        prepared = Prepared(run, rows, settings, variant.method, options, labels, scorers, made_from)
+        prepared = Prepared(run, sample or rows, settings, variant.method, options, labels, scorers, made_from)
         fill_table(prepared, models, engine, quiet=quiet)
         for target in targets.values():  # what is said of one is of all: they were read together
             for note in reading_notes(target=target, pool=rows):
