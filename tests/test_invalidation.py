@@ -194,6 +194,8 @@ SELECT = [
     *PLACE,
     PAGE,
     Row("explain_rows", 3, SAME),
+    Row("proxy_model", lambda given: given.other_model, differs=("proxy",)),
+    Row("proxy_sample", 8, NO_EFFECT),
     *ENGINE,
     *(Row(row.setting, row.value, NO_EFFECT) for row in GATE),
     *AMOUNT,
@@ -208,13 +210,14 @@ INERT = (
 OFF_PATH = but(SELECT, FIT_PRESET, *(Row(row.setting, row.value, NO_EFFECT) for row in SELECT if row.setting in INERT))
 NO_CLUSTERS = Row("target_clusters", 2, NO_EFFECT)
 """Of a method that reads text."""
+NO_PROXY = Row("proxy_model", "any", NO_EFFECT)
 TRL = importlib.util.find_spec("trl") is not None
 TABLES: dict[str, list[Row]] = {
     "select": SELECT,
     "select by less": but(
         OFF_PATH, Row("rule", "sample"), Row("method", LESS.replace("epochs=1", "epochs=2"), differs=("options",))
     ),
-    "select by dsir": but(OFF_PATH, NO_CLUSTERS, Row("method", "dsir/mean", differs=("options",))),
+    "select by dsir": but(OFF_PATH, NO_CLUSTERS, NO_PROXY, Row("method", "dsir/mean", differs=("options",))),
     "select by rds": but(
         OFF_PATH,
         Row("bins", 2, NO_EFFECT),
@@ -223,12 +226,13 @@ TABLES: dict[str, list[Row]] = {
     "select by auto": but(
         SELECT,
         *GATE,
+        NO_PROXY,
         Row("rule", "score-only", NO_EFFECT),
         Row("bins", 2, NO_EFFECT),
         Row("method", "auto/loss", differs=("judge",)),
     ),
     "select by bm25": but(
-        OFF_PATH, NO_CLUSTERS, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))
+        OFF_PATH, NO_CLUSTERS, NO_PROXY, Row("bins", 2, NO_EFFECT), Row("method", "bm25/b=0.5", differs=("options",))
     ),
     "fit": [*but(PATH, FIT_PRESET), *PLACE],
     "reselect": [

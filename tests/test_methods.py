@@ -41,7 +41,7 @@ from tov.methods.spec import parse_variant, select_settings
 from tov.runs.folder import Run, work_on
 from tov.scores.shard import Shard, ShardReader
 from tov.scores.store import columns_in, read_table
-from tov.scores.table import FIXED, measures_of, of_target
+from tov.scores.table import DEFAULT_TARGET, FIXED, measures_of, of_target
 
 DOCS = Path(__file__).parents[1] / "docs"
 SMALL_LORA = "lora_r=2/lora_alpha=8/batch_size=8/epochs=2"
@@ -403,9 +403,8 @@ def score_targets(folder: Path, model: Path, method: str, names: list[str], mode
         "decontaminate": False,
     }
     config, variant = select_settings(build(SelectConfig, {**given, **PLAIN, "method": method, "out": str(folder)}))
-    targets = {}
-    for name in names:
-        config, targets[name], rows, labels = read_inputs(config, pool, list_inputs(TARGETS[name]))
+    config, target, rows, labels = read_inputs(config, pool, list_inputs({name: TARGETS[name] for name in names}))
+    called = {name: name if len(names) > 1 else DEFAULT_TARGET for name in names}
 
     def noted(prepared: Prepared, *args: Any, **options: Any) -> None:
         kept.append(prepared)
@@ -416,11 +415,11 @@ def score_targets(folder: Path, model: Path, method: str, names: list[str], mode
         work_on(folder, command="score", identity={"targets": names}, settings={}) as run,
     ):
         patch.setattr("tov.methods.score_pool.fill_table", noted)
-        score_pool(run, rows, targets, config, variant, n=8, labels=labels, models=models, quiet=True)
+        score_pool(run, rows, target, config, variant, n=8, labels=labels, models=models, quiet=True)
     chosen = {}
     for name in names:
-        table = read_table(run.scores, 40, columns_for(variant.method, config, run.scores, targets=[name]))
-        choice, _ = choose_rows(variant.method, config, table, run, n=8, seed=0, targets=[name])
+        table = read_table(run.scores, 40, columns_for(variant.method, config, run.scores, targets=[called[name]]))
+        choice, _ = choose_rows(variant.method, config, table, run, n=8, seed=0, targets=[called[name]])
         chosen[name] = choice.row_ids.tolist()
     return Scored(run, kept[0], chosen)
 
@@ -444,17 +443,16 @@ def test_two_targets_in_one_run_are_scored_as_each_in_its_own(
     for target in TARGETS:
         alone = score_targets(tmp_path / target, tiny_folder, variant, [target], Models())
         wanted, measures = read_table(alone.run.scores), measures_of(columns, target)
-        assert set(wanted.column_names) == {*FIXED, *(f"{one}@{target}" for one in measures)}
+        assert set(wanted.column_names) == {*FIXED, *measures}, "a target alone is called `target`"
         assert alone.prepared.method.column in measures or name == "tov"
-        for column in wanted.column_names:
-            if column.endswith(f"@{target}"):
-                assert len(set(wanted[column].drop_null().to_pylist())) > 2, f"{column}: all rows score alike"
-                np.testing.assert_allclose(
-                    both[column].to_numpy(), wanted[column].to_numpy(), rtol=1e-4, atol=1e-6, err_msg=column
-                )
+        for measure in measures:
+            values = wanted[measure].to_numpy()
+            assert len(set(wanted[measure].drop_null().to_pylist())) > 2, f"{measure}: all rows score alike"
+            ours = both[f"{measure}@{target}"].to_numpy()
+            np.testing.assert_allclose(ours, values, rtol=1e-4, atol=1e-6, err_msg=measure)
         assert set(of_target(both, target).column_names) == {*FIXED, *measures}
         assert two.chosen[target] == alone.chosen[target]
-        assert two.run.manifest.targets[target] == alone.run.manifest.targets[target]
+        assert two.run.manifest.targets[target] == alone.run.manifest.targets[DEFAULT_TARGET]
     assert two.chosen["maths"] != two.chosen["law"], "the targets are too much alike to tell"
 
 

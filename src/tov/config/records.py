@@ -19,6 +19,7 @@ from tov.config.loading import LoadingSettings
 from tov.config.page import ExplainSettings, PageSettings
 from tov.config.place import PlaceSettings
 from tov.config.presets import by_task, filled, known_preset
+from tov.config.proxy import ProxySettings
 from tov.config.settings import Settings, consent, setting
 from tov.config.yaml_files import LabelMapping
 from tov.errors import ConfigError
@@ -227,7 +228,14 @@ class FitConfig(PathSettings, PlaceSettings):
 
 
 class SelectConfig(
-    SelectionSettings, PathSettings, ScanSettings, GateSettings, ExplainSettings, EngineSettings, PlaceSettings
+    SelectionSettings,
+    PathSettings,
+    ScanSettings,
+    ProxySettings,
+    GateSettings,
+    ExplainSettings,
+    EngineSettings,
+    PlaceSettings,
 ):
     """Settings of `tov select`."""
 

@@ -36,7 +36,8 @@ class Declared:
             trained on them), `trials` (which trials a comparison has), `export` (files for
             a trainer), `output` (nothing: where and how results go).
         used_by: what reads it: `path` (methods that scan ToV's path), `gain` (those that rank by its gain), `clusters`
-            (those that know rows by a model), `rule` (choosing rows), `training` (the final training). Empty: every method.
+            (those that know rows by a model), `model` (those that read a model), `rule` (choosing rows), `training` (the
+            final training). Empty: every method.
         variant: whether a variant of a method of the path may change it although every method reads it.
         named: it names what is read; the content of that is part of a run's identity, the name is not.
         unless: not part of a run's identity at this value, so that runs older than the setting go on.

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tov.config.records import TrainingSettings
-from tov.methods.base import Method, PoolStats, Stage, cost_of
+from tov.methods.base import Method, PoolStats, Stage
+from tov.methods.costs import cost_of
 from tov.tasks import TASKS
 
 PILOT_POOL, PILOT_PART = 8, 24

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -39,6 +38,8 @@ NEEDS = {
     "text": "the pool's text, no model",
     "pilots": "pilot trainings on rows of a part of the pool, then what the method taken needs",
 }
+READ_A_MODEL = frozenset({"path", "forward", "gradients", "embeddings"})
+"""Needs of methods whose scores are a model's."""
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
 CLUSTERS = "clusters"
@@ -108,15 +109,6 @@ class Stage:
     kept: float | None = 0
     by_row: bool = False
     noise_rows: int = 0
-
-
-def _sum(stages: Sequence[Stage], less: Stage, times: int) -> Stage:
-    sizes = [stage.kept for stage in stages]
-    kept = None if None in sizes or less.kept is None else sum(size for size in sizes if size) - times * less.kept
-    return replace(
-        stages[0], forward=sum(one.forward for one in stages) - times * less.forward,
-        backward=sum(one.backward for one in stages) - times * less.backward, kept=kept,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -235,6 +227,7 @@ class Method:
         table: the kind of score table that it ranks; methods of one kind rank each other's. By default its own name.
         rule: its default rule.
         bins: its default number of length bins.
+        of_pool: whether a row's score depends on the other rows of the pool, so that a sample cannot be scored by itself.
         round_robin: whether it has a score for each target row or sub-task, and so `by_target`.
         unit: what its score is measured in.
         source: citation.
@@ -252,6 +245,7 @@ class Method:
     table: ClassVar[str] = ""
     rule: ClassVar[Rule] = "score-only"
     bins: ClassVar[int] = 1
+    of_pool: ClassVar[bool] = False
     round_robin: ClassVar[bool] = False
     unit: ClassVar[str] = ""
     source: ClassVar[str] = ""
@@ -261,6 +255,11 @@ class Method:
     def column(self) -> str:
         """The column that rows are ranked by."""
         return f"score_{self.name.replace('-', '_')}"
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Groups of settings of the run that it reads: `uses`, and `model` where its scores are a model's."""
+        return self.uses | ({"model"} if self.needs in READ_A_MODEL else frozenset())
 
     @property
     def ranks(self) -> bool:
@@ -355,43 +354,3 @@ def column_of(scores: pa.Table, name: str) -> np.ndarray:
     if name not in scores.column_names:
         raise RunError(f"The scores have no column {name}.", fix="Give the command that scores again, with --force.")
     return scores[name].to_numpy().astype(np.float64)
-
-
-def cost_of(method: Method, stats: PoolStats) -> list[Stage] | None:
-    """The stages of a run for all of its targets: each one's, less what it shares with the first. None where none is told.
-
-    The clusters of a target, which nobody knows yet, are taken as equal parts of its rows and tokens.
-    """
-    if method.takes == "pilots":  # they ask for their candidates' costs themselves
-        return method.cost(stats)
-    k, before = clusters_asked(method, stats.settings), list[Stage]()
-    if k:
-        able = max(1, min(k, stats.target_rows // LEAST_ROWS))
-        stats = replace(stats, targets=_equal_parts(stats, able))
-        by_model = not getattr(stats.options, "encoder", None)
-        before = [Stage(CLUSTERS, stats.target_tokens if by_model else 0)]
-    of_targets = _of_targets(method, stats)
-    return of_targets and [*before, *of_targets]
-
-
-def clusters_asked(method: Method, settings: Any) -> int | None:
-    """Into how many clusters a run by a method is to split its target; None for none, also where the method cannot."""
-    return getattr(settings, "target_clusters", None) if "clusters" in method.uses else None
-
-
-def _equal_parts(stats: PoolStats, k: int) -> tuple[tuple[int, int], ...]:
-    """Rows and tokens of k equal parts of a target, to within one."""
-    of_all = (stats.target_rows, stats.target_tokens)
-    ends = [[one * part // k for one in of_all] for part in range(k + 1)]
-    return tuple((end[0] - start[0], end[1] - start[1]) for start, end in pairwise(ends))
-
-
-def _of_targets(method: Method, stats: PoolStats) -> list[Stage] | None:
-    if len(stats.targets) < 2:
-        return method.cost(stats)
-    each = [replace(stats, target_rows=rows, target_tokens=tokens, targets=()) for rows, tokens in stats.targets]
-    costs = [method.cost(one) or [] for one in each]
-    less = {stage.name: stage for stage in method.shared(stats)}
-    if not all(costs):
-        return None
-    return [_sum(stages, less.get(stages[0].name, Stage("")), len(costs) - 1) for stages in zip(*costs, strict=True)]

@@ -14,8 +14,9 @@ from tov.data.pool import Pool
 from tov.errors import ConfigError, DataError, RunError
 from tov.inputs.amount import Amount, most_of_source
 from tov.inputs.read import Indexed, PoolRows, targets_of
-from tov.methods.base import Method, clusters_asked
+from tov.methods.base import Method
 from tov.methods.clusters import check_clusters, check_shares
+from tov.methods.costs import clusters_asked
 from tov.methods.spec import Variant
 from tov.methods.tov.scoring import percentiles
 from tov.runs.folder import Run

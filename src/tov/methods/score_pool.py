@@ -23,8 +23,9 @@ from tov.engine.models import Models, ModelSpec
 from tov.errors import NumericError, RunError
 from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, reading_notes, usable_rows
-from tov.methods.base import NOISE_ROWS, Method, Scorer, clusters_asked
+from tov.methods.base import NOISE_ROWS, Method, Scorer
 from tov.methods.clusters import records_of, split_target
+from tov.methods.costs import clusters_asked
 from tov.methods.shared.options import LoraOptions
 from tov.methods.spec import Variant, read_by
 from tov.methods.work import Work
@@ -70,6 +71,7 @@ class Prepared:
 def score_pool(
     run: Run, rows: PoolRows, target: Indexed, settings: Any, variant: Variant, *, n: int,
     labels: tuple[str, ...], models: Models | None = None, artifacts: Path | None = None, quiet: bool = False,
+    sample: PoolRows | None = None,
 ) -> None:  # fmt: skip
     """Fills the score table of a run by a method.
 
@@ -84,6 +86,7 @@ def score_pool(
         models: keeps the model for what comes after; by default it is let go.
         artifacts: folder of artifacts that may be shared with other tables; by default `artifacts/` in the run's own.
         quiet: no progress.
+        sample: the rows of the pool that are scored; by default all. What is trained before is trained as for all.
 
     Raises:
         TovError: as the method says.
@@ -94,6 +97,7 @@ def score_pool(
         work = Work(
             run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=variant.method, options=options,
             labels=labels, artifacts=artifacts or run.folder / "artifacts", models=models, engine=engine, quiet=quiet,
+            sample=sample,
         )  # fmt: skip
         targets = split_target(work, clusters_asked(variant.method, settings))
         scorers = {name: variant.method.prepare(work.of(name, one)) for name, one in targets.items()}
@@ -103,7 +107,7 @@ def score_pool(
             read_by(settings, variant.method, "fit", "scan"),
             sorted(path.name for path in run.artifacts.values()),
         ]
-        prepared = Prepared(run, rows, settings, variant.method, options, labels, scorers, made_from)
+        prepared = Prepared(run, sample or rows, settings, variant.method, options, labels, scorers, made_from)
         fill_table(prepared, models, engine, quiet=quiet)
         for one in targets.values():  # what is said of one is of all: they were read together
             for note in reading_notes(target=one, pool=rows):

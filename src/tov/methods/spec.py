@@ -19,7 +19,8 @@ from tov.config.records import PathSettings, ReselectConfig, ScanSettings, Selec
 from tov.config.settings import Invalidates, Settings, build, declared_by
 from tov.data.sources import name_of
 from tov.errors import ConfigError, did_you_mean
-from tov.methods.base import Method, clusters_asked
+from tov.methods.base import Method
+from tov.methods.costs import clusters_asked
 from tov.methods.registry import built_in, find_method
 
 SLASHED = ("encoder", "store")
@@ -150,14 +151,14 @@ def has_no_effect(record: type[Settings], name: str, method: Method) -> bool:
     if method.takes == "pilots" and name in ("rule", "bins"):
         return True
     groups = set(declared_by(record, name).used_by)
-    return bool(groups) and not groups & (method.uses | {"rule", "training"})
+    return bool(groups) and not groups & (method.reads | {"rule", "training"})
 
 
 def read_by(settings: Settings, method: Method, *invalidates: Invalidates) -> dict[str, Any]:
     """The settings that a method reads, of those that invalidate these: what its artifacts and scores depend on."""
     values, record = settings.of(*invalidates), type(settings)
     groups = {name: set(declared_by(record, name).used_by) for name in values}
-    return {name: value for name, value in values.items() if not groups[name] or groups[name] & method.uses}
+    return {name: value for name, value in values.items() if not groups[name] or groups[name] & method.reads}
 
 
 def with_effect(settings: Settings, method: Method, *invalidates: Invalidates) -> dict[str, Any]:

@@ -302,6 +302,7 @@ class Tsds(EmbeddingMethod):
     summary = "rows near the target by optimal transport, with less weight on near-duplicates"
     options = TsdsOptions
     rule = "sample"
+    of_pool = True
     unit = "nats (log probability)"
     source = "Liu et al. 2024, arXiv 2410.11303"
     differs = (

@@ -44,7 +44,7 @@ class Work:
     Attributes:
         run: whose manifest takes notes.
         name: of the target.
-        rows: the pool.
+        rows: the pool, from which rows to train on are drawn.
         target: the target.
         settings: of the run, with the task named: model, seed, lengths, batches.
         method: whose work it is.
@@ -55,6 +55,7 @@ class Work:
         engine: computes what a method makes of every pool row, and makes files by its `make`.
         quiet: no progress.
         noted: lines of the report so far.
+        sample: the rows that are scored, where they are not the whole pool.
     """
 
     run: Run
@@ -70,6 +71,12 @@ class Work:
     engine: Engine
     quiet: bool = False
     noted: list[str] = field(default_factory=list)
+    sample: PoolRows | None = None
+
+    @property
+    def scored(self) -> PoolRows:
+        """The rows that are scored."""
+        return self.sample or self.rows
 
     def of(self, name: str, target: Indexed) -> Work:
         """The work for another target of the run."""
@@ -125,6 +132,7 @@ class Work:
         return {
             "settings": {name: value for name, value in settings.items() if name != "shard_rows"},
             "pool": [self.rows.index.fingerprint, self.rows.excluded_fingerprint],
+            **({"sample": self.sample.index.fingerprint} if self.sample else {}),
             "model": [*opened.fingerprint, self.batch_tokens(opened)] if opened else None,
         }
 
@@ -185,8 +193,8 @@ class Work:
         return self.run.folder / column_name(name, self.name)
 
     def reader(self, encode: Encoder) -> ShardReader:
-        """Reads the pool shard by shard."""
-        rows = self.rows
+        """Reads the rows that are scored shard by shard."""
+        rows = self.scored
         return ShardReader(rows.pool, rows.index, rows.excluded, encode, self.settings.shard_rows, rows.skip)
 
     def store_features(
@@ -258,10 +266,14 @@ def expected_by(run: Run, whose: str = "", anew: str = "start over with --force"
         whose: ends the sentence "is no longer the one ...".
         anew: what to do if its files are gone.
     """
-    was = run.manifest.model
+    return expected_of(run.manifest.model, whose or f"that {run.folder} was begun with", anew)
+
+
+def expected_of(was: ModelRecord | None, whose: str, anew: str) -> Expected | None:
+    """As `expected_by`, of a record."""
     if was is None or was.fingerprint is None:
         return None
-    return Expected(was.fingerprint, was.tokenizer, whose or f"that {run.folder} was begun with", anew)
+    return Expected(was.fingerprint, was.tokenizer, whose, anew)
 
 
 def note_model(run: Run, record: ModelRecord) -> None:

@@ -347,9 +347,9 @@ def open_run(folder: Path | str) -> Run:
         RunError: the folder holds none.
     """
     run = any_run(folder)
-    if run.manifest.command in ("compare", "gate"):
+    if run.manifest.command in ("compare", "gate", "proxy-sample"):
         raise RunError(
-            f"{folder} is a comparison, or a part of one.", fix="Name the --out of a tov select, score or fit."
+            f"{folder} is a comparison, or a part of another run.", fix="Name the --out of a tov select, score or fit."
         )
     return run
 

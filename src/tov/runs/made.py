@@ -31,8 +31,10 @@ BARE = {FILE, CONFIG, "events.jsonl", LOCK, LIST}
 """Files of a run that has made nothing yet."""
 UNLISTED = re.compile(rf"rows-\d{{12}}\.parquet|{TEMPORARY.pattern}")
 """Names of files that tov has made in the folders that it has made: shards, and what a kill has left half-written."""
-TABLES, PILOTS = "scores", "gate"
-"""Below a run's folder: its shards, or in a comparison the runs that fill score tables; and the pilots of a selection."""
+TABLES, PILOTS, SAMPLED = "scores", "gate", "proxy-sample"
+"""Below a run's folder: its shards, or in a comparison the runs that fill score tables; the pilots of a selection; and the run
+in which a model scores a sample of what its proxy scores."""
+INSIDE = (TABLES, PILOTS, SAMPLED)
 OLDER = re.compile(
     r"selected\.(parquet|jsonl)|summary\.md|trials\.jsonl|results\.json|report\.md|(gain|loss)\.svg|path/manifest\.json"
     r"|(path/epoch-\d+/(base|target)|adapter)/(adapter_config\.json|adapter_model\.safetensors|README\.md)"
@@ -139,7 +141,7 @@ def _make_room(folder: Path, name: str, made: set[str]) -> None:
 def made_by(folder: Path) -> set[str]:
     """The files below a run's folder that tov has made: of this run, and of those that fill tables or are its pilots."""
     found = _made_in(folder)
-    for file in (*(folder / TABLES).rglob(FILE), *(folder / PILOTS).rglob(FILE)):
+    for file in (file for name in INSIDE for file in (folder / name).rglob(FILE)):
         inside = file.parent.relative_to(folder)
         with suppress(RunError):  # a file of that name which is not a run's
             found |= {str(inside / name) for name in _made_in(file.parent)}
@@ -152,7 +154,7 @@ def _made_in(folder: Path) -> set[str]:
     names = [str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()]
     if not listed:
         listed = {name for name in names if OLDER.fullmatch(name)}
-    ours = {TABLES, PILOTS, "artifacts", *(name.partition("/")[0] for name in listed if "/" in name)}
+    ours = {*INSIDE, "artifacts", *(name.partition("/")[0] for name in listed if "/" in name)}
     unlisted = {
         name for name in names if name.partition("/")[0] in ours and UNLISTED.fullmatch(name.rpartition("/")[2])
     }
@@ -206,5 +208,5 @@ def remove_new(folder: Path) -> None:
 
 
 def made_nothing(folder: Path) -> bool:
-    places = (folder, folder / PILOTS)
+    places = (folder, folder / PILOTS, folder / SAMPLED)
     return all(file.name in BARE and file.parent in places for file in folder.rglob("*") if file.is_file())

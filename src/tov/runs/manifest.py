@@ -179,7 +179,8 @@ class Manifest(_Record):
         seed: of every random choice.
         inputs: what was read.
         targets: by name; most runs have one, called `target`.
-        model: that rows were chosen, or trained, with.
+        model: that rows were scored, or trained, with.
+        chosen_for: the model that they were chosen for, where its proxy has scored them.
         scoring: how the score table was filled, here or where it was taken from.
         artifacts: name -> folder, relative to that of the run that was scored, of what was prepared before scoring.
         origin: other runs that this one goes out from.
@@ -215,6 +216,7 @@ class Manifest(_Record):
     trained: dict[str, Any] | None = None
     comparison: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
+    chosen_for: ModelRecord | None = None
     versions: dict[str, str] = {}
     hardware: dict[str, Any] = {}
     timings: dict[str, float] = {}
@@ -224,6 +226,11 @@ class Manifest(_Record):
     summary: dict[str, Any] = {}
     checks: ChecksRecord | None = None
     files: dict[str, str] = {}
+
+    @property
+    def to_train(self) -> ModelRecord | None:
+        """The model that the rows were chosen for."""
+        return self.chosen_for or self.model
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json` atomically."""
@@ -280,18 +287,19 @@ def _find_again(manifest: Manifest, folder: Path) -> None:
         # Of a pattern, the folder that stands before its first wildcard is looked for.
         return name + equals + moved if os.path.exists(moved.partition("*")[0].rpartition("/")[0]) else path
 
-    inputs, origin, model = manifest.inputs, manifest.origin, manifest.model
+    inputs, origin = manifest.inputs, manifest.origin
     for role in ("pool", "target", "test"):
         several = getattr(inputs, role)
         setattr(inputs, role, [today(one) for one in several] if several else several)
     inputs.files = {today(path): sha for path, sha in inputs.files.items()}
     origin.run, origin.scores = (path and today(path) for path in (origin.run, origin.scores))
-    if model is not None:
-        model.name = today(model.name)
-        model.settings = {
-            **model.settings,
-            **({"model": today(model.settings["model"])} if "model" in model.settings else {}),
-        }
+    for model in (manifest.model, manifest.chosen_for):
+        if model is not None:
+            model.name = today(model.name)
+            model.settings = {
+                **model.settings,
+                **({"model": today(model.settings["model"])} if "model" in model.settings else {}),
+            }
     if origin.scores is None:  # else they are where those of the run that was scored are
         for name, path in manifest.artifacts.items():
             if path.startswith("..") and not os.path.exists(os.path.join(here, path)):

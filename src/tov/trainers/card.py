@@ -108,6 +108,8 @@ def _made(origin: Origin) -> str:
         weights = known if model.fingerprint else "; the method read none of its weights"
         tokenizer = f"; of its tokenizer and chat template {code(model.tokenizer)}" if model.tokenizer else ""
         lines.append(f"model: {code(bare(model.name))}{weights}{tokenizer}; at most {model.max_length} tokens a row")
+    if scored.chosen_for:
+        lines.append(f"chosen for the model {code(bare(scored.chosen_for.name))}, of which the model above is a proxy")
     pool = scored.identity.get("pool")
     if isinstance(pool, Mapping):
         sources = ", ".join(f"{name} ({count:,} rows)" for name, count in dict(pool.get("sources", {})).items())

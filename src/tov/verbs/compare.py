@@ -26,7 +26,7 @@ from tov.files import write_json, write_text
 from tov.inputs.named import Inputs, list_inputs, model_identity, name_inputs, pool_identity
 from tov.methods.registry import find_method
 from tov.methods.spec import parse_variant
-from tov.methods.work import expected_by
+from tov.methods.work import expected_of
 from tov.model.consent import Expected
 from tov.model.load import check_loading, located
 from tov.model.loading import Loading
@@ -161,10 +161,10 @@ def _as_chosen(methods: Sequence[str], origin: Run) -> tuple[str, ...]:
 def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run but for its rule, its pool and target by their absolute paths."""
     folder, manifest = origin.folder, origin.manifest
-    if manifest.command not in ("select", "fit") or manifest.model is None:
+    if manifest.command not in ("select", "fit") or manifest.to_train is None:
         raise RunError(f"{folder} holds no fitted path.", fix="Name the --out of a tov select or tov fit.")
     scan = manifest.scoring.settings if manifest.scoring else {}
-    settings = {**manifest.model.settings, **manifest.identity.get("settings", {}), **scan}
+    settings = {**manifest.to_train.settings, **manifest.identity.get("settings", {}), **scan}
     replaced = {"rule", "bins", *GateSettings.model_fields, *named_by(arguments.get("preset"))}
     replaced |= derived_by(settings)
     settings = {name: value for name, value in settings.items() if name not in replaced}
@@ -239,9 +239,10 @@ def _expected(config: CompareConfig) -> Expected | None:
     if not config.from_run:
         return None
     origin = open_run(config.from_run)
-    same = origin.manifest.model and origin.manifest.model.name == config.model
+    record = origin.manifest.to_train
+    same = record and record.name == config.model
     anew = "name the model with --model and leave --from out"
-    return expected_by(origin, f"that the rows of {origin.folder} were chosen with", anew) if same else None
+    return expected_of(record, f"that the rows of {origin.folder} were chosen with", anew) if same else None
 
 
 def _check_rules(run: Run, config: CompareConfig) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _kept(found: Counter[str], trainer: Trainer, asked: str | None) -> list[str]
 
 
 def _facts(origin: Run) -> Facts:
-    model = origin.manifest.model
+    model = origin.manifest.to_train
     if model is None or model.task not in TASKS:
         raise RunError(
             f"{origin.folder} does not say which model and task its rows were chosen for.", fix="Select again."

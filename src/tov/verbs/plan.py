@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,16 +23,20 @@ from tov.inputs.amount import Amount, Lengths, amount_of
 from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
 from tov.inputs.read import Indexed, PoolRows, check_n, target_of_row
-from tov.methods.base import PoolStats, Stage, cost_of
+from tov.methods.base import PoolStats, Stage
 from tov.methods.choice import check_tokens
+from tov.methods.costs import cost_of
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
+from tov.model.load import located
 from tov.progress import tell
 from tov.reports.plan import BACKWARD, plan_text
 from tov.runs.environment import resident_memory
 from tov.runs.folder import check_place, run_folder, watch_run
+from tov.runs.made import SAMPLED
 from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.verbs.planned import ReadForPlan, count_trained, data_facts, said_of
+from tov.verbs.proxy import by_model, by_proxy, check_proxy, sample_size
 from tov.verbs.select import select_identity
 from tov.verbs.training_file import bytes_a_row, check_writable
 
@@ -97,7 +101,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             fix="Use --methods alone.",
         )
     chosen = [_select(config, method) for method in config.methods or (config.method,)]
-    for _, variant in chosen:
+    for settings, variant in chosen:
         if not variant.method.ranks:
             raise ConfigError(f"{variant.name} scores nothing, so there is nothing to plan.", fix="Leave it out.")
         if variant.method.takes == "pilots" and not (config.n or config.tokens):
@@ -105,31 +109,32 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
                 "--n is missing: the cost of auto's pilots depends on it.",
                 fix="Give the rows to choose, or --tokens, the tokens to choose.",
             )
-    read = _read(chosen[0][0], config, pools, targets)
-    trained, lengths = _counter(read.spec, read.opened), Lengths.of(read.encoded, read.usable)
+        if variant.method.takes == "pilots" and config.proxy_model:
+            raise ConfigError(
+                "--proxy-model has no effect with auto, which decides by the model.", fix="Plan it alone."
+            )
+        if len(chosen) == 1 or not variant.method.of_pool:
+            check_proxy(settings, variant)
+    lead = next((settings for settings, _ in chosen if settings.proxy_model), chosen[0][0])
+    read = _read(by_proxy(lead), config, pools, targets)
+    lengths = Lengths.of(read.encoded, read.usable)
     amount = amount_of(config, read.rows, lengths) if config.n or config.tokens else None
-    priced = [
-        (variant, *_priced(config, settings, variant, read, trained, len(chosen) == 1, amount))
-        for settings, variant in chosen
-    ]
+    costs, probe, troubles = _costs(read, chosen, config, amount)
     if amount:
         check_tokens(config, read.rows, read.target, amount, read.opened.encode, read.settings.seed)
-    timed, probe, troubles = dict[int, dict[str, Any]](), None, list[str]()
-    if config.probe and read.scored.any():
-        timed, probe, troubles = _timed(read, [(stages, record) for _, stages, record in priced], trained, config.quiet)
-    file = amount and round(amount.rows * bytes_a_row(read.rows.pool))
-    methods = [
-        {**_of_method(variant, stages, read.tokens), **timed.get(at, NOT_TIMED), "training_file": file}
-        for at, (variant, stages, _) in enumerate(priced)
-    ]
+    file, tokens = amount and round(amount.rows * bytes_a_row(read.rows.pool)), read.tokens
     facts = {**data_facts(read), "choice": _choice(amount, lengths) if amount else None, "probe": probe}
-    return Plan(
-        {
-            **facts,
-            "methods": methods,
-            **said_of(read, troubles, max((one.target_clusters or 0 for one, _ in chosen), default=0)),
-        }
-    )
+    facts |= said_of(read, troubles, max((one.target_clusters or 0 for one, _ in chosen), default=0))
+    if lead.proxy_model:
+        facts["notes"].insert(0, OF_PROXY.format(proxy=lead.proxy_model, model=lead.model))
+        if any(sample_size(settings, variant.method, read.usable) for settings, variant in chosen):
+            read = _by_the_model(read, lead)  # the proxy is let go
+            costs = list(map(_with_sample, costs, _costs(read, chosen, config, amount, sample=True)[0]))
+    methods = [
+        {**_of_method(variant, stages, tokens), **time_of, "training_file": file}
+        for (_, variant), (stages, time_of) in zip(chosen, costs, strict=True)
+    ]
+    return Plan({**facts, "methods": methods})
 
 
 def _choice(amount: Amount, lengths: Lengths) -> dict[str, Any]:
@@ -139,8 +144,85 @@ def _choice(amount: Amount, lengths: Lengths) -> dict[str, Any]:
     return {"rows": amount.rows, "tokens": round(amount.rows * lengths.mean), "estimated": "tokens"}
 
 
+Cost: TypeAlias = tuple[list[Stage] | None, dict[str, Any]]
+"""A method's stages, None where none are told; and its seconds, rates and memory."""
+OF_PROXY = (
+    "the proxy {proxy} scores the rows in place of {model}: the tokens here are the proxy's, but for those of the stage "
+    f"{SAMPLED}, which pass {{model}}"
+)
 NOT_TIMED: dict[str, Any] = dict.fromkeys(("seconds", "stage_seconds", "rates", "memory"))
 """What is told of a method's time without a probe."""
+
+
+def _costs(
+    read: ReadForPlan,
+    chosen: Sequence[tuple[SelectConfig, Variant]],
+    config: PlanConfig,
+    amount: Amount | None,
+    *,
+    sample: bool = False,
+) -> tuple[list[Cost], dict[str, Any] | None, list[str]]:
+    """What each method costs, what the probe took, and what went wrong; or what the sample costs that the model scores too."""
+    trained = _counter(read.spec, read.opened)
+    priced = [
+        _priced(config, settings, variant, read, trained, len(chosen) == 1, amount, sample)
+        for settings, variant in chosen
+    ]
+    timed, probe, troubles = dict[int, dict[str, Any]](), None, list[str]()
+    if config.probe and read.scored.any():
+        rows = min(config.proxy_sample, read.usable) if sample else read.usable
+        timed, probe, troubles = _timed(read, priced, trained, config.quiet, rows)
+    return [(stages, timed.get(at, NOT_TIMED)) for at, (stages, _) in enumerate(priced)], probe, troubles
+
+
+def _by_the_model(read: ReadForPlan, settings: SelectConfig) -> ReadForPlan:
+    """What was read for the proxy, as tokens of the model itself, opened."""
+    settings = by_model(settings).for_task(read.target.task).model_copy(update={"model": located(settings.model)})
+    begun = time.perf_counter()
+    opened = ModelSpec.of(settings, read.labels).open()
+    opening = time.perf_counter() - begun
+    begun = time.perf_counter()
+    sampled, encoded = sample_rows(read.rows, opened.encode, settings.seed)
+    encoding = time.perf_counter() - begun
+    wanted, wanted_ids = encode_scored(read.target.pool, opened.encode)
+    return ReadForPlan(
+        settings,
+        read.target,
+        read.rows,
+        read.labels,
+        opened,
+        sampled,
+        encoded,
+        wanted,
+        wanted_ids,
+        0.0,
+        opening,
+        encoding,
+    )
+
+
+def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
+    """A method's cost with that of the sample as one more stage."""
+    (stages, told), (more, also) = cost, of_sample
+    if stages is None or more is None:
+        return cost
+    sizes = [stage.kept for stage in more]
+    stages = [
+        Stage(
+            SAMPLED, sum(stage.forward for stage in more), sum(stage.backward for stage in more),
+            None if None in sizes else sum(size for size in sizes if size),
+        ),
+        *stages,
+    ]  # fmt: skip
+    if told["memory"] is None or also["memory"] is None:
+        return stages, NOT_TIMED
+    known = None not in (told["seconds"], also["seconds"])
+    return stages, {
+        "seconds": told["seconds"] + also["seconds"] if known else None,
+        "stage_seconds": {SAMPLED: also["seconds"], **told["stage_seconds"]},
+        "rates": told["rates"],
+        "memory": max(told["memory"], also["memory"], key=lambda memory: memory["peak"] or 0),
+    }
 
 
 def _read(
@@ -170,12 +252,18 @@ def _priced(
     trained: Callable[[Any], int],
     alone: bool,
     amount: Amount | None,
+    sample: bool,
 ) -> tuple[list[Stage] | None, Any]:
-    """A method's stages, and the record with its adapter's settings; what a run would refuse is refused."""
+    """A method's stages, or those of the sample, and the record with its adapter's settings; what a run would refuse is
+    refused.
+    """
+    sampled = sample_size(settings, variant.method, read.usable)
     settings = settings.for_task(read.target.task)
+    if sample and not sampled:
+        return None, settings
     n, prepared, flag = (amount.least, amount.prepared, amount.flag) if amount else (None, read.usable, "--n")
     check_variant(variant, settings, read.rows, read.target, n, flag)
-    if alone:  # of several, no folder is meant
+    if alone and not sample:  # of several, no folder is meant
         _check_place(config, settings, variant, read.rows, read.target)
     options = variant.method.resolve(variant.options, prepared)
     stats = PoolStats(
@@ -186,6 +274,9 @@ def _priced(
         width=read.opened.loaded.model.config.get_text_config().hidden_size, trained=trained,
         targets=_each_target(read),
     )  # fmt: skip
+    if sample:  # what is trained before is trained as for the whole pool
+        part = sampled / max(read.usable, 1)
+        stats = replace(stats, rows=sampled, scored=stats.scored * part, tokens=stats.tokens * part)
     return cost_of(variant.method, stats), options if hasattr(options, "lora_r") else settings
 
 
@@ -197,16 +288,20 @@ def _each_target(read: ReadForPlan) -> tuple[tuple[int, int], ...]:
 
 
 def _timed(
-    read: ReadForPlan, priced: Sequence[tuple[list[Stage] | None, Any]], trained: Callable[[Any], int], quiet: bool
+    read: ReadForPlan,
+    priced: Sequence[tuple[list[Stage] | None, Any]],
+    trained: Callable[[Any], int],
+    quiet: bool,
+    rows: int,
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any], list[str]]:
     """Seconds and memory of each method by its number, what the probe took, and what went wrong."""
     device, resident = read.opened.loaded.device, resident_memory()
     if not quiet:
         tell(f"timing some passes on {device} (--no-probe leaves that out)")
     batch_tokens = int(read.settings.batch_tokens or auto_batch_tokens(device))
-    rows = read.encoded.take(generator(read.settings.seed, "probe").permutation(np.flatnonzero(read.scored)))
+    encoded = read.encoded.take(generator(read.settings.seed, "probe").permutation(np.flatnonzero(read.scored)))
     probe = Probe(
-        read.spec, read.opened, rows, len(read.encoded) / read.encoding, batch_tokens, read.settings.shard_rows
+        read.spec, read.opened, encoded, len(read.encoded) / read.encoding, batch_tokens, read.settings.shard_rows
     )
     timed, troubles = dict[int, dict[str, Any]](), list[str]()
     try:
@@ -214,15 +309,18 @@ def _timed(
             if stages is not None:
                 rates = probe.rates(stages, record)
                 memory = memory_of(read.opened, trained(record), rates.room, resident)
-                timed[at] = _time_of(read, stages, rates, memory)
+                timed[at] = _time_of(read, stages, rates, memory, rows)
     except (MemoryError, torch.OutOfMemoryError):
         troubles.append(OUT_OF_MEMORY)
     took = {"seconds": probe.seconds, "cpu_seconds": probe.cpu_seconds}
     return timed, {**took, "reading": read.reading, "opening": read.opening}, troubles
 
 
-def _time_of(read: ReadForPlan, stages: list[Stage], rates: Rates, memory: dict[str, int | None]) -> dict[str, Any]:
-    seconds = {stage.name: seconds_of(stage, rates, read.usable) for stage in stages}
+def _time_of(
+    read: ReadForPlan, stages: list[Stage], rates: Rates, memory: dict[str, int | None], rows: int
+) -> dict[str, Any]:
+    """Seconds in all and of each stage, where so many rows are scored."""
+    seconds = {stage.name: seconds_of(stage, rates, rows) for stage in stages}
     known = [one for one in seconds.values() if one is not None]
     return {
         "seconds": read.reading + read.opening + sum(known) if len(known) == len(seconds) else None,

@@ -109,6 +109,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
             inputs=remember(settings, pool=pools),
             artifacts={column_name("fit", name): relative(path.folder, run.folder) for name, path in paths.items()},
             seed=settings.seed,
+            chosen_for=origin.manifest.chosen_for,
             targets=origin.manifest.targets or {name: TargetRecord(**path.target) for name, path in paths.items()},
         )
         note_model(run, model_record(models.open(ModelSpec.of(settings, labels), stored.expected), settings))

@@ -39,6 +39,7 @@ from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_s
 from tov.objects.mirror import named
 from tov.progress import tell
 from tov.reports.numbers import amount_facts, choice_facts, clusters_facts, facts_read, score_facts
+from tov.reports.proxy import proxy_notes, proxy_warnings
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.runs.made import alone_in
@@ -49,6 +50,7 @@ from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
 from tov.verbs.explain import default_explained, explain, to_explain
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
+from tov.verbs.proxy import by_proxy, check_proxy, count_sample, proxy_facts, proxy_identity, score_sample
 from tov.verbs.report import write_missing, write_page
 from tov.verbs.result import Picked
 from tov.verbs.shown import Ranked
@@ -97,16 +99,18 @@ def run_select(
 ) -> Picked:
     """`select` from a record of settings; inputs in memory are passed beside it."""
     config, variant = select_settings(config)
+    check_proxy(config, variant)
     pools, targets = pools or config.pool, targets or config.target
     done = None if config.force else unchanged_run(config.out, command="select", pool=pools, target=targets)
     if done:
-        asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config)}
+        asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config), "proxy": None}
+        asked |= proxy_identity(config)
         if not differences({name: done.manifest.identity.get(name) for name in asked}, asked):
             training_file.check_selected(done)
             return _shown_too(done, config)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
-    amount = _amount(config, variant, rows, target, labels)
+    amount = _amount(by_proxy(config), variant, rows, target, labels)
     identity = select_identity(config, variant, rows, target)
     shown = {
         name: value for name, value in config.shown().items() if not has_no_effect(SelectConfig, name, variant.method)
@@ -119,11 +123,14 @@ def run_select(
             run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
             if variant.method.takes == "pilots":
                 config, variant = _decided(run, rows, target, config, labels, amount)
+            score_sample(run, rows, target, config, variant, n=amount.prepared, labels=labels)
+            config = by_proxy(config)
             target_seen, models = see_target(target, config, labels), Models()
             score_pool(
                 run, rows, target, config, variant, n=amount.prepared, labels=labels, models=models,
                 quiet=config.quiet,
             )  # fmt: skip
+            count_sample(run)
             note_target(run, target_seen[1])
             ranked = _choose_and_write(run, rows.pool, variant, config, config.seed, target_seen)
             _show(run, ranked, variant, config, config.seed, models, target)
@@ -190,6 +197,7 @@ def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, targ
     return {
         **_settings(config, variant),
         "model": model_identity(config),
+        **proxy_identity(config),
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
         "targets": targets_identity(target),
     }
@@ -211,7 +219,7 @@ def _model_of(done: Run, config: SelectConfig) -> str:
         return model_identity(config)
     except ModelError:
         named = (config.model, os.path.abspath(os.path.expanduser(config.model)))
-        if done.manifest.model and done.manifest.model.name in named:
+        if done.manifest.to_train and done.manifest.to_train.name in named:
             return str(done.manifest.identity.get("model"))
         raise
 
@@ -273,7 +281,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         force=config.force, reads=[*origin.reads, *files_of(pool)],
     ) as run:  # fmt: skip
         if not run.finished:
-            fields = ("inputs", "targets", "model", "scoring", "artifacts", "gate", "notes")
+            fields = ("inputs", "targets", "model", "chosen_for", "scoring", "artifacts", "gate", "notes")
             run.note(
                 origin={"scores": named(origin.scores.absolute())},
                 seed=seed,
@@ -314,6 +322,10 @@ def _choose_and_write(
         if origin is None and getattr(config, "on_bad_row", "") == quarantine.MODE:
             written += quarantine.write_quarantine(run.folder, pool, scores)
         checks = look_at(run, pool, scores, choice.row_ids, target, seed)
+        proxy = proxy_facts(run, variant.method, config)
+        told = [note for facts in proxy.values() for note in proxy_notes(facts)]
+        doubts = [warning for facts in proxy.values() for warning in proxy_warnings(facts)]
+        checks = checks.model_copy(update={"warnings": [*checks.warnings, *doubts]})
     run.note(checks=checks, summary={
         "choice": {
             **choice_facts(scores, choice.row_ids, choice.reasons, values, choice.targets),
@@ -321,7 +333,8 @@ def _choose_and_write(
         },
         "scores": of_scores or facts_of(run),
         **clusters_facts(run.manifest.targets),
-        "notes": [*run.manifest.notes, *choice.notes, *checks.warnings, *written],
+        **proxy,
+        "notes": [*told, *run.manifest.notes, *choice.notes, *checks.warnings, *written],
     })  # fmt: skip
     return Ranked(pool, scores, values, choice, config)
 

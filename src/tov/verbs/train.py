@@ -112,8 +112,8 @@ def run_train(
 ) -> Trained:
     """`train` from a record of settings; inputs in memory are passed beside it."""
     origin = open_choice(config.from_run)
-    assert origin.manifest.model
-    model = origin.manifest.model
+    model = origin.manifest.to_train
+    assert model
     config, settings = _resolved(config, origin, model)
     row_ids, pool, hashes = _read_choice(origin, pools)
     test = _read_test(tests or config.test, settings, model)

@@ -118,7 +118,7 @@ def embedded(work: Work) -> Embedded:
 
         key = open_sentence_encoder(options.encoder, device=work.settings.device).fingerprint
     target, row_ids = work.encode_target(encode)
-    rows, reader = len(work.rows.pool), work.reader(encode)
+    rows, reader = len(work.scored.pool), work.reader(encode)
 
     def make(folder: Path, progress: Progress) -> None:
         shards = folder / "shards"

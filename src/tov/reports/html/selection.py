@@ -103,7 +103,9 @@ def verdict(manifest: Manifest) -> str:
 def _facts(manifest: Manifest, choice: Mapping[str, Any]) -> list[tuple[str, str]]:
     scoring, targets = manifest.scoring, manifest.targets
     method = manifest.identity.get("method", "")
-    facts = [("model", manifest.model.name if manifest.model else ""), ("method", str(method))]
+    facts = [("model", manifest.to_train.name if manifest.to_train else ""), ("method", str(method))]
+    if manifest.chosen_for and manifest.model:
+        facts.append(("scored by the proxy", manifest.model.name))
     if scoring and scoring.method != method:
         facts.append(("scored by", scoring.method))
     facts += [
@@ -363,7 +365,8 @@ def _again(manifest: Manifest, folder: str) -> Section:
     prints = {
         "pool": manifest.identity.get("pool", {}).get("fingerprint"),
         "scores": manifest.scoring.fingerprint if manifest.scoring else None,
-        "model": manifest.model.fingerprint if manifest.model else None,
+        "model": manifest.to_train.fingerprint if manifest.to_train else None,
+        "proxy": manifest.model.fingerprint if manifest.model and manifest.chosen_for else None,
         **{f"target {name}": target.fingerprint for name, target in manifest.targets.items()},
     }
     lines = [f"{name} {value}" for name, value in prints.items() if value]
