@@ -198,6 +198,9 @@ def of_pool(work: Path, rows: int, form: str, args: argparse.Namespace) -> dict[
     found["plan"] = measured("tov", src, *words("plan", talk, run))
     found["tokenise"] = measured("tokenise", src, str(talk), str(args.tokenised))
     found["table"] = measured("bytes", src, str(talk), str(folder))
+    if rows > args.selected:
+        shutil.rmtree(folder)
+        return found
     found["select"] = measured("tov", src, *words("select", text, run))
     found["select"]["bytes_a_row"] = round(bytes_in(run) / rows, 1)
     found["again"] = measured("tov", src, *words("select", text, run))
@@ -215,6 +218,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--formats", nargs="+", choices=["jsonl", "parquet"], default=["jsonl", "parquet"])
     parser.add_argument("--tokenised", type=int, default=8_192, help="rows of each pool that are made tokens of")
+    parser.add_argument("--selected", type=int, default=1_000_000, help="rows of the largest pool that is chosen from")
     parser.add_argument("--src", type=Path, help="src/ of a checkout to measure in place of this one")
     parser.add_argument("--work", type=Path, help="where pools and runs are made; default: a temporary folder")
     parser.add_argument("--out", type=Path, help="file for the result")

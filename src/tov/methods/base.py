@@ -40,7 +40,7 @@ NEEDS = {
 }
 NOISE_ROWS = 32
 """Rows on which the noise floor is measured."""
-FIXED_BYTES, COLUMN_BYTES = 14, 5
+FIXED_BYTES, COLUMN_BYTES = 14, 4
 """Bytes that a row of the score table takes on disk: all but the scores (its hash above all), and a score; both measured."""
 
 

@@ -32,6 +32,7 @@ class InputsRecord(_Record):
     Attributes:
         pool, target, test: absolute paths, globs or Hub ids; None for one that was in memory or was not given.
         files: absolute path -> SHA-256 of the file, of every file that they were read from.
+        stamps: absolute path -> what tells unread that a file is the same (`tov.files.stamp_of`), of those that have it.
         reading: the settings of reading (`tov.config.records.DataSettings`).
     """
 
@@ -39,6 +40,7 @@ class InputsRecord(_Record):
     target: list[str] | None = None
     test: list[str] | None = None
     files: dict[str, str] = {}
+    stamps: dict[str, list[int]] = {}
     reading: dict[str, Any] = {}
 
 
