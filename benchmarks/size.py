@@ -38,7 +38,7 @@ MODEL, TARGETS, CHOSEN, SHARD_ROWS = "smollm2-135m", 64, 100, 2048
 
 def texts(rows: int) -> Iterator[tuple[str, str]]:
     """Questions and answers, no two of which are the same."""
-    subjects = "apples horses letters rivers engines windows numbers teachers".split()
+    subjects = ["apples", "horses", "letters", "rivers", "engines", "windows", "numbers", "teachers"]
     for row in range(rows):
         subject = subjects[row % 8]
         yield f"I have {row} {subject} and give half away. How many are left?", f"{row - row // 2} {subject} are left."
@@ -51,7 +51,10 @@ def write_pool(folder: Path, rows: int, form: str) -> None:
         made = (dict(zip(columns, pair if len(columns) > 1 else [" ".join(pair)], strict=True)) for pair in texts(rows))
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in made)
-        with open(folder / f"{name}.jsonl", encoding="utf-8") as file, open(folder / f"{name}-target.jsonl", "w") as target:
+        with (
+            open(folder / f"{name}.jsonl", encoding="utf-8") as file,
+            open(folder / f"{name}-target.jsonl", "w") as target,
+        ):
             target.writelines(line.replace("half", "two") for line, _ in zip(file, range(TARGETS), strict=False))
         if form == "parquet":
             import pyarrow.json
@@ -63,7 +66,19 @@ def write_pool(folder: Path, rows: int, form: str) -> None:
 def words(command: str, pool: Path, out: Path) -> list[str]:
     """The flags of a selection or its plan."""
     target = pool.with_name(f"{pool.stem}-target.jsonl")
-    given = ["--model", MODEL, "--pool", str(pool), "--target", str(target), "--n", str(CHOSEN), "--out", str(out), "--quiet"]
+    given = [
+        "--model",
+        MODEL,
+        "--pool",
+        str(pool),
+        "--target",
+        str(target),
+        "--n",
+        str(CHOSEN),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     return [command, *given, *(["--no-probe"] if command == "plan" else ["--method", "random", "--explain-rows", "0"])]
 
 
@@ -83,10 +98,14 @@ def measured(kind: str, src: Path | None, *given: str) -> dict[str, Any]:
 def child(kind: str, told: Path, given: list[str]) -> None:
     """The other end."""
     begun = time.perf_counter()
-    found = {"index": index, "tokenise": tokenise, "tov": command_line, "resumed": resumed, "bytes": table_bytes}[kind](*given)
+    found = {"index": index, "tokenise": tokenise, "tov": command_line, "resumed": resumed, "bytes": table_bytes}[kind](
+        *given
+    )
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    told.write_text(json.dumps({**found, "without_imports": round(time.perf_counter() - begun, 2), "peak_mib": peak >> 10}))
+    told.write_text(
+        json.dumps({**found, "without_imports": round(time.perf_counter() - begun, 2), "peak_mib": peak >> 10})
+    )
     os._exit(0)  # what a run that was stopped half-way would tidy up is not measured
 
 

@@ -115,7 +115,9 @@ def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
         name: [_absolute(str(one)) for one in several] if all(isinstance(one, (str, Path)) for one in several) else None
         for name, several in inputs.items()
     }
-    files = [os.path.abspath(file) for file in local_files([one for several in inputs.values() for one in several]) or []]
+    files = [
+        os.path.abspath(file) for file in local_files([one for several in inputs.values() for one in several]) or []
+    ]
     stamps = {file: stamp_of(Path(file)) for file in files}  # first: a change while the file is read shows later
     return InputsRecord(
         **named, files={file: content_digest(Path(file)) for file in files},
