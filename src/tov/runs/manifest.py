@@ -109,6 +109,7 @@ class ModelRecord(_Record):
         tokenizer: fingerprint of tokenizer and chat template; None in older runs.
         dtype: fp32 or bf16; None likewise.
         device: where it was; None likewise.
+        batch_tokens: tokens in a batch where none were asked for, of a GPU; None elsewhere, and in older runs.
         settings: those of the run that a training on its rows takes over (`tov.config.records.PathSettings`).
     """
 
@@ -120,6 +121,7 @@ class ModelRecord(_Record):
     tokenizer: str | None = None
     dtype: str | None = None
     device: str | None = None
+    batch_tokens: int | None = None
     settings: dict[str, Any] = {}
 
 
