@@ -94,7 +94,7 @@ def write_scores(store: ShardStore, reader: ShardReader, base: np.ndarray) -> No
     from tov.methods.tov.scan import MEASURES, columns_of
     from tov.scores.shard import Shard
     from tov.scores.table import shard_table
-    from tov.text.encode import pack
+    from tov.text.encode import Encoded
 
     for start, stop in reader.bounds():
         draw, places = np.random.default_rng(start), np.flatnonzero(reader.excluded[start:stop] == USABLE)
@@ -107,7 +107,8 @@ def write_scores(store: ShardStore, reader: ShardReader, base: np.ndarray) -> No
             gain, spread = draw.normal(0.05, 0.2, size), draw.gamma(2.0, 0.05, size)
             measures = (gain, np.abs(gain) + spread, np.maximum(gain, 0) + spread / 2, loss, loss - gain, -loss)
             epochs.append(dict(zip(MEASURES, measures, strict=True)))
-        shard = Shard(start, stop, [], places, pack([], scored, np.where(tokens > 500, tokens - 500, 0)))
+        lost, none = np.where(tokens > 500, tokens - 500, 0), np.empty(0, np.int32)  # no token is looked at
+        shard = Shard(start, stop, [], places, Encoded(none, none, np.cumsum([0, *(tokens + 20)]), scored, lost))
         store.write(start, shard_table(reader, shard, columns_of(epochs), base))
 
 
@@ -134,7 +135,8 @@ def make_run(folder: Path, rows: int) -> dict[str, Any]:
     seconds = dict[str, tuple[float, float]]()
     files = write_pool(folder / "pool", rows)
     given = {"model": "m", "pool": files, "target": files[0], "n": 1, "out": str(folder / "run")}
-    config, variant = select_settings(build(SelectConfig, given).for_task("instruction"))
+    config, variant = select_settings(build(SelectConfig, given))
+    config = config.for_task("instruction")
     with timed(seconds, "preparation of the pool"):
         pool = open_rows(files, config)
     with timed(seconds, "hashes of all rows"):

@@ -19,6 +19,8 @@ import torch
 
 import tov
 import tov.data.pool
+import tov.files
+import tov.inputs.named
 import tov.inputs.read
 from chaos import kill_for_real
 from test_compare import QUICK, compare
@@ -28,7 +30,7 @@ from tov.comparison.variants import check_settings
 from tov.config.records import CompareConfig, SelectConfig, TrainConfig
 from tov.config.settings import build
 from tov.errors import ConfigError, DataError, ModelError, RunError
-from tov.files import file_digest
+from tov.files import content_digest, file_digest, stamp_of
 from tov.progress import file_size
 from tov.reports.numbers import choice_facts
 from tov.runs.folder import work_on
@@ -161,8 +163,46 @@ def test_a_finished_run_is_returned_without_reading_a_row(
         select(tmp_path / "run", tiny_folder, **given, seed=1)
 
 
+def test_files_that_have_rested_are_told_by_their_stamps_and_not_read_again(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2)}
+    given = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", made)) for role, made in rows.items()}
+    monkeypatch.setattr(tov.files, "RACY", 0)  # as if they had been written long ago
+    first, read = select(tmp_path / "run", tiny_folder, **given), list[str]()
+
+    def digested(path: Path) -> str:
+        read.append(path.name)
+        return content_digest(path)
+
+    monkeypatch.setattr(tov.inputs.named, "content_digest", digested)
+    assert first.manifest.inputs.stamps.keys() == set(given.values())
+    assert select(tmp_path / "run", tiny_folder, **given).manifest == first.manifest
+    assert read == []
+    os.utime(given["pool"])  # the same bytes at another time
+    assert select(tmp_path / "run", tiny_folder, **given).manifest == first.manifest
+    assert read == ["pool.jsonl"]
+    copy = tmp_path / "copy"
+    shutil.copy2(given["target"], copy)
+    os.replace(copy, given["target"])  # the same bytes, size and time in another inode
+    assert select(tmp_path / "run", tiny_folder, **given).manifest == first.manifest
+    assert read == ["pool.jsonl", "pool.jsonl", "target.jsonl"]
+
+
+def test_a_file_that_has_just_been_written_has_no_stamp(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "pool.jsonl", make_rows(3, seed=1))
+    assert stamp_of(file) == []
+    os.utime(file, (0, 0))  # its time may be set back, but not that of the last change
+    assert stamp_of(file) == []
+
+
 @pytest.mark.parametrize("name", ["pool", "target"])
-def test_other_content_under_the_same_size_and_time_is_noticed(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+@pytest.mark.parametrize("rested", [False, True])
+def test_other_content_under_the_same_size_and_time_is_noticed(
+    tmp_path: Path, tiny_folder: Path, name: str, rested: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rested:
+        monkeypatch.setattr(tov.files, "RACY", 0)
     rows = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2)}
     given = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", made)) for role, made in rows.items()}
     first = select(tmp_path / "run", tiny_folder, **given)

@@ -22,6 +22,8 @@ TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of what is half-written: `.NAME.PROCESS.tmp`."""
 CHECKSUM = "checksum"
 """The last key of a sealed JSON document."""
+RACY = 2_000_000_000
+"""Nanoseconds within which two changes of a file may bear the same time: FAT counts in twos of seconds, others finer."""
 _LISTS: list[tuple[Path, Callable[[Path], None]]] = []
 """Folders whose new files are listed, the innermost last."""
 _COPIES: list[tuple[Path, Callable[[Path], None]]] = []
@@ -255,6 +257,18 @@ def digest(value: Any) -> str:
 def content_digest(path: Path) -> str:
     """SHA-256 of a whole file, as hex."""
     return _hashed(path, hashlib.sha256())
+
+
+def stamp_of(path: Path) -> list[int]:
+    """What changes whenever a program writes to a file or puts another in its place: size, times, inode, device.
+
+    Empty where it would prove nothing: the file has changed so lately that another change could bear the same time (git's rule
+    for its index), or the system keeps no time of the last change, which no program can set.
+    """
+    found = path.stat()
+    if os.name != "posix" or time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) < RACY:
+        return []
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
 
 
 def file_digest(path: Path) -> str:

@@ -83,7 +83,10 @@ class ScanSettings(Settings):
     """How the pool is scanned."""
 
     batch_tokens: int | None = setting(
-        "scan", "maximum tokens in a scan batch, padding included; auto: 2048 on a CPU, 16384 elsewhere", None, ge=1
+        "scan",
+        "maximum tokens in a scan batch, padding included; auto: 2048 on a CPU, on CUDA 2048 to 32768 by free memory",
+        None,
+        ge=1,
     )
     amplify: float | None = setting(
         "scan",

@@ -199,7 +199,8 @@ class Index:
 
     def subset(self, row_ids: np.ndarray) -> Index:
         """The index of these rows alone; `labels` and the counts stay those of all."""
-        places = {int(row_id): place for place, row_id in enumerate(row_ids)}
+        marked = np.flatnonzero(np.isin(row_ids, [*self.bad, *self.not_gold]))  # few of many rows
+        places = {int(row_ids[place]): int(place) for place in marked}
         bad = {places[row_id]: reason for row_id, reason in self.bad.items() if row_id in places}
         not_gold = frozenset(places[row_id] for row_id in self.not_gold if row_id in places)
         return replace(self, content=self.content[row_ids], prompt=self.prompt[row_ids], bad=bad, not_gold=not_gold)

@@ -17,7 +17,7 @@ from tov.data.pool import Index, Pool, check_mapping
 from tov.data.rows import content_hash
 from tov.data.sources import Input, Named, is_name, local_files
 from tov.errors import ConfigError, DataError
-from tov.files import content_digest
+from tov.files import content_digest, stamp_of
 from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, target_of_row, targets_of
 from tov.model.load import check_loading, content_of, located
 from tov.model.loading import Loading
@@ -115,19 +115,32 @@ def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
         name: [_absolute(str(one)) for one in several] if all(isinstance(one, (str, Path)) for one in several) else None
         for name, several in inputs.items()
     }
+    files = [
+        os.path.abspath(file) for file in local_files([one for several in inputs.values() for one in several]) or []
+    ]
+    stamps = {file: stamp_of(Path(file)) for file in files}  # first: a change while the file is read shows later
     return InputsRecord(
-        **named, files=_digests([one for several in inputs.values() for one in several]) or {},
+        **named, files={file: content_digest(Path(file)) for file in files},
+        stamps={file: stamp for file, stamp in stamps.items() if stamp},
         reading={name: getattr(settings, name) for name in DataSettings.model_fields},
     )  # fmt: skip
 
 
-def _digests(inputs: Sequence[Input]) -> dict[str, str] | None:
+def _digests(inputs: Sequence[Input], record: InputsRecord) -> dict[str, str] | None:
+    """As `record.files`, of today; a file that has the stamp of then is not read again."""
     files = local_files(inputs)
-    return None if files is None else {os.path.abspath(file): content_digest(file) for file in files}
+    if files is None:
+        return None
+    return {os.path.abspath(file): _digest_of(file, os.path.abspath(file), record) for file in files}
+
+
+def _digest_of(file: Path, name: str, record: InputsRecord) -> str:
+    stamp = record.stamps.get(name)
+    return record.files[name] if stamp and name in record.files and stamp == stamp_of(file) else content_digest(file)
 
 
 def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run | None:
-    """The finished run in `out`, if it was made from these very files: found by their bytes, without reading a row.
+    """The finished run in `out`, if it was made from these very files: found by their stamps, or their bytes; no row is read.
 
     Args:
         out: as the user named it.
@@ -143,7 +156,7 @@ def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run |
     named = {name: [_absolute(str(one)) for one in several] for name, several in inputs.items()}
     if any(getattr(record, name) != locations for name, locations in named.items()):
         return None
-    return run if _digests([one for several in inputs.values() for one in several]) == record.files else None
+    return run if _digests([one for several in inputs.values() for one in several], record) == record.files else None
 
 
 def _absolute(location: str) -> str:
@@ -200,7 +213,7 @@ def check_pool_unchanged(origin: Run, pools: Sequence[Input] | None, pool: Pool)
         DataError: as of `check_unchanged`, for the first row that has changed.
     """
     record = origin.manifest.inputs
-    now = _digests(pools or record.pool or [])
+    now = _digests(pools or record.pool or [], record)
     if now and all(record.files.get(file) == digest for file, digest in now.items()):
         return
     for start in range(0, len(pool), READ_AT_ONCE):

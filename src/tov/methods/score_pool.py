@@ -28,7 +28,7 @@ from tov.methods.clusters import records_of, split_target
 from tov.methods.costs import clusters_asked
 from tov.methods.shared.options import LoraOptions
 from tov.methods.spec import Variant, read_by
-from tov.methods.work import Work
+from tov.methods.work import Work, recorded_in
 from tov.model.load import tokenizer_fingerprint
 from tov.progress import track
 from tov.runs.folder import Run
@@ -193,7 +193,7 @@ def _encoder_and_model(prepared: Prepared, models: Models) -> tuple[Encoder, lis
         encode = ModelSpec.of(prepared.settings, prepared.labels).encoder()
         return encode, [tokenizer_fingerprint(encode.tokenizer), encode.max_length]
     opened = models.open(spec)
-    return opened.encode, [*opened.fingerprint, prepared.settings.batch_tokens]
+    return opened.encode, [*opened.fingerprint, prepared.settings.batch_tokens or recorded_in(prepared.run)]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tov.engine.base import Engine, ShardTask
+from tov.engine.batch_size import recorded_batch_tokens
 from tov.engine.fill import fill
 from tov.engine.models import Lora, Models, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ModelError, RunError
@@ -114,7 +115,7 @@ class Work:
 
     def batch_tokens(self, opened: Opened) -> int:
         """Tokens in a batch."""
-        return int(self.settings.batch_tokens or auto_batch_tokens(opened.loaded.device))
+        return batch_tokens_of(self.run, self.settings, opened)
 
     def note(self, text: str) -> None:
         """A line of the report; once, and not if it is empty."""
@@ -252,10 +253,21 @@ def model_record(opened: Opened, settings: Any) -> ModelRecord:
     """What a run remembers of an opened model."""
     loaded = opened.loaded
     return ModelRecord(
+        batch_tokens=recorded_batch_tokens(opened),
         name=settings.model, task=opened.spec.task, labels=list(loaded.labels), max_length=opened.encode.max_length,
         fingerprint=loaded.fingerprint, tokenizer=loaded.tokenizer_fingerprint, dtype=loaded.dtype, device=str(loaded.device),
         settings=settings.of("fit", named=True),
     )  # fmt: skip
+
+
+def batch_tokens_of(run: Run, settings: Any, opened: Opened) -> int:
+    """Tokens in a batch of the run's: as asked for, as recorded, or the constant of the device."""
+    return int(settings.batch_tokens or recorded_in(run) or auto_batch_tokens(opened.loaded.device))
+
+
+def recorded_in(run: Run) -> int | None:
+    """Tokens in a batch as the run's first call has found them for its GPU; scores of other layouts are not mixed with its."""
+    return run.manifest.model.batch_tokens if run.manifest.model else None
 
 
 def expected_by(run: Run, whose: str = "", anew: str = "start over with --force") -> Expected | None:

@@ -32,6 +32,7 @@ class InputsRecord(_Record):
     Attributes:
         pool, target, test: absolute paths, globs or Hub ids; None for one that was in memory or was not given.
         files: absolute path -> SHA-256 of the file, of every file that they were read from.
+        stamps: absolute path -> what tells unread that a file is the same (`tov.files.stamp_of`), of those that have it.
         reading: the settings of reading (`tov.config.records.DataSettings`).
     """
 
@@ -39,6 +40,7 @@ class InputsRecord(_Record):
     target: list[str] | None = None
     test: list[str] | None = None
     files: dict[str, str] = {}
+    stamps: dict[str, list[int]] = {}
     reading: dict[str, Any] = {}
 
 
@@ -117,6 +119,7 @@ class ModelRecord(_Record):
         tokenizer: fingerprint of tokenizer and chat template; None in older runs.
         dtype: fp32 or bf16; None likewise.
         device: where it was; None likewise.
+        batch_tokens: tokens in a batch where none were asked for, of a GPU; None elsewhere, and in older runs.
         settings: those of the run that a training on its rows takes over (`tov.config.records.PathSettings`).
     """
 
@@ -128,6 +131,7 @@ class ModelRecord(_Record):
     tokenizer: str | None = None
     dtype: str | None = None
     device: str | None = None
+    batch_tokens: int | None = None
     settings: dict[str, Any] = {}
 
 

@@ -17,6 +17,7 @@ from tov.comparison.gate import check_variant
 from tov.config.records import PlanConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.sources import Input
+from tov.engine.batch_size import recorded_batch_tokens
 from tov.engine.models import Lora, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ConfigError
 from tov.inputs.amount import Amount, Lengths, amount_of
@@ -298,7 +299,7 @@ def _timed(
     device, resident = read.opened.loaded.device, resident_memory()
     if not quiet:
         tell(f"timing some passes on {device} (--no-probe leaves that out)")
-    batch_tokens = int(read.settings.batch_tokens or auto_batch_tokens(device))
+    batch_tokens = int(read.settings.batch_tokens or recorded_batch_tokens(read.opened) or auto_batch_tokens(device))
     encoded = read.encoded.take(generator(read.settings.seed, "probe").permutation(np.flatnonzero(read.scored)))
     probe = Probe(
         read.spec, read.opened, encoded, len(read.encoded) / read.encoding, batch_tokens, read.settings.shard_rows

@@ -34,7 +34,7 @@ from tov.methods.clusters import check_clusters, records_of, split_target
 from tov.methods.registry import find_method
 from tov.methods.score_pool import Prepared, fill_table
 from tov.methods.tov.path import StoredPath, open_path
-from tov.methods.work import Work, model_record, note_model
+from tov.methods.work import Work, model_record, note_model, recorded_in
 from tov.model.load import check_loading
 from tov.model.loading import Loading
 from tov.objects.mirror import relative
@@ -113,7 +113,8 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
             targets=origin.manifest.targets or {name: TargetRecord(**path.target) for name, path in paths.items()},
         )
         note_model(run, model_record(models.open(ModelSpec.of(settings, labels), stored.expected), settings))
-        scorers = {name: method.reuse(artifacts_of(run.artifacts, name), settings, models) for name in paths}
+        batches = settings.model_copy(update={"batch_tokens": settings.batch_tokens or recorded_in(run)})
+        scorers = {name: method.reuse(artifacts_of(run.artifacts, name), batches, models) for name in paths}
         ready = {name: scorer for name, scorer in scorers.items() if scorer}
         assert len(ready) == len(paths)
         prepared = Prepared(run, rows, settings, method, None, labels, ready, None)

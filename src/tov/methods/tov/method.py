@@ -154,7 +154,7 @@ class PathMethod(Method):
         stored = open_path(folder)
         for note in stored.manifest["notes"]:
             work.note(note)
-        return path_scorer(stored, opened, settings)
+        return path_scorer(stored, opened, settings.model_copy(update={"batch_tokens": work.batch_tokens(opened)}))
 
     def reuse(self, artifacts: Mapping[str, Path], settings: Any, models: Models) -> Scorer | None:
         """The stored path scores any pool."""
