@@ -29,8 +29,8 @@ LARGE = Shape(width=4096, vocabulary=128_256, item=2)
 
 @pytest.mark.parametrize(
     ("free", "shape", "tokens"),
-    [(78 * GIB, SMALL, MOST), (62 * GIB, LARGE, MOST), (10 * GIB, LARGE, 16_384), (6 * GIB, LARGE, 8192), (3 * GIB, LARGE, LEAST),
-     (0, SMALL, LEAST), (1 << 50, SMALL, MOST)],
+    [(78 * GIB, SMALL, MOST), (62 * GIB, LARGE, MOST), (10 * GIB, LARGE, 16_384), (6 * GIB, LARGE, 8192),
+     (3 * GIB, LARGE, LEAST), (0, SMALL, LEAST), (1 << 50, SMALL, MOST)],
 )  # fmt: skip
 def test_batches_of_known_machines(free: int, shape: Shape, tokens: int) -> None:
     assert batch_tokens_for(free, shape) == tokens

@@ -16,12 +16,14 @@ from tov.engine.models import Opened
 from tov.model.logloss import CHUNK_TOKENS
 
 LEAST, MOST = 2048, 32_768
-"""Tokens in a batch. Fewer leave a GPU idle. More would leave a shard so few batches that rows of unlike length pad each other."""
+"""Tokens in a batch. Fewer leave a GPU idle. More would leave a shard so few batches that rows of unlike length pad each
+other."""
 SHARE = 0.5
 """Of the free memory, what a batch may take by the estimate; the rest is for attention, optimizers and other programs."""
 PASSING = 24
-"""Numbers a token and hidden unit that exist at once in a forward pass: norms, queries, keys, values, attention, a gated MLP of
-about three times the width. What passes backward too (`less`, `tracin`) needs more with every layer, and has its batches halved."""
+"""Numbers a token and hidden unit that exist at once in a forward pass: norms, queries, keys, values, attention, a gated MLP
+of about three times the width. What passes backward too (`less`, `tracin`) needs more with every layer, and has its batches
+halved."""
 HEAD_BYTES = 8
 """A chunk of the head against the whole vocabulary at worst: logits and their exponentials in fp32."""
 
