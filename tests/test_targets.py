@@ -115,6 +115,24 @@ def test_a_plan_tells_what_several_targets_take(parallel: Any, files: Path, tmp_
         assert planned["bytes"] == pytest.approx(run.manifest.cost["bytes"], rel=0.5)
 
 
+@pytest.mark.parametrize("method", ["rds", "tsds"])
+def test_a_pool_is_embedded_once_for_all_targets(method: str, files: Path, tmp_path: Path) -> None:
+    given = {
+        name: value for name, value in given_to(files, *NAMES).items()
+        if name in ("model", "pool", "target", "max_length", "dtype", "seed")
+    }  # fmt: skip
+    run = tov.select(**given, method=method, n=12, page=False, quiet=True, out=tmp_path / method)
+    spent = {stage: tokens[0] for stage, tokens in run.manifest.spent.items() if stage.startswith("embed")}
+    assert len(spent) == len(NAMES)
+    first, *others = spent.values()
+    assert all(0 < other < first / 2 for other in others), "the targets' own rows alone"
+    kept = [*run.folder.glob("artifacts/embed*/pool.npy")]
+    assert len({file.stat().st_ino for file in kept}) == 1 < len(kept), "one file under three names"
+    [planned] = tov.plan(**given, methods=[method], n=12, probe=False).facts["methods"]
+    assert planned["stages"]["embed"]["forward"] == pytest.approx(sum(spent.values()), rel=0.02)
+    assert planned["bytes"] == pytest.approx(run.manifest.cost["bytes"], rel=0.5)
+
+
 # What is chosen
 
 

@@ -6,6 +6,7 @@ Kept in fp16 and of length 1: 2 bytes a number; cosines are off by about 1e-5. N
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -121,17 +122,21 @@ def embedded(work: Work) -> Embedded:
     rows, reader = len(work.scored.pool), work.reader(encode)
 
     def make(folder: Path, progress: Progress) -> None:
-        shards = folder / "shards"
-        passes = (1, 0) if opened else (0, 0)  # tokens that pass an encoder are not the model's; its seconds are noted
-        store = work.store_features(shards, encode, task, progress, stage=EMBED, passes=passes)
-        all_rows = work.target.rows
+        others, all_rows = work.of_others(EMBED), work.target.rows
+        if others:
+            _link(others[0] / POOL, folder / POOL)  # another target of this run has had the pool embedded
+            progress.advance(rows)
+        else:
+            shards = folder / "shards"
+            passes = (1, 0) if opened else (0, 0)  # tokens that pass an encoder are not the model's; its seconds are noted
+            store = work.store_features(shards, encode, task, progress, stage=EMBED, passes=passes)
+            _gather(store, [start for start, _ in reader.bounds()], rows, folder)
+            shutil.rmtree(shards)
         _save(
             folder / TARGET, task.embedder(work.models)([all_rows[row] for row in row_ids], target).astype(np.float16)
         )
         if opened:
             work.spend(EMBED, int(target.lengths[target.scored_counts > 0].sum()))
-        _gather(store, [start for start, _ in reader.bounds()], rows, folder)
-        shutil.rmtree(shards)
 
     folder = work.artifact(
         EMBED, [work.target.index.fingerprint, work.settings.shard_rows, key], opened, make, rows=rows
@@ -152,6 +157,15 @@ def _gather(store: ShardStore, starts: list[int], rows: int, folder: Path) -> No
             whole[start : start + len(part)] = part
         if whole is not None:
             whole.flush()
+
+
+def _link(made: Path, file: Path) -> None:
+    """One file under a second name, or its copy where the file system has no such thing."""
+    with atomic(file) as temporary:
+        try:
+            os.link(made, temporary)
+        except OSError:
+            shutil.copyfile(made, temporary)
 
 
 def _save(file: Path, values: np.ndarray) -> None:
@@ -229,6 +243,13 @@ class EmbeddingMethod(Method):
             return list(neighbours.row_ids), list(neighbours.values)
 
         return best
+
+    def shared(self, stats: PoolStats) -> list[Stage]:
+        """The pool is embedded once."""
+        spared = Stage(EMBED, kept=0)
+        if not stats.options.encoder:
+            spared = Stage(EMBED, stats.tokens, 0, 2 * stats.width * stats.rows)
+        return [spared, *super().shared(stats)]
 
     def cost(self, stats: PoolStats) -> list[Stage]:
         """One pass over pool and target; a sentence encoder's tokens are not the model's, and its width is not known."""
