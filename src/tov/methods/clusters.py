@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +114,22 @@ def _record(target: Indexed, row_ids: np.ndarray, found: Clusters) -> dict[str, 
     clusters = []
     for place, (mine, central) in enumerate(zip(found.rows, found.central, strict=True)):
         rows = row_ids[mine] if place else np.sort(np.concatenate([row_ids[mine], without]))
-        shown = row_ids[central[:MOST_CENTRAL]].tolist()
-        excerpts = [_excerpt(texts[row].text) for row in shown]
-        name = f"cluster-{place + 1}"
-        clusters.append(
-            {"name": name, "rows": rows.tolist(), "scored": len(mine), "central": shown, "excerpts": excerpts}
-        )
+        shown = _telling(texts, row_ids[central].tolist())
+        clusters.append({
+            "name": f"cluster-{place + 1}", "rows": rows.tolist(), "scored": len(mine),
+            "central": list(shown.values()), "excerpts": list(shown),
+        })  # fmt: skip
     return {"of": len(target), "clusters": clusters}
+
+
+def _telling(texts: Sequence[Any], central: Sequence[int]) -> dict[str, int]:
+    """Excerpt -> row, of the first few of these rows; what begins like one before it tells nothing new."""
+    shown = dict[str, int]()
+    for row in central:
+        shown.setdefault(_excerpt(texts[row].text), row)
+        if len(shown) == MOST_CENTRAL:
+            break
+    return shown
 
 
 def _excerpt(text: str) -> str:
