@@ -128,7 +128,10 @@ def embedded(work: Work) -> Embedded:
             progress.advance(rows)
         else:
             shards = folder / "shards"
-            passes = (int(opened is not None), 0)  # tokens that pass an encoder are not the model's; its seconds are noted
+            passes = (
+                int(opened is not None),
+                0,
+            )  # tokens that pass an encoder are not the model's; its seconds are noted
             store = work.store_features(shards, encode, task, progress, stage=EMBED, passes=passes)
             _gather(store, [start for start, _ in reader.bounds()], rows, folder)
             shutil.rmtree(shards)
