@@ -128,10 +128,8 @@ def embedded(work: Work) -> Embedded:
             progress.advance(rows)
         else:
             shards = folder / "shards"
-            passes = (
-                int(opened is not None),
-                0,
-            )  # tokens that pass an encoder are not the model's; its seconds are noted
+            # Tokens that pass an encoder are not the model's; its seconds are noted.
+            passes = (1, 0) if opened else (0, 0)
             store = work.store_features(shards, encode, task, progress, stage=EMBED, passes=passes)
             _gather(store, [start for start, _ in reader.bounds()], rows, folder)
             shutil.rmtree(shards)
