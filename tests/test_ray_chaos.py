@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,13 @@ def driver_of(model: Path, pool: Path, target: Path, out: Path, *more: str) -> l
     return [sys.executable, "-m", "tov", "select", *inputs, *sizes, "--engine", "ray", "--quiet", *more]
 
 
+def by_one_process(folder: Path, model: Path) -> tuple[Path, Path, Any]:
+    """The files of a pool and a target, and the selection from them that those by Ray must equal."""
+    pool = write_jsonl(folder / "pool.jsonl", make_rows(60, seed=1))
+    target = write_jsonl(folder / "target.jsonl", make_rows(6, seed=2))
+    return pool, target, picked(folder / "whole", model, "tov", shard_rows=1, pool=pool, target=target)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
@@ -64,9 +72,7 @@ def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
-    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(60, seed=1))
-    target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
-    whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1, pool=pool, target=target)
+    pool, target, whole = by_one_process(tmp_path, tiny_folder)
     command = driver_of(tiny_folder, pool, target, tmp_path / "run")
     chance, shards = random.Random(8), tmp_path / "run" / "scores"
     for number in range(DRIVERS):
@@ -89,9 +95,7 @@ def test_a_node_that_goes_with_all_its_workers_loses_nothing(tmp_path: Path, tin
     """A cluster of two nodes, one of which is killed with what runs on it while it has shards in work."""
     from ray.cluster_utils import Cluster
 
-    pool = write_jsonl(tmp_path / "pool.jsonl", make_rows(60, seed=1))
-    target = write_jsonl(tmp_path / "target.jsonl", make_rows(6, seed=2))
-    whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1, pool=pool, target=target)
+    pool, target, whole = by_one_process(tmp_path, tiny_folder)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)

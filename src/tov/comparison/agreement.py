@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tov.methods.tov.scoring import percentiles
-
 Z = 1.96
 """Standard errors on either side in an interval of 95 %."""
 LEAST = 4
@@ -54,11 +52,11 @@ def agreement(one: np.ndarray, two: np.ndarray) -> Agreement:
 
 
 def _spearman(one: np.ndarray, two: np.ndarray) -> float | None:
-    """The correlation of mean ranks, which percentiles are but for a factor."""
-    ranks = [percentiles(values, np.ones(len(values), bool)) for values in (one, two)]
-    if len(one) < 2 or any(np.ptp(rank) == 0 for rank in ranks):
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]  # slow to import, and few runs have a proxy
+
+    if any(len(np.unique(values)) < 2 for values in (one, two)):
         return None
-    return float(np.clip(np.corrcoef(ranks[0], ranks[1])[0, 1], -1.0, 1.0))
+    return float(spearmanr(one, two).statistic)
 
 
 def _interval(correlation: float, rows: int) -> tuple[float, float]:

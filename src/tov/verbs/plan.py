@@ -179,27 +179,7 @@ def _costs(
 def _by_the_model(read: ReadForPlan, settings: SelectConfig) -> ReadForPlan:
     """What was read for the proxy, as tokens of the model itself, opened."""
     settings = by_model(settings).for_task(read.target.task).model_copy(update={"model": located(settings.model)})
-    begun = time.perf_counter()
-    opened = ModelSpec.of(settings, read.labels).open()
-    opening = time.perf_counter() - begun
-    begun = time.perf_counter()
-    sampled, encoded = sample_rows(read.rows, opened.encode, settings.seed)
-    encoding = time.perf_counter() - begun
-    wanted, wanted_ids = encode_scored(read.target.pool, opened.encode)
-    return ReadForPlan(
-        settings,
-        read.target,
-        read.rows,
-        read.labels,
-        opened,
-        sampled,
-        encoded,
-        wanted,
-        wanted_ids,
-        0.0,
-        opening,
-        encoding,
-    )
+    return _encoded(settings, read.target, read.rows, read.labels, reading=0.0)
 
 
 def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
@@ -229,16 +209,23 @@ def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
 def _read(
     settings: SelectConfig, config: PlanConfig, pools: Sequence[Input] | None, targets: Sequence[Input] | None
 ) -> ReadForPlan:
-    clock = [time.perf_counter()]
+    begun = time.perf_counter()
     settings, target, rows, labels = read_inputs(settings, pools or config.pool, targets or config.target)
     check_writable(rows.pool)
     check_n(config.n or 1, rows)
-    clock.append(time.perf_counter())
+    return _encoded(settings, target, rows, labels, reading=time.perf_counter() - begun)
+
+
+def _encoded(
+    settings: SelectConfig, target: Indexed, rows: PoolRows, labels: tuple[str, ...], *, reading: float
+) -> ReadForPlan:
+    """What was read in so many seconds, with the model of the settings opened, as its tokens."""
+    clock = [time.perf_counter()]
     opened = ModelSpec.of(settings, labels).open()
     clock.append(time.perf_counter())
     sampled, encoded = sample_rows(rows, opened.encode, settings.seed)
     clock.append(time.perf_counter())
-    reading, opening, encoding = np.diff(clock).tolist()
+    opening, encoding = np.diff(clock).tolist()
     wanted, wanted_ids = encode_scored(target.pool, opened.encode)
     return ReadForPlan(
         settings, target, rows, labels, opened, sampled, encoded, wanted, wanted_ids, reading, opening, encoding
