@@ -504,3 +504,10 @@ def test_a_settings_file_cannot_name_a_metric(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["select", str(tmp_path / "select.yaml"), "--out", str(tmp_path / "run")])
     assert "no file can allow a metric's code" in capsys.readouterr().err
+
+
+def test_clusters_that_no_candidate_can_have_are_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="--target-clusters 2 has no effect with --candidates dsir,bm25"):
+        select(
+            tmp_path / "run", tiny_folder, candidates=["dsir", "bm25"], target=make_rows(16, seed=2), target_clusters=2
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from scipy import stats
 import tov
 from test_methods import ALL, PLAIN, inputs
 from test_plan import NEAR
-from tiny import tiny_model_folder
+from tiny import tiny_model_folder, write_jsonl
 from tov.comparison.agreement import agreement
 from tov.errors import ConfigError, ModelError
 from tov.methods import score_pool
 from tov.reports.html.selection import selection_page
+from tov.reports.proxy import proxy_warnings
 from tov.runs.manifest import read_manifest
 
 TOV = "tov/epochs=2/base_size=8"
@@ -191,6 +193,27 @@ def test_another_proxy_or_sample_is_another_run(picked: Any, tiny_folder: Path, 
         select(picked.folder, tiny_folder, None, proxy_sample=...)
 
 
+def test_a_finished_run_is_returned_when_both_models_are_gone(tmp_path: Path, tiny_folder: Path, small: Path) -> None:
+    model, proxy = (shutil.copytree(one, tmp_path / name) for one, name in ((tiny_folder, "m"), (small, "p")))
+    files = {name: write_jsonl(tmp_path / f"{name}.jsonl", inputs()[name]) for name in ("pool", "target")}
+    done = select(tmp_path / "run", model, proxy, **files)
+    shutil.rmtree(model)
+    shutil.rmtree(proxy)
+    assert select(tmp_path / "run", model, proxy, **files).manifest.started == done.manifest.started
+    with pytest.raises(tov.ModelError):
+        select(tmp_path / "run", model, tmp_path / "other", **files)
+
+
+def test_the_warning_says_why_nothing_is_shown() -> None:
+    ranked, facts = np.arange(9.0), {"proxy": "small", "model": "large"}
+    cases = {
+        "one of them gives all sampled rows one score": np.zeros(9), "lies below 0; take another proxy": -ranked,
+    }  # fmt: skip
+    for says, other in cases.items():
+        [warning] = proxy_warnings({**facts, "agreement": {"target": asdict(agreement(ranked, other))}})
+        assert warning.endswith(says)
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
@@ -247,7 +270,7 @@ def test_agreement_is_spearmans_and_holds_as_often_as_it_says() -> None:
         one = draw.normal(size=60)
         two = 0.6 * one + 0.8 * draw.normal(size=60)
         found = agreement(one, two)
-        assert found.correlation == pytest.approx(stats.spearmanr(one, two).statistic)
+        assert found.correlation == pytest.approx(np.corrcoef(one.argsort().argsort(), two.argsort().argsort())[0, 1])
         assert found.low is not None
         assert found.high is not None
         within += found.low <= 6 / np.pi * np.arcsin(0.3) <= found.high  # of a normal pair with correlation 0.6
@@ -257,7 +280,7 @@ def test_agreement_is_spearmans_and_holds_as_often_as_it_says() -> None:
 def test_agreement_of_ties_of_rows_without_a_score_and_of_few() -> None:
     ties = agreement(np.array([1.0, 1, 2, 3, np.nan, 0]), np.array([2.0, 3, 3, 9, 1, -np.inf]))
     assert (ties.rows, ties.top, ties.overlap) == (5, 2, 0.5), "of the two rows with 3 the first is the better"
-    assert ties.correlation == pytest.approx(stats.spearmanr([1, 1, 2, 3, 0], [2, 3, 3, 9, -5]).statistic)
+    assert ties.correlation == pytest.approx(np.corrcoef([2.5, 2.5, 4, 5, 1], [2, 3.5, 3.5, 5, 1])[0, 1])
     same = agreement(np.arange(5.0), np.arange(5.0) ** 3)
     assert (same.correlation, same.low, same.high, same.overlap) == (1.0, 1.0, 1.0, 1.0)
     turned = agreement(np.arange(6.0), -np.arange(6.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from test_invalidation import tov_command as command
 from tiny import make_rows, tiny_model_folder, write_jsonl
 from tov.config.records import SelectConfig
 from tov.config.settings import build
-from tov.errors import ConfigError, DataError, TovError
+from tov.errors import ConfigError, DataError, RunError, TovError
 from tov.inputs.named import list_inputs, read_inputs
 from tov.methods.tov.path import base_groups, open_path
 from tov.methods.tov.variants import VARIANTS, same_for_all, shared_base
@@ -131,6 +132,39 @@ def test_a_pool_is_embedded_once_for_all_targets(method: str, files: Path, tmp_p
     [planned] = tov.plan(**given, methods=[method], n=12, probe=False).facts["methods"]
     assert planned["stages"]["embed"]["forward"] == pytest.approx(sum(spent.values()), rel=0.02)
     assert planned["bytes"] == pytest.approx(run.manifest.cost["bytes"], rel=0.5)
+
+
+def test_a_broken_or_lost_embedding_is_no_source_of_another_targets(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both targets have one file of the pool. What breaks it breaks both, and what is made anew must not come from it."""
+    given = {
+        name: value for name, value in given_to(files, *NAMES[:2]).items()
+        if name in ("model", "pool", "target", "max_length", "dtype", "seed")
+    } | {"method": "rds", "n": 8, "page": False, "quiet": True}  # fmt: skip
+    whole, out = tov.select(**given, out=tmp_path / "whole").scores, tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("tov.methods.score_pool.fill_table", _no_memory)
+        with pytest.raises(MemoryError):
+            tov.select(**given, out=out)
+    first, second = sorted(out.glob("artifacts/embed*"))
+    content = bytearray((first / "pool.npy").read_bytes())
+    content[-1] ^= 1
+    (first / "pool.npy").write_bytes(content)
+    for folder in sorted((first, second), key=lambda one: NAMES.index(one.name.partition("@")[2].partition("-")[0])):
+        with pytest.raises(RunError, match="not the file that was made"):
+            tov.select(**given, out=out)
+        shutil.rmtree(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("tov.methods.score_pool.fill_table", _no_memory)
+        with pytest.raises(MemoryError):
+            tov.select(**given, out=out)
+    shutil.rmtree(out / "artifacts")
+    assert tov.select(**given, out=out).scores.equals(whole)
+
+
+def _no_memory(*_: Any, **__: Any) -> None:
+    raise MemoryError
 
 
 # What is chosen

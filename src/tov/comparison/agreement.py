@@ -56,7 +56,7 @@ def _spearman(one: np.ndarray, two: np.ndarray) -> float | None:
 
     if any(len(np.unique(values)) < 2 for values in (one, two)):
         return None
-    return float(spearmanr(one, two).statistic)
+    return round(float(spearmanr(one, two).statistic), 12)  # equal rankings agree by 1
 
 
 def _interval(correlation: float, rows: int) -> tuple[float, float]:

@@ -34,6 +34,7 @@ from tov.files import digest
 from tov.inputs.read import Indexed, PoolRows, subset_of
 from tov.methods.auto import LEAST, PilotSizes, hedged, pilot_sizes
 from tov.methods.choice import check_choice
+from tov.methods.costs import clusters_asked
 from tov.methods.spec import Variant, dumped, parse_variant, settings_for
 from tov.metrics import own_metric
 from tov.model.consent import Expected
@@ -101,7 +102,13 @@ def check_variant(
         own_metric(config.metric)
     if _judge(config) == METRIC and TASKS[config.task].generates:
         check_questions(target.pool, len(target), "--judge metric", "target")
-    for one in candidates_of(config):
+    candidates = candidates_of(config)
+    if config.target_clusters and not any(clusters_asked(one.method, config) for one in candidates):
+        raise ConfigError(
+            f"--target-clusters {config.target_clusters} has no effect with --candidates {','.join(config.candidates)}: "
+            "none of them knows rows by a model.", fix="Leave it out, or name a candidate that does, e.g. tov or rds.",
+        )  # fmt: skip
+    for one in candidates:
         try:
             check_choice(one, settings_for(config, one), rows, target, n, flag)
         except DataError as error:

@@ -84,7 +84,8 @@ class ScanSettings(Settings):
 
     batch_tokens: int | None = setting(
         "scan",
-        "maximum tokens in a scan batch, padding included; auto: 2048 on a CPU, on CUDA 2048 to 32768 by free memory",
+        "maximum tokens in a scan batch, padding included; auto: 2048 on a CPU, on CUDA 2048 to 32768 by the memory that the "
+        "model leaves, 16384 elsewhere",
         None,
         ge=1,
     )

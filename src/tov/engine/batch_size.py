@@ -1,7 +1,8 @@
-"""How many tokens a batch of the scan has on a GPU where --batch-tokens is not given: by the memory that is free.
+"""How many tokens a batch of the scan has on a GPU where --batch-tokens is not given: by the memory that the model leaves.
 
-Scores depend on the layout of batches, so the number is recorded with the model of a run, and whoever goes on with the run
-takes that one. Where it turns out to be too large, batches are halved (`tov.model.fitting`).
+Scores and artifacts depend on the layout of batches. So the number is the same for a model on a card whatever else runs
+there, and it is recorded with the model of a run: whoever goes on with the run, on another card too, takes that one. Where it
+turns out to be too large, batches are halved (`tov.model.fitting`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LEAST, MOST = 2048, 32_768
 """Tokens in a batch. Fewer leave a GPU idle. More would leave a shard so few batches that rows of unlike length pad each
 other."""
 SHARE = 0.5
-"""Of the free memory, what a batch may take by the estimate; the rest is for attention, optimizers and other programs."""
+"""Of that memory, what a batch may take by the estimate; the rest is for attention, optimizers and other programs."""
 PASSING = 24
 """Numbers a token and hidden unit that exist at once in a forward pass: norms, queries, keys, values, attention, a gated MLP
 of about three times the width. What passes backward too (`less`, `tracin`) needs more with every layer, and has its batches
@@ -54,10 +55,10 @@ class Shape:
 
 
 def batch_tokens_for(free: int, shape: Shape) -> int:
-    """The largest power of two from `LEAST` to `MOST` whose tokens fit into half of the free memory, beside the head.
+    """The largest power of two from `LEAST` to `MOST` whose tokens fit into half of the memory, beside the head.
 
     Args:
-        free: bytes, with the model loaded.
+        free: bytes of the card, less those of the model.
         shape: of the model.
     """
     fitting = (SHARE * free - shape.head) / shape.a_token
@@ -65,12 +66,13 @@ def batch_tokens_for(free: int, shape: Shape) -> int:
 
 
 def recorded_batch_tokens(opened: Opened) -> int | None:
-    """The number for this model on its GPU now; None elsewhere, where `auto_batch_tokens` is a constant."""
+    """The number for this model on its GPU; None elsewhere, where `auto_batch_tokens` is a constant."""
     device = opened.loaded.device
     if device.type != "cuda":
         return None
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next tensors
-    return batch_tokens_for(torch.cuda.mem_get_info(device)[0] + kept, shape_of(opened.loaded.model))
+    model = opened.loaded.model
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return batch_tokens_for(torch.cuda.get_device_properties(device).total_memory - weights, shape_of(model))
 
 
 def shape_of(model: Any) -> Shape:

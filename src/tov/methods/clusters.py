@@ -76,7 +76,10 @@ def split_target(work: Work, k: int | None) -> dict[str, Indexed]:
     if k is None:
         return targets_of(target)
     encoder = getattr(work.options, "encoder", None)
-    opened = None if encoder else work.open()
+    lora = (
+        work.options if hasattr(work.options, "lora_r") else None
+    )  # as the method opens it, so that it is loaded once
+    opened = None if encoder else work.open(lora)
     task = EmbedTask(None, encoder=encoder, device=work.settings.device)
     if opened:
         task = EmbedTask(opened.spec, work.batch_tokens(opened))

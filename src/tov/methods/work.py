@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,10 @@ class Work:
         """What every artifact depends on: settings that the method reads, pool, model."""
         settings = read_by(self.settings, self.method, "fit", "scan")
         return {
-            "settings": {name: value for name, value in settings.items() if name != "shard_rows"},
+            # Of a split target each part is a target of its own, and what is made without one is made for all.
+            "settings": {
+                name: value for name, value in settings.items() if name not in ("shard_rows", "target_clusters")
+            },
             "pool": [self.rows.index.fingerprint, self.rows.excluded_fingerprint],
             **({"sample": self.sample.index.fingerprint} if self.sample else {}),
             "model": [*opened.fingerprint, self.batch_tokens(opened)] if opened else None,
@@ -188,6 +192,23 @@ class Work:
         return [
             folder for full, folder in here if full.partition("@")[0] == name and full != column_name(name, self.name)
         ]
+
+    def like_of_others(self, name: str, key: list[Any], opened: Opened | None) -> Path | None:
+        """The folder of another target's artifact that is whole, and was made from the same but for the target.
+
+        Args:
+            name: of the artifact.
+            key: what it depends on beside the target, which stands before that in its own key.
+            opened: the model that it is made with; None for none.
+        """
+        wanted = _as_json({**self.made_from(opened), "key": key})
+        for folder in self.of_others(name):
+            record = read_sealed(folder / ARTIFACT) if (folder / ARTIFACT).exists() else None
+            if record and {**record["made_from"], "key": record["made_from"]["key"][1:]} == wanted:
+                with suppress(RunError):  # a file that has changed is nobody's source
+                    _check_files(folder, record)
+                    return folder
+        return None
 
     def own_folder(self, name: str) -> Path:
         """A folder of the run itself for an artifact that its user is to find; each target has one."""

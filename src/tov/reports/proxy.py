@@ -46,10 +46,12 @@ def _agreed(one: Mapping[str, Any], whose: str) -> str:
 
 
 def _interval(one: Mapping[str, Any]) -> str:
+    if one["correlation"] is None and one["rows"] > 1:
+        return "one of them gives all sampled rows one score"
     if one["low"] is None:
         return f"{one['rows']:,} sampled rows that both rank are too few to tell; raise --proxy-sample"
-    where = "includes 0" if one["high"] >= 0 else "lies below 0"
-    return (
-        f"the interval of their rank correlation, {one['low']:+.2f} to {one['high']:+.2f}, {where}; "
-        "raise --proxy-sample, or take another proxy"
-    )
+    where = (
+        "includes 0; raise --proxy-sample, or take another proxy" if one["high"] >= 0
+        else "lies below 0; take another proxy"
+    )  # fmt: skip
+    return f"the interval of their rank correlation, {one['low']:+.2f} to {one['high']:+.2f}, {where}"

@@ -134,6 +134,10 @@ class ModelRecord(_Record):
     batch_tokens: int | None = None
     settings: dict[str, Any] = {}
 
+    def is_called(self, name: str) -> bool:
+        """Whether a user's name of a model, or of its folder, is this one's."""
+        return self.name in (name, os.path.abspath(os.path.expanduser(name)))
+
 
 class ScoringRecord(_Record):
     """How the score table was filled.

@@ -37,7 +37,7 @@ from tov.runs.made import SAMPLED
 from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.verbs.planned import ReadForPlan, count_trained, data_facts, said_of
-from tov.verbs.proxy import by_model, by_proxy, check_proxy, sample_size
+from tov.verbs.proxy import by_model, by_proxy, check_other, check_proxy, sample_size
 from tov.verbs.select import select_identity
 from tov.verbs.training_file import bytes_a_row, check_writable
 
@@ -116,6 +116,7 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             )
         if len(chosen) == 1 or not variant.method.of_pool:
             check_proxy(settings, variant)
+            check_other(settings)
     lead = next((settings for settings, _ in chosen if settings.proxy_model), chosen[0][0])
     read = _read(by_proxy(lead), config, pools, targets)
     lengths = Lengths.of(read.encoded, read.usable)
@@ -129,7 +130,9 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
     if lead.proxy_model:
         facts["notes"].insert(0, OF_PROXY.format(proxy=lead.proxy_model, model=lead.model))
         if any(sample_size(settings, variant.method, read.usable) for settings, variant in chosen):
-            read = _by_the_model(read, lead)  # the proxy is let go
+            target, rows, labels = read.target, read.rows, read.labels
+            del read  # with the proxy: two models may not fit in memory
+            read = _by_the_model(lead, target, rows, labels)
             costs = list(map(_with_sample, costs, _costs(read, chosen, config, amount, sample=True)[0]))
     methods = [
         {**_of_method(variant, stages, tokens), **time_of, "training_file": file}
@@ -176,10 +179,10 @@ def _costs(
     return [(stages, timed.get(at, NOT_TIMED)) for at, (stages, _) in enumerate(priced)], probe, troubles
 
 
-def _by_the_model(read: ReadForPlan, settings: SelectConfig) -> ReadForPlan:
+def _by_the_model(settings: SelectConfig, target: Indexed, rows: PoolRows, labels: tuple[str, ...]) -> ReadForPlan:
     """What was read for the proxy, as tokens of the model itself, opened."""
-    settings = by_model(settings).for_task(read.target.task).model_copy(update={"model": located(settings.model)})
-    return _encoded(settings, read.target, read.rows, read.labels, reading=0.0)
+    settings = by_model(settings).for_task(target.task).model_copy(update={"model": located(settings.model)})
+    return _encoded(settings, target, rows, labels, reading=0.0)
 
 
 def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
@@ -250,7 +253,8 @@ def _priced(
     if sample and not sampled:
         return None, settings
     n, prepared, flag = (amount.least, amount.prepared, amount.flag) if amount else (None, read.usable, "--n")
-    check_variant(variant, settings, read.rows, read.target, n, flag)
+    if not sample:
+        check_variant(variant, settings, read.rows, read.target, n, flag)
     if alone and not sample:  # of several, no folder is meant
         _check_place(config, settings, variant, read.rows, read.target)
     options = variant.method.resolve(variant.options, prepared)

@@ -16,7 +16,7 @@ from tov.config.choice import RuleSettings
 from tov.config.proxy import SAMPLE, ProxySettings
 from tov.config.records import SelectConfig
 from tov.engine.models import ModelSpec
-from tov.errors import ConfigError
+from tov.errors import ConfigError, ModelError
 from tov.files import digest
 from tov.inputs.draw import drawing_order
 from tov.inputs.read import Indexed, PoolRows
@@ -33,6 +33,8 @@ from tov.scores.table import of_target, usable_in
 from tov.seeds import generator
 
 P = TypeVar("P", bound=ProxySettings)
+SAMPLE_SHARD = 32
+"""Rows of a shard of the sample: of one that is set aside as a whole for a bad row, few others go with it."""
 
 
 def by_model(config: P) -> P:
@@ -52,12 +54,22 @@ def proxy_identity(config: ProxySettings) -> dict[str, str]:
     return {"proxy": content_of(config.proxy_model)} if config.proxy_model else {}
 
 
+def proxy_asked(done: Run, config: ProxySettings) -> dict[str, str]:
+    """As `proxy_identity`, for a finished run; a proxy that is gone is taken for the run's if it is called so."""
+    try:
+        return proxy_identity(config)
+    except ModelError:
+        record = done.manifest.model if done.manifest.chosen_for else None
+        if record and record.is_called(config.proxy_model or ""):
+            return {"proxy": str(done.manifest.identity.get("proxy"))}
+        raise
+
+
 def check_proxy(config: SelectConfig, variant: Variant) -> None:
     """Before anything is read.
 
     Raises:
-        ConfigError: the method is told to read an encoder in place of the model, the proxy is the model, or the agreement
-            cannot be measured.
+        ConfigError: the method is told to read an encoder in place of the model, or the agreement cannot be measured.
     """
     if config.proxy_model is None:
         return
@@ -77,8 +89,11 @@ def check_proxy(config: SelectConfig, variant: Variant) -> None:
             "cannot be measured.",
             fix="Give --proxy-sample 0, or leave --target-clusters out.",
         )
-    same = content_of(config.model, revision=config.revision) == content_of(config.proxy_model)
-    if same:
+
+
+def check_other(config: SelectConfig) -> None:
+    """Raises ConfigError if the proxy is the model itself, ModelError if one of them is not there."""
+    if config.proxy_model and content_of(config.model, revision=config.revision) == content_of(config.proxy_model):
         raise ConfigError("--proxy-model is the same model as --model.", fix="Name a smaller one, or leave it out.")
 
 
@@ -98,6 +113,7 @@ def score_sample(
     if config.proxy_model is None:
         return
     settings, size = by_model(config), sample_size(config, variant.method, int(rows.usable.sum()))
+    settings = settings.model_copy(update={"shard_rows": min(settings.shard_rows, SAMPLE_SHARD)})
     if not size:
         length = ModelSpec.of(settings, labels).encoder().max_length
         run.note(chosen_for=ModelRecord(
@@ -117,6 +133,8 @@ def score_sample(
             inner.note(summary={"row_ids": row_ids.tolist()})
             inner.finish()
     spent = np.sum(list(inner.manifest.spent.values()), axis=0).tolist()
+    for note in inner.manifest.notes:
+        run.note_line(f"of the sample that {settings.model} scores: {note}")
     run.note(chosen_for=inner.manifest.model, spent={**run.manifest.spent, SAMPLED: tuple(spent)})
 
 

@@ -34,6 +34,7 @@ from tov.inputs.named import (
 from tov.inputs.read import Indexed, PoolRows, check_n
 from tov.methods.auto import PILOTS
 from tov.methods.choice import check_again, check_tokens, choose_rows, columns_for
+from tov.methods.costs import clusters_asked
 from tov.methods.score_pool import score_pool
 from tov.methods.spec import Variant, has_no_effect, reselect_settings, select_settings, settings_for, with_effect
 from tov.objects.mirror import named
@@ -50,7 +51,16 @@ from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
 from tov.verbs.explain import default_explained, explain, to_explain
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
-from tov.verbs.proxy import by_proxy, check_proxy, count_sample, proxy_facts, proxy_identity, score_sample
+from tov.verbs.proxy import (
+    by_proxy,
+    check_other,
+    check_proxy,
+    count_sample,
+    proxy_asked,
+    proxy_facts,
+    proxy_identity,
+    score_sample,
+)
 from tov.verbs.report import write_missing, write_page
 from tov.verbs.result import Picked
 from tov.verbs.shown import Ranked
@@ -104,10 +114,11 @@ def run_select(
     done = None if config.force else unchanged_run(config.out, command="select", pool=pools, target=targets)
     if done:
         asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config), "proxy": None}
-        asked |= proxy_identity(config)
+        asked |= proxy_asked(done, config)
         if not differences({name: done.manifest.identity.get(name) for name in asked}, asked):
             training_file.check_selected(done)
             return _shown_too(done, config)
+    check_other(config)
     config, target, rows, labels = read_inputs(config, pools, targets)
     training_file.check_writable(rows.pool)
     amount = _amount(by_proxy(config), variant, rows, target, labels)
@@ -123,9 +134,9 @@ def run_select(
             run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
             if variant.method.takes == "pilots":
                 config, variant = _decided(run, rows, target, config, labels, amount)
+            target_seen, models = see_target(target, by_proxy(config), labels), Models()
             score_sample(run, rows, target, config, variant, n=amount.prepared, labels=labels)
             config = by_proxy(config)
-            target_seen, models = see_target(target, config, labels), Models()
             score_pool(
                 run, rows, target, config, variant, n=amount.prepared, labels=labels, models=models,
                 quiet=config.quiet,
@@ -174,6 +185,8 @@ def _decided(
         spent={**run.manifest.spent, PILOTS: (cost["tokens_forward"], cost["tokens_backward"])},
     )
     run.note_line(decided.record["verdict"])
+    if config.target_clusters and clusters_asked(decided.variant.method, config) is None:
+        run.note_line(f"the target was not split into clusters: {decided.variant.name} knows rows by no model")
     return config, decided.variant
 
 
@@ -218,8 +231,7 @@ def _model_of(done: Run, config: SelectConfig) -> str:
     try:
         return model_identity(config)
     except ModelError:
-        named = (config.model, os.path.abspath(os.path.expanduser(config.model)))
-        if done.manifest.to_train and done.manifest.to_train.name in named:
+        if done.manifest.to_train and done.manifest.to_train.is_called(config.model):
             return str(done.manifest.identity.get("model"))
         raise
 

@@ -121,10 +121,12 @@ def embedded(work: Work) -> Embedded:
     target, row_ids = work.encode_target(encode)
     rows, reader = len(work.scored.pool), work.reader(encode)
 
+    depends = [work.settings.shard_rows, key]
+
     def make(folder: Path, progress: Progress) -> None:
-        others, all_rows = work.of_others(EMBED), work.target.rows
-        if others:
-            _link(others[0] / POOL, folder / POOL)  # another target of this run has had the pool embedded
+        other, all_rows = work.like_of_others(EMBED, depends, opened), work.target.rows
+        if other:
+            _link(other / POOL, folder / POOL)  # another target of this run has had the pool embedded
             progress.advance(rows)
         else:
             shards = folder / "shards"
@@ -139,9 +141,7 @@ def embedded(work: Work) -> Embedded:
         if opened:
             work.spend(EMBED, int(target.lengths[target.scored_counts > 0].sum()))
 
-    folder = work.artifact(
-        EMBED, [work.target.index.fingerprint, work.settings.shard_rows, key], opened, make, rows=rows
-    )
+    folder = work.artifact(EMBED, [work.target.index.fingerprint, *depends], opened, make, rows=rows)
     return Embedded(folder, opened, key)
 
 
