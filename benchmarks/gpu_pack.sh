@@ -12,7 +12,7 @@ data=${1:-../shared/data} pack=benchmarks/gpu-pack part_mib=${PART_MIB:-56} targ
 python=${PYTHON:-.venv/bin/python}
 there=/tmp/tov-gpu-pack
 rm -rf "$pack"
-mkdir -p "$pack/all/wheels" "$pack/all/data/instruct" "$pack/all/data/ner"
+mkdir -p "$pack/all/wheels" "$pack/all/data/prepared"
 
 platforms=()
 for name in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do platforms+=(--platform "${name}_x86_64"); done
@@ -24,9 +24,9 @@ done
     "${platforms[@]}" --dest "$pack/all/wheels" "${packages[@]}"
 "$python" -m pip wheel --quiet --no-deps --wheel-dir "$pack/all/wheels" "$(grep '^seqeval==' constraints.txt)"
 
-for source in gsm8k alpaca_gpt35 flan_cot dolly gpteacher_toolformer; do cp "$data/instruct/$source.parquet" "$pack/all/data/instruct/"; done
-cp "$data/ner/wikineural_en.parquet" "$pack/all/data/ner/"
+cp -r "$data/instruct" "$data/ner" "$pack/all/data/"
 chmod -R u+w "$pack/all/data"
+"$python" experiments/templates.py "$data" "$pack/all/data/prepared"
 git describe --always --dirty >"$pack/all/commit"
 [[ ! -f benchmarks/gpu-results/compare.tgz ]] || cp benchmarks/gpu-results/compare.tgz "$pack/all/"
 

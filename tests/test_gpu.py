@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from test_oracle_model import conversation, log_p_of, tokens_of
 from tiny import make_rows, tiny_encoder_folder, tiny_model_folder, write_jsonl
 from tov.cli.main import main
 from tov.errors import FAILED
+from tov.methods.tov.scan import layout, token_losses
+from tov.model.kernels.attention import end_to_end
+from tov.model.kernels.joined import scanning
 from tov.model.load import resolve
 
 DEVICE = os.environ.get("TOV_TEST_DEVICE", "cuda")
@@ -199,6 +203,30 @@ def test_a_path_is_fitted_as_on_the_cpu(name: str, cases: Callable[[str], Case],
     found = float(np.abs(np.subtract(logs[DEVICE], logs["cpu"])).max())
     record_property("largest gap of an epoch's log-loss, nat a token", found)
     assert found < 1e-3, f"an epoch's log-loss is {found:.2g} nat off: {logs}"
+
+
+@pytest.mark.parametrize("task", ["instruction", "ner"])
+def test_rows_end_to_end_score_as_padded_ones(
+    task: str, monkeypatch: pytest.MonkeyPatch, record_property: Record
+) -> None:
+    """In bf16, where a kernel walks the rows, and in fp32 on the CPU, where nothing but rounding differs."""
+    rows, found = make_encoded(task, lengths=(3, 9, 1, 30, 7, 5, 17)), {}
+    for name, device, dtype, attention in (
+        ("end to end", DEVICE, torch.bfloat16, end_to_end),
+        ("padded", DEVICE, torch.bfloat16, lambda _: nullcontext()),
+        ("in fp32", "cpu", torch.float32, lambda _: nullcontext()),
+    ):
+        monkeypatch.setattr("tov.model.kernels.joined.for_scans", attention)
+        adapted = adapted_model(task, dtype=dtype).to(device)
+        model = adapted.get_base_model()
+        with scanning(adapted):
+            batches = layout(model, rows, 40)
+            assert any(batch.end_to_end for batch in batches) == (name == "end to end"), f"{name}: {batches}"
+            found[name] = token_losses(model, batches)  # rows in the same order, longest first
+    for other in ("padded", "in fp32"):
+        gap = float(np.sqrt(np.mean((found["end to end"] - found[other]) ** 2)))
+        record_property(f"from those {other}, nat a token", gap)
+        assert gap < MOST_NOISE["bf16"], f"{gap:.2g} nat a token from the rows {other}"
 
 
 @pytest.mark.parametrize("task", ["instruction", "ner", "classification"])

@@ -23,9 +23,11 @@ from tiny import make_rows, tiny_llama, tiny_tokenizer, write_jsonl
 from tov.errors import NumericError
 from tov.methods.tov.scan import MEASURES, noise_floor, scan_rows
 from tov.model.adapters import attach, parameters, read_state, write_state
+from tov.model.kernels.attention import end_to_end
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import row_logprobs
 from tov.tasks.instruction import Conversation, encode
+from tov.text.batches import fill
 from tov.text.encode import IGNORED, Encoded
 
 ROWS = 10
@@ -73,11 +75,12 @@ def twin() -> dict[str, np.ndarray]:
     return measures
 
 
-def scan(rows: Encoded, *, batch_tokens: int = 256, pairs=None):
+def scan(rows: Encoded, *, batch_tokens: int = 256, pairs=None, embedded=None):
     adapted, _, base, target = subject()
     with scanning(adapted) as set_state:
         chosen = pairs or [(1, base, target)]
-        return scan_rows(adapted.get_base_model(), set_state, rows, chosen, batch_tokens=batch_tokens)
+        model = adapted.get_base_model()
+        return scan_rows(model, set_state, rows, chosen, batch_tokens=batch_tokens, embedded=embedded)
 
 
 def assert_is_twin(measures: dict[str, np.ndarray], order, cause: str) -> None:
@@ -377,3 +380,38 @@ def test_a_shard_of_another_run_is_refused(tmp_path, tiny_folder, tiny_pool, tin
     manifest.write_text(manifest.read_text().replace('"status": "finished"', '"status": "running"'))
     with pytest.raises(tov.RunError, match="another run"):
         run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=20)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 120, 100_000])
+@pytest.mark.parametrize("halved", [False, True])
+def test_rows_end_to_end_are_scanned_as_rows_alone(batch_tokens, halved, monkeypatch):
+    """As on a GPU in half precision, where a kernel walks the rows; here a loop does."""
+    embedded = np.random.default_rng(0).normal(size=(3, subject()[0].config.hidden_size))
+    padded = scan(subject()[1], embedded=embedded)
+    monkeypatch.setattr("tov.model.kernels.joined.for_scans", end_to_end)
+    passed = []
+
+    def once_too_large(model, batch, **options):
+        if halved and len(batch.rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        passed.append(batch)
+        return row_logprobs(model, batch, **options)
+
+    monkeypatch.setattr("tov.methods.tov.scan.row_logprobs", once_too_large)
+    scanned = scan(subject()[1], batch_tokens=batch_tokens, embedded=embedded)
+    assert_is_twin(scanned.columns, range(ROWS), "rows end to end")
+    np.testing.assert_allclose(scanned.nearness, padded.nearness, atol=1e-5)
+    several = [batch for batch in passed if len(batch.rows) > 1]
+    assert all(batch.end_to_end and len(batch.ids) == 1 for batch in several)
+    assert bool(several) == (batch_tokens > 1), f"rows a batch: {[len(batch.rows) for batch in passed]}"
+
+
+def test_batches_of_rows_end_to_end_hold_as_many_as_fit():
+    draw = np.random.default_rng(3)
+    lengths, wanted = draw.integers(1, 60, 200), draw.random(200) < 0.9
+    groups = fill(lengths, wanted, 128)
+    assert sorted(np.concatenate(groups).tolist()) == np.flatnonzero(wanted).tolist()
+    sums = [int(lengths[group].sum()) for group in groups]
+    assert max(sums) <= 128
+    for group, total in zip(groups[1:], sums[:-1], strict=True):
+        assert total + lengths[group[0]] > 128, "the next row had room"

@@ -11,19 +11,24 @@ from tov.text.encode import IGNORED, Encoded
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows.
+    """Right-padded rows, or rows end to end.
 
     Attributes:
         rows: (B,) positions of the rows in the encoded shard.
-        ids: (B, T) int64 token ids, 0 where padded.
-        labels: (B, T) int64, `IGNORED` where nothing is scored.
-        lengths: (B,) tokens in each row.
+        ids: (B, T) int64 token ids, 0 where padded; end to end: (1, N).
+        labels: as `ids`, `IGNORED` where nothing is scored.
+        lengths: (B,) tokens in each row; end to end: also of what fills them up, if anything does.
     """
 
     rows: np.ndarray
     ids: np.ndarray
     labels: np.ndarray
     lengths: np.ndarray
+
+    @property
+    def end_to_end(self) -> bool:
+        """Whether the one line of tokens is several rows. One row that nothing fills up is the same either way."""
+        return len(self.lengths) > len(self.ids)
 
 
 def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -47,9 +52,28 @@ def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.
     return groups
 
 
+def fill(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """As `plan`, for rows end to end: longest first, as many as have at most `batch_tokens` tokens together."""
+    rows = np.flatnonzero(wanted)
+    rows = rows[np.lexsort((rows, -lengths[rows]))]
+    ends = np.cumsum(lengths[rows])
+    groups, start = [], 0
+    while start < len(rows):
+        before = ends[start] - lengths[rows[start]]
+        stop = max(start + 1, int(np.searchsorted(ends, before + batch_tokens, side="right")))
+        groups.append(rows[start:stop])
+        start = stop
+    return groups
+
+
 def halves(batch: Batch) -> list[Batch]:
-    """A batch of several rows as two, each padded to its own longest row."""
+    """A batch of several rows as two, each padded to its own longest row if rows are padded."""
     middle, parts = len(batch.rows) // 2, []
+    if batch.end_to_end:
+        cut = int(batch.lengths[:middle].sum())
+        for rows, tokens in ((slice(middle), slice(cut)), (slice(middle, None), slice(cut, None))):
+            parts.append(Batch(batch.rows[rows], batch.ids[:, tokens], batch.labels[:, tokens], batch.lengths[rows]))
+        return parts
     for part in (slice(middle), slice(middle, None)):
         width = int(batch.lengths[part].max())
         parts.append(Batch(batch.rows[part], batch.ids[part, :width], batch.labels[part, :width], batch.lengths[part]))

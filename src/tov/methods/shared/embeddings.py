@@ -73,7 +73,7 @@ def cosines_in_passing(model: Any, targets: Mapping[str, np.ndarray]) -> Iterato
     directions = {name: torch.from_numpy(normalised(target)).to(model.device) for name, target in targets.items()}
 
     def of_batch(batch: Batch) -> dict[str, Tensor]:
-        embedded = _weighted_mean(latest(batch), batch.lengths)
+        embedded = _weighted_mean(*_row_by_row(latest(batch), batch))
         return {name: embedded @ one.to(embedded.dtype).T for name, one in directions.items()}
 
     with _hidden_half_way(model) as latest:
@@ -118,6 +118,18 @@ def _last_hidden(model: Any, batch: Batch) -> Tensor:
     if is_causal(model):
         return model.base_model(input_ids=ids, use_cache=False).last_hidden_state.to(model.device)
     return model.base_model(input_ids=ids, attention_mask=filled_mask(batch, model.device)).last_hidden_state
+
+
+def _row_by_row(hidden: Tensor, batch: Batch) -> tuple[Tensor, np.ndarray]:
+    """(B, T, D) hidden states and (B,) lengths of a batch whose rows may stand end to end."""
+    if not batch.end_to_end:
+        return hidden, batch.lengths
+    lengths = batch.lengths[: len(batch.rows)]
+    starts = np.cumsum(lengths) - lengths
+    places = np.minimum(
+        starts[:, None] + np.arange(lengths.max()), hidden.shape[1] - 1
+    )  # what is beyond a row weighs 0
+    return hidden[0, torch.from_numpy(places).to(hidden.device)], lengths
 
 
 def _weighted_mean(hidden: Tensor, lengths: np.ndarray) -> Tensor:

@@ -23,9 +23,11 @@ from tov.methods.shared.embeddings import cosines_in_passing
 from tov.methods.tov.scoring import TRANSFORM_FUNCTIONS, row_scores, uncertainty
 from tov.model.adapters import State
 from tov.model.fitting import passes
+from tov.model.kernels.attention import walks_rows
 from tov.model.kernels.joined import Refresh
+from tov.model.kernels.packed import pack, packable, told_of
 from tov.model.logloss import row_logprobs
-from tov.text.batches import Batch, collate, plan
+from tov.text.batches import Batch, collate, fill, plan
 from tov.text.encode import Encoded
 
 MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "loss_target", "uncertainty")
@@ -61,6 +63,14 @@ class Scanned:
         return columns_of(self.epochs) | ({} if self.nearness is None else {NEARNESS: self.nearness})
 
 
+def layout(model: Any, rows: Encoded, batch_tokens: int) -> list[Batch]:
+    """The batches of a scan: rows end to end where the model can be fed so (half precision on a GPU), else padded."""
+    wanted = rows.scored_counts > 0
+    if walks_rows(model) and packable(model):
+        return [pack(rows, group) for group in fill(rows.lengths, wanted, batch_tokens)]
+    return [collate(rows, group) for group in plan(rows.lengths, wanted, batch_tokens)]
+
+
 def token_losses(
     model: Any, batches: list[Batch], walk: int = 0, walks: int = 1, *, then: Callable[[Batch], None] | None = None
 ) -> np.ndarray:
@@ -70,7 +80,7 @@ def token_losses(
     each batch that has just passed.
     """
     parts = []
-    for batch, logp in passes(batches, lambda batch: row_logprobs(model, batch), walk, walks):
+    for batch, logp in passes(batches, lambda batch: row_logprobs(model, batch, **told_of(model, batch)), walk, walks):
         parts.append(logp)
         if then:
             then(batch)
@@ -116,7 +126,7 @@ def scan_targets(
         NumericError: a log-loss is not a finite number.
     """
     counts = rows.scored_counts
-    batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
+    batches = layout(model, rows, batch_tokens)
     order = np.concatenate([batch.rows for batch in batches]) if batches else np.empty(0, np.int64)
     offsets = np.concatenate([[0], np.cumsum(counts[order])])
     measured: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in names}
@@ -199,7 +209,7 @@ def explain_rows(
     embedded: np.ndarray | None = None,
 ) -> TokenGains:
     """The log-loss and the gain of every scored token, means over the epochs; arguments as of `scan_rows`."""
-    batches = [collate(rows, group) for group in plan(rows.lengths, rows.scored_counts > 0, batch_tokens)]
+    batches = layout(model, rows, batch_tokens)
     order = np.concatenate([batch.rows for batch in batches])
     losses, gains, near = [], [], list[Tensor]()
     for number, (_, base_state, target_state) in enumerate(pairs):

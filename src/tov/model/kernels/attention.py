@@ -1,25 +1,40 @@
-"""Attention on a CPU: what torch does slowly there, done another way with the same result. Elsewhere this module does nothing.
+"""Attention: what torch does slowly, done another way with the same result.
 
-In training: in fp32, where torch's backward pass is faster, and row by row where rows stand end to end
-(`tov.model.kernels.packed`), so that nothing is padded or masked. In a scan: with lengths padded to a multiple of 16,
-where torch's forward pass takes half the time or, below 16, a third. docs/speed.md has the figures.
+On a CPU, in training: in fp32, where torch's backward pass is faster, and row by row where rows stand end to end
+(`tov.model.kernels.packed`), so that nothing is padded or masked. On a CPU, in a scan: with lengths padded to a multiple of 16,
+where torch's forward pass takes half the time or, below 16, a third. On a GPU, in a scan in half precision: rows end to end, by
+the flash kernel for rows of any lengths. docs/speed.md has the figures.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-WIDE, ALIGNED = "tov_wide_sdpa", "tov_aligned_sdpa"
+WIDE, ALIGNED, JOINED_ROWS = "tov_wide_sdpa", "tov_aligned_sdpa", "tov_rows_sdpa"
 ROWS = "tov_rows"
-"""Option of a model's forward, handed down to its attention: lengths of the rows that stand end to end."""
+"""Option of a model's forward, handed down to its attention: `Rows` that stand end to end."""
 UNIT = 16
 """Keys that a CPU's vector unit takes at once."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that stand end to end.
+
+    Attributes:
+        lengths: of each, in tokens.
+        ends: (rows + 1,) int32, 0 and where each of them ends, on the model's device.
+    """
+
+    lengths: list[int]
+    ends: Tensor
 
 
 def wide_attention(
@@ -44,10 +59,33 @@ def wide_attention(
     rows = options.pop(ROWS, None)
     if rows:
         attention_mask = None  # also for one row alone: what it was given stands for no mask, and would undo causality
-    rows = rows or [query.shape[2]]
-    each = zip(*(part.float().split(rows, 2) for part in (query, key, value)), strict=True)
+    lengths = rows.lengths if rows else [query.shape[2]]
+    each = zip(*(part.float().split(lengths, 2) for part in (query, key, value)), strict=True)
     parts = [sdpa_attention_forward(module, q, k, v, attention_mask, **options)[0] for q, k, v in each]
     return torch.cat(parts, 1).to(query.dtype), None
+
+
+def rows_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Any]:
+    """(1, T, heads, d) as transformers' `sdpa` for each row alone, by one kernel; without the option `ROWS` as `sdpa` itself.
+
+    Arguments as of `wide_attention`.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows = options.pop(ROWS, None)
+    if rows is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if not query.is_cuda:
+        return wide_attention(module, query, key, value, None, **options, **{ROWS: rows})
+    causal, longest = options.get("is_causal"), max(rows.lengths)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    each = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, heads, d)
+    out = torch.ops.aten._flash_attention_forward(
+        *each, rows.ends, rows.ends, longest, longest, 0.0, causal, False, scale=options.get("scaling")
+    )[0]
+    return out[None], None
 
 
 def aligned_attention(
@@ -85,27 +123,38 @@ def _longer(x: Tensor, more: int) -> Tensor:
 @contextlib.contextmanager
 def wide(model: Any) -> Iterator[None]:
     """Within the block a model of at most fp32 on a CPU uses `wide_attention`."""
-    narrow = model.dtype.itemsize <= 4
-    with _instead_of_sdpa(model, WIDE, wide_attention) if narrow else contextlib.nullcontext():
+    wanted = model.device.type == "cpu" and model.dtype.itemsize <= 4
+    with _instead_of_sdpa(model, WIDE, wide_attention) if wanted else contextlib.nullcontext():
         yield
 
 
 def walks_rows(model: Any) -> bool:
     """Whether the model's attention heeds `ROWS`."""
-    return getattr(model.config, "_attn_implementation", None) == WIDE
+    return getattr(model.config, "_attn_implementation", None) in (WIDE, JOINED_ROWS)
 
 
-@contextlib.contextmanager
-def aligned(model: Any) -> Iterator[None]:
-    """Within the block a model on a CPU uses `aligned_attention`."""
-    with _instead_of_sdpa(model, ALIGNED, aligned_attention):
-        yield
+def aligned(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within the block the model uses `aligned_attention`."""
+    return _instead_of_sdpa(model, ALIGNED, aligned_attention)
+
+
+def end_to_end(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within the block the model uses `rows_attention`."""
+    return _instead_of_sdpa(model, JOINED_ROWS, rows_attention)
+
+
+def for_scans(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Within the block a model on a CPU uses `aligned_attention`, one on a GPU in half precision `rows_attention`."""
+    if model.device.type == "cpu":
+        return aligned(model)
+    on_gpu = model.device.type == "cuda" and model.dtype.itemsize == 2
+    return end_to_end(model) if on_gpu else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _instead_of_sdpa(model: Any, name: str, attention: Any) -> Iterator[None]:
-    """Within the block a model on a CPU that uses transformers' `sdpa` uses `attention` instead."""
-    if model.device.type != "cpu" or getattr(model.config, "_attn_implementation", None) != "sdpa":
+    """Within the block a model that uses transformers' `sdpa` uses `attention` instead."""
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
         yield
         return
     from transformers import AttentionInterface, AttentionMaskInterface

@@ -1,20 +1,22 @@
-"""Training batches without padding on a CPU: rows end to end as one, which only the attention tells apart.
+"""Batches without padding: rows end to end as one, which only the attention tells apart.
 
-A batch of 16 sentences in random order is half padding. Linear layers, norms and activations do not care where a row ends; the
-attention walks the rows (`tov.model.kernels.attention`). Whether a model can be fed so is found out by trying. Speaks tokens.
+For training on a CPU (a batch of 16 sentences in random order is half padding) and for scans on a GPU. Linear layers, norms and
+activations do not care where a row ends; the attention walks the rows (`tov.model.kernels.attention`). Whether a model can be
+fed so is found out by trying. Speaks tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tov.model.kernels.attention import ROWS, walks_rows, wide
+from tov.model.kernels.attention import ROWS, Rows, walks_rows, wide
 from tov.model.load import OFFSET_POSITIONS
 from tov.text.batches import Batch
 from tov.text.encode import IGNORED, Encoded
@@ -35,34 +37,55 @@ def pack(encoded: Encoded, rows: np.ndarray) -> Batch:
     return Batch(rows, ids[None], labels[None], lengths)
 
 
-def options_for(model: Any, lengths: Iterable[int]) -> dict[str, Any]:
+def options_for(model: Any, lengths: np.ndarray) -> dict[str, Any]:
     """What the model's forward must be told of rows of these lengths that stand end to end."""
     first = model.config.pad_token_id + 1 if model.config.model_type in OFFSET_POSITIONS else 0
-    places = torch.cat([torch.arange(first, first + length) for length in lengths])[None]
-    seen = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # of four dimensions: transformers leaves it alone
-    return {"position_ids": places, "attention_mask": seen, ROWS: [int(length) for length in lengths]}
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    places = first + np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
+    seen = torch.ones(
+        1, 1, 1, 1, dtype=torch.bool, device=model.device
+    )  # of four dimensions: transformers leaves it alone
+    rows = Rows(lengths.tolist(), torch.from_numpy(ends.astype(np.int32)).to(model.device))
+    return {"position_ids": torch.from_numpy(places)[None].to(model.device), "attention_mask": seen, ROWS: rows}
 
 
-@torch.no_grad()
+def told_of(model: Any, batch: Batch) -> dict[str, Any]:
+    """`options_for` a batch whose rows stand end to end; nothing for another."""
+    return options_for(model, batch.lengths) if batch.end_to_end else {}
+
+
+_KNOWN: WeakKeyDictionary[Any, dict[str, bool]] = WeakKeyDictionary()
+"""Of a model, by its attention: whether it is `packable`."""
+
+
 def packable(model: Any) -> bool:
     """Whether rows end to end are to a model without dropout what they are one by one.
 
     Two things show it: a row's states are what they are alone, and those of the last are bit for bit the same whatever
     stands before it. A head that makes one label of a text has nothing to say of rows end to end.
     """
+    with wide(model), _evaluating(model):
+        if not walks_rows(model):
+            return False
+        known = _KNOWN.setdefault(model, {})
+        attention = model.config._attn_implementation
+        if attention not in known:
+            known[attention] = _tried(model)
+        return known[attention]
+
+
+@torch.no_grad()
+def _tried(model: Any) -> bool:
     settings = model.config.get_text_config().to_dict()
     if any(settings.get(name) for name in NARROWED):
         return False
     size = settings["vocab_size"]
     row, *before = ([number % size for number in ids] for ids in ((7, 5), (5, 7, 6), (8, 9, 4)))
-    with wide(model), _evaluating(model):
-        if not walks_rows(model):
-            return False
-        try:
-            alone = _states(model, row)
-            one, two = (_states(model, ids + row, **options_for(model, (3, 2))) for ids in before)
-        except Exception:  # a model that takes no positions, or no options: each says so in its own way
-            return False
+    try:
+        alone = _states(model, row)
+        one, two = (_states(model, ids + row, **options_for(model, np.array([3, 2]))) for ids in before)
+    except Exception:  # a model that takes no positions, or no options: each says so in its own way
+        return False
     if not alone.dim() == one.dim() == 3 or one.shape[1] != 5 or not torch.equal(one[:, 3:], two[:, 3:]):
         return False
     return bool((one[:, 3:] - alone).norm() <= 0.05 * alone.norm())
@@ -83,4 +106,4 @@ def _evaluating(model: Any) -> Iterator[None]:
 def _states(model: Any, ids: list[int], **options: Any) -> Tensor:
     """(1, T, ...) the last states of a causal model, a classifier's logits."""
     backbone = model.base_model if model.get_output_embeddings() is not None else model
-    return backbone(input_ids=torch.tensor([ids]), **options)[0].float()
+    return backbone(input_ids=torch.tensor([ids], device=model.device), **options)[0].float()
