@@ -28,12 +28,12 @@ BERT = {
 }  # fmt: skip
 
 
-def bare(task: str) -> Any:
+def bare(task: str, **config: Any) -> Any:
     torch.manual_seed(0)
     if task == "instruction":
-        return tiny_llama(vocabulary=WORDS, hidden_size=16, intermediate_size=24, initializer_range=0.3)
+        return tiny_llama(vocabulary=WORDS, hidden_size=16, intermediate_size=24, initializer_range=0.3, **config)
     made = {"ner": BertForTokenClassification, "classification": BertForSequenceClassification}[task]
-    return made(BertConfig(**BERT)).eval()
+    return made(BertConfig(**{**BERT, **config})).eval()
 
 
 def adapted_model(
@@ -43,9 +43,10 @@ def adapted_model(
     dtype: torch.dtype = torch.float64,
     dropout: float = 0.0,
     targets: tuple[str, ...] = ("all-linear",),
+    **config: Any,
 ) -> Any:
     """A tiny model under an adapter whose B is not zero, and a trained head if it is a classifier."""
-    model = bare(task).to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    model = bare(task, **config).to(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     trained = () if task == "instruction" else ("classifier",)
     adapted = attach(
         model,

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from transformers import AutoTokenizer
 
@@ -168,6 +170,49 @@ def check_learnt(folder: Path, printed: str) -> None:
     assert (folder / "model" / "adapter_model.safetensors").stat().st_size > 0
     said = [float(one) for one in re.findall(r"'train_loss': '?([\d.e+-]+)", printed)]
     assert [0 < one < 30 for one in said] == [True], f"it learnt from nothing: {printed[-500:]}"
+
+
+# How the model was opened
+
+
+OPENED = {
+    "load_in_4bit": (
+        "load_in_4bit=True", {"load_in_4bit": True, "adapter": "qlora"}, {"quantization_bit": 4}, "load_in_4bit=True"
+    ),
+    "load_in_8bit": (
+        "load_in_8bit=True", {"load_in_8bit": True, "adapter": "lora"}, {"quantization_bit": 8}, "load_in_8bit=True"
+    ),
+    "device_map": ('"device_map": "auto"', {"adapter": "lora"}, {}, "load_in_4bit=False"),
+}  # fmt: skip
+"""Setting of the run -> what stands in TRL's script, Axolotl's and LLaMA-Factory's configurations, and Unsloth's script."""
+
+
+@pytest.mark.parametrize("setting", OPENED)
+def test_a_model_of_few_bits_or_over_several_gpus_is_trained_as_it_scored(
+    setting: str, runs: Runs, tmp_path: Path
+) -> None:
+    """Such a run needs a GPU; here the manifest of another one says so."""
+    run = shutil.copytree(runs.of("single").folder, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["model"]["settings"][setting] = "auto" if setting == "device_map" else True
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    in_trl, in_axolotl, in_llamafactory, in_unsloth = OPENED[setting]
+    for to in ("trl", "unsloth", "axolotl", "llamafactory"):
+        tov.export(run, to=to, out=tmp_path / to)
+    script = (tmp_path / "trl" / "train.py").read_text()
+    opened = re.search(r"model_init_kwargs=(\{.*?\n        \}),\n", script, re.DOTALL)
+    assert opened, script
+    assert in_trl in opened[1]
+    quantised = setting != "device_map"
+    assert ("import AutoTokenizer, BitsAndBytesConfig" in script) == quantised
+    compile(script, "train.py", "exec")
+    shown = {"BitsAndBytesConfig": dict, "torch": torch, "REVISION": None, "model": "m", "MODEL": "m"}
+    assert list(eval(opened[1], shown)) == ["quantization_config" if quantised else "device_map"]
+    assert in_unsloth in (tmp_path / "unsloth" / "train.py").read_text()
+    for to, wanted in (("axolotl", in_axolotl), ("llamafactory", in_llamafactory)):
+        config = yaml.safe_load((tmp_path / to / f"{to}.yaml").read_text())
+        assert {name: config.get(name) for name in wanted} == wanted
+        assert ("--device-map auto" in (tmp_path / to / "README.md").read_text()) == (setting == "device_map")
 
 
 # TRL and transformers, which are installed

@@ -28,6 +28,8 @@ CHUNK_TOKENS = 1024
 """Scored tokens that meet the head at once on a CPU."""
 GPU_CHUNK_TOKENS = 4096
 """On a GPU, where each block of vocabulary is five kernels: 4096 x 2048 fp32 keeps all of it busy, and stays in its cache."""
+WIDENS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
+"""Whether a product on a GPU can have another dtype than its factors."""
 BLOCK_WORDS = 2048
 """Vocabulary entries that a chunk meets at once: 1024 x 2048 fp32 stays in a CPU's cache (4096 take a sixth longer)."""
 
@@ -246,7 +248,7 @@ def _label_logits(head: Head, wide: Tensor, labels: Tensor) -> Tensor:
 def _narrow(head: Head, hidden: Tensor) -> Tensor | None:
     """The hidden states, if a GPU can multiply them in bf16 with sums in fp32, which loses nothing."""
     bf16 = head.weight.dtype == hidden.dtype == torch.bfloat16
-    return hidden if bf16 and hidden.is_cuda and not torch.is_grad_enabled() else None
+    return hidden if bf16 and hidden.is_cuda and WIDENS and not torch.is_grad_enabled() else None
 
 
 def _logits(
@@ -260,10 +262,7 @@ def _logits(
         narrow: from `_narrow`, the same states.
     """
     weight = head.weight[words] if weight is None else weight
-    if narrow is not None:
-        logits = torch.mm(narrow, weight.T, out_dtype=torch.float32)
-    else:
-        logits = wide @ weight.to(wide.dtype).T
+    logits = wide @ weight.to(wide.dtype).T if narrow is None else torch.mm(narrow, weight.T, out_dtype=wide.dtype)
     if head.low_rank is not None:
         down, up, scaling = head.low_rank()
         logits = logits + scaling * ((wide @ down.to(wide.dtype).T) @ up[words].to(wide.dtype).T)

@@ -9,7 +9,7 @@ import yaml
 
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines, spread_note
 from tov.trainers.turns import answers, as_text, has, learnt, no_context, pair
 
 CONFIG = "axolotl.yaml"
@@ -29,7 +29,7 @@ class Axolotl(Trainer):
         form = {"conversations": _conversation, "pairs": _pair, "text": _text}[kind]
         taken, formed, left_out = fitted(rows, form, self.title)
         config = _config(kind, formed, facts)
-        notes = []
+        notes = spread_note(facts, self.title)
         if kind == "text":
             notes.append("a text over sequence_len is cut into several; tov scored its first tokens alone")
         if has([chosen.row for chosen in taken], "reasoning_content"):
@@ -82,6 +82,14 @@ def _text(row: Conversation) -> dict[str, Any]:
     return {"text": row.answer}
 
 
+_BITS: dict[int | None, dict[str, Any]] = {
+    None: {"adapter": "lora"},
+    8: {"load_in_8bit": True, "adapter": "lora"},
+    4: {"load_in_4bit": True, "bnb_config_kwargs": {"bnb_4bit_use_double_quant": False}, "adapter": "qlora"},
+}
+"""By the bits of the weights that scored. Axolotl would quantise the scales of 4 bits too, which tov does not."""
+
+
 def _config(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> dict[str, Any]:
     """What `axolotl train` reads; paths are from the folder that it is started in."""
     source: dict[str, Any] = {"path": DATA, "ds_type": "json", "split": "train"}
@@ -101,7 +109,7 @@ def _config(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> dic
     return {
         "base_model": facts.model, **({"revision_of_model": facts.revision} if facts.revision else {}),
         **({"rl": "dpo"} if kind == "pairs" else {}), "datasets": [source],
-        "train_on_inputs": False, "sequence_len": facts.max_length, "sample_packing": False, "adapter": "lora",
+        "train_on_inputs": False, "sequence_len": facts.max_length, "sample_packing": False, **_BITS[facts.bits],
         "lora_r": facts.lora_r, "lora_alpha": int(facts.lora_alpha), "lora_target_linear": True, "num_epochs": 1,
         "micro_batch_size": 4, "gradient_accumulation_steps": 4, "optimizer": "adamw_torch", "lr_scheduler": "linear",
         "learning_rate": 1e-5 if kind == "pairs" else facts.rate, "seed": facts.seed, "output_dir": "./model",

@@ -57,6 +57,8 @@ class Facts:
         lora_r, lora_alpha: of the adapter.
         seed: of the run.
         selected: the run's `selected.parquet`.
+        bits: 4 or 8, where the rows were scored by a model of such weights.
+        device_map: how that model was spread over GPUs.
     """
 
     model: str
@@ -70,6 +72,8 @@ class Facts:
     lora_alpha: float
     seed: int
     selected: Path
+    bits: int | None = None
+    device_map: str | None = None
 
 
 @dataclass
@@ -147,6 +151,15 @@ def fitted(rows: Sequence[Chosen], form: Form, title: str) -> tuple[list[Chosen]
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as JSON, a line each."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def spread_note(facts: Facts, title: str) -> list[str]:
+    """What is to be said of a model that was spread over GPUs, where a trainer spreads it in its own way."""
+    if not facts.device_map:
+        return []
+    return [
+        f"the model was spread over the GPUs to score (--device-map {facts.device_map}); {title} places it by its own settings"
+    ]
 
 
 def filled(script: str, **values: Any) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines, spread_note
 from tov.trainers.turns import answers, as_text, learnt, no_context, pair
 
 NAME, INFO, CONFIG = "tov", "dataset_info.json", "llamafactory.yaml"
@@ -128,7 +128,7 @@ def _config(kind: str, facts: Facts, *, last: bool) -> dict[str, Any]:
         of_kind["mask_history"] = True
     return {
         "model_name_or_path": facts.model, **({"model_revision": facts.revision} if facts.revision else {}),
-        "stage": stage, "do_train": True, "finetuning_type": "lora", "lora_rank": facts.lora_r,
+        **_bits(facts.bits), "stage": stage, "do_train": True, "finetuning_type": "lora", "lora_rank": facts.lora_r,
         "lora_alpha": int(facts.lora_alpha), "lora_target": "all", "dataset_dir": ".", "dataset": NAME,
         "cutoff_len": facts.max_length, **of_kind, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
         "learning_rate": 1e-5 if kind == "pairs" else facts.rate, "num_train_epochs": 1.0,
@@ -136,11 +136,18 @@ def _config(kind: str, facts: Facts, *, last: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _bits(bits: int | None) -> dict[str, Any]:
+    """Of the weights that scored."""
+    of_four = {"quantization_type": "nf4", "double_quantization": False} if bits == 4 else {}
+    return {"quantization_bit": bits, **of_four} if bits else {}
+
+
 def _notes(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> list[str]:
     """In what LLaMA-Factory differs from what was scored."""
+    notes = spread_note(facts, "LLaMA-Factory")
     if kind == "text":
-        return []
-    notes = [
+        return notes
+    notes += [
         "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
     ]
     if facts.template is not None:

@@ -25,6 +25,15 @@ PLAIN = """    if tokenizer.chat_template is None:  # the format that the rows w
         tokenizer.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
 """
 """The lines that a model without a chat template needs; the scripts for other models are without them."""
+IMPORTED = "from transformers import AutoTokenizer\n"
+DENSE = """        model_init_kwargs={"revision": REVISION} if REVISION and model == MODEL else None,
+"""
+"""How most models are opened."""
+LARGE = """        model_init_kwargs={
+            **({"revision": REVISION} if REVISION and model == MODEL else {}),
+@opened@        },
+"""
+"""How one is that was scored with few bits, or spread over GPUs."""
 _ADAPTER = 'LoraConfig(r=@lora_r@, lora_alpha=@lora_alpha@, target_modules="all-linear", task_type="CAUSAL_LM")'
 _SAME = """output_dir=out,
         max_steps=max_steps,
@@ -57,8 +66,7 @@ def make_trainer(model, max_steps, out):"""
         {_SAME}
         max_length=@max_length@,
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-        model_init_kwargs={{"revision": REVISION}} if REVISION and model == MODEL else None,
-    )
+{DENSE}    )
     return SFTTrainer(
         model=model,
         args=settings,
@@ -94,7 +102,8 @@ def make_trainer(model, max_steps, out):
     loaded, tokenizer = FastLanguageModel.from_pretrained(
         model_name=model,
         max_seq_length=MAX_LENGTH,
-        load_in_4bit=False,
+        load_in_4bit=@four@,
+        load_in_8bit=@eight@,
         revision=REVISION if model == MODEL else None,
     )
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from tov.tasks.instruction import Conversation
 from tov.trainers.base import DATA, Chosen, Facts, Form, Trainer, Written, filled, fitted, json_lines
-from tov.trainers.scripts import DPO, HEAD, PLAIN, SFT, TAGGER
+from tov.trainers.scripts import DENSE, DPO, HEAD, IMPORTED, LARGE, PLAIN, SFT, TAGGER
 from tov.trainers.turns import as_text, by_answer, has, no_context, pair
 
 SCRIPT, TEMPLATE = "train.py", "chat_template.jinja"
@@ -36,9 +36,10 @@ class Trl(Trainer):
         notes = notes_on(taken, formed, kind)
         # Older versions pad the arguments of calls, and the properties of tools, with nulls.
         datasets = " 'datasets>=4.8'" if kind != "text" and _with_tools(taken) else ""
+        install = f"pip install 'trl>=1.0' peft{datasets}" + " bitsandbytes" * bool(facts.bits)
         return Written(
             {DATA: json_lines(formed), SCRIPT: script, **template_file(facts, formed)}, taken, left_out, notes,
-            [f"pip install 'trl>=1.0' peft{datasets}", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
+            [install, f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
         )  # fmt: skip
 
 
@@ -79,18 +80,35 @@ def with_settings(formed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def sft(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
     """A script of SFTTrainer."""
-    script = _with_template(script, facts, formed)
+    script = _opened_alike(_with_template(script, facts, formed), facts)
     return filled(script, rate=facts.rate, **_values(facts))
 
 
 def _dpo(formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
-    return filled(_with_template(DPO, facts, formed), rate=DPO_RATE, **_values(facts))
+    script = _opened_alike(_with_template(DPO, facts, formed), facts)
+    return filled(script, rate=DPO_RATE, **_values(facts))
 
 
 def _values(facts: Facts) -> dict[str, Any]:
     """What every script is given, but for the rate."""
     names = ("model", "revision", "max_length", "seed", "lora_r", "lora_alpha")
-    return {name: getattr(facts, name) for name in names}
+    return {name: getattr(facts, name) for name in names} | {"four": facts.bits == 4, "eight": facts.bits == 8}
+
+
+def _opened_alike(script: str, facts: Facts) -> str:
+    """A script that opens the model in the bits, and over the GPUs, in which the rows were scored."""
+    of_bits = {
+        4: 'BitsAndBytesConfig(\n                load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+        "bnb_4bit_compute_dtype=torch.bfloat16\n            )",
+        8: "BitsAndBytesConfig(load_in_8bit=True)",
+    }
+    lines = [f'            "quantization_config": {of_bits[facts.bits]},\n'] if facts.bits else []
+    lines += [f'            "device_map": "{facts.device_map}",\n'] if facts.device_map else []
+    if not lines:
+        return script
+    if facts.bits:
+        script = script.replace(IMPORTED, "from transformers import AutoTokenizer, BitsAndBytesConfig\n")
+    return script.replace(DENSE, LARGE.replace("@opened@", "".join(lines)))
 
 
 def template_file(facts: Facts, formed: Sequence[Mapping[str, Any]]) -> dict[str, str]:

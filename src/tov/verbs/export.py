@@ -186,7 +186,8 @@ def _facts(origin: Run) -> Facts:
         model=name, revision=settings.get("revision"), template=template, task=task, labels=tuple(model.labels),
         max_length=model.max_length, rate=task.defaults.train_learning_rate, lora_r=rank,
         lora_alpha=float(settings.get("lora_alpha") or 2 * rank), seed=(origin.manifest.seed or 0) % 2**32,
-        selected=origin.folder / training_file.FILE,
+        selected=origin.folder / training_file.FILE, device_map=settings.get("device_map"),
+        bits=4 if settings.get("load_in_4bit") else 8 if settings.get("load_in_8bit") else None,
     )  # fmt: skip
 
 
