@@ -322,7 +322,7 @@ class Bench:
         ]
         words += [f"--basetemp={self.work / 'tests'}", "tests/test_gpu.py"]
         own = {"TOV_TEST_RESULTS": str(self.out / "tests.json"), "TOV_TEST_DEVICE": self.args.device}
-        own |= {"OMP_NUM_THREADS": "4"}  # of 16 threads most wait for one another over tiny models
+        own |= {} if self.args.dry_run else {"OMP_NUM_THREADS": "4"}  # of 16 threads most wait for one another
         own |= {"TOV_TEST_TINY": "1"} if self.args.dry_run else {}
         return self.one(name, limit, words, **own)
 

@@ -18,6 +18,7 @@ from tov.methods.auto import LEAST, alive_in
 
 ROOT = Path(__file__).parents[1]
 TULU = ROOT.parent / "shared" / "data" / "gate" / "tulu.parquet"
+APART = [sys.executable, str(ROOT / "experiments" / "pilots_apart.py")]
 REPLAY = [sys.executable, str(ROOT / "experiments" / "replay_gate.py")]
 
 
@@ -139,3 +140,25 @@ def test_on_the_public_study_the_rule_is_above_every_method_and_seldom_below_ran
     assert lines["rule"]["mean"] > max(line["mean"] for line in always)
     assert lines["rule"]["worse"] < min(line["worse"] for line in always) / 2
     assert lines["rule"]["mean"] < lines["oracle"]["mean"]
+
+
+def test_the_rule_is_read_in_a_pilot_that_it_has_not_seen(tmp_path: Path) -> None:
+    """By the first two pilots `rds` is surely better; the third says otherwise, and counts alone."""
+    losses = {
+        1: {"random": 1.0, "tov": 0.99, "rds": 0.90, "bm25": 0.5},
+        2: {"random": 1.0, "tov": 1.01, "rds": 0.91},
+        3: {"random": 1.0, "tov": 0.80, "rds": 1.10},
+    }
+    lines = [
+        {"experiment": "E", "seed": 0, "pilot": pilot, "variant": name, "loss": loss, "status": "done"}
+        for pilot, found in losses.items()
+        for name, loss in found.items()
+    ]
+    file = tmp_path / "pilots.jsonl"
+    other = [{**line, "seed": 1, "loss": 1.0 if line["variant"] == "rds" else line["loss"]} for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *other]))
+    said = subprocess.run([*APART, str(file)], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0] == "E seed 0: rds -10.0 %; tov +20.0 %"
+    assert said[1] == "E seed 1: tov +20.0 %; tov +20.0 %", "nothing is sure, so it falls back"
+    assert said[2].startswith("the rule: +5.00 +-")
+    assert said[2].endswith("worse than random rows in 1 of 2")

@@ -21,9 +21,9 @@ from tiny import make_rows, tiny_tokenizer
 from tov.errors import ConfigError, RunError
 from tov.methods.shared.embeddings import _layer_half_way, embed_rows
 from tov.methods.shared.neighbours import best_cosine
+from tov.methods.shared.percentiles import percentiles
 from tov.methods.tov.path import EMBEDDINGS, open_path
 from tov.methods.tov.scan import MEASURES, scan_rows
-from tov.methods.tov.scoring import percentiles
 from tov.model.adapters import write_state
 from tov.model.kernels.joined import scanning
 from tov.tasks.instruction import Conversation, encode

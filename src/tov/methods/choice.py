@@ -17,8 +17,8 @@ from tov.inputs.read import Indexed, PoolRows, targets_of
 from tov.methods.base import Method
 from tov.methods.clusters import check_clusters, check_shares
 from tov.methods.costs import clusters_asked
+from tov.methods.shared.percentiles import percentiles
 from tov.methods.spec import Variant
-from tov.methods.tov.scoring import percentiles
 from tov.runs.folder import Run
 from tov.scores.store import columns_in
 from tov.scores.table import DEFAULT_TARGET, LENGTH, artifacts_of, coded, column_name, measures_of, of_target, usable_in

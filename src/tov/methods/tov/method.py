@@ -23,10 +23,11 @@ from tov.inputs.draw import draw_rows
 from tov.inputs.read import reading_notes
 from tov.methods.base import NOISE_ROWS, Method, PoolStats, Scorer, Stage, TokenGains, column_of
 from tov.methods.shared.embeddings import embed_rows
+from tov.methods.shared.percentiles import percentiles
 from tov.methods.tov.fit import Schedule, base_size_for, fit, schedule_for
 from tov.methods.tov.path import StoredPath, base_groups, epochs_again, finish, open_path, save_embeddings, save_step
 from tov.methods.tov.scan import MEASURES, NEARNESS, explain_rows, noise_floor, scan_targets
-from tov.methods.tov.scoring import normalized, percentiles
+from tov.methods.tov.scoring import normalized
 from tov.methods.tov.variants import VARIANTS, same_for_all, shared_base
 from tov.methods.work import Work
 from tov.model.adapters import State, load, write_state
