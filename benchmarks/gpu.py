@@ -517,7 +517,7 @@ def join_seeds(folder: Path, experiments: Sequence[str]) -> None:
         if seeds:
             joined = folder / JOINED / experiment
             shutil.rmtree(joined, ignore_errors=True)
-            shutil.copytree(seeds[0], joined, ignore=shutil.ignore_patterns(*KEPT_OUT))
+            shutil.copytree(seeds[0], joined, ignore=shutil.ignore_patterns("scores"))
             lines = [file.read_bytes() for place in seeds if (file := place / "trials.jsonl").exists()]
             (joined / "trials.jsonl").write_bytes(b"".join(lines))
 
