@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that is measured on a GPU, in one call of at most eight minutes, the most valuable first. gpu.py says what it does.
+# All that is measured on a GPU, in one call of at most nine minutes, the most valuable first. gpu.py says what it does.
 #   benchmarks/gpu.sh [--pack FOLDER] [--parts tests,scan,fit,compare] [--limit PART=SECONDS]
 #   benchmarks/gpu.sh --dry-run      the same code with tiny models and data, on a CPU, in under a minute
 # $OUT is where the results go (benchmarks/gpu-results), $PYTHON the interpreter (that of .venv, else python3). For a machine that

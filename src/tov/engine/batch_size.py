@@ -18,7 +18,7 @@ from tov.model.logloss import CHUNK_TOKENS
 
 LEAST, MOST = 2048, 32_768
 """Tokens in a batch. Fewer leave a GPU idle. More would leave a shard so few batches that rows of unlike length pad each
-other."""
+other, where they are padded."""
 SHARE = 0.5
 """Of that memory, what a batch may take by the estimate; the rest is for attention, optimizers and other programs."""
 PASSING = 24

@@ -27,7 +27,7 @@ from tov.text.encode import IGNORED
 CHUNK_TOKENS = 1024
 """Scored tokens that meet the head at once on a CPU."""
 GPU_CHUNK_TOKENS = 4096
-"""On a GPU, where each block of vocabulary is five kernels: 4096 x 2048 fp32 keeps all of it busy, and stays in its cache."""
+"""On a GPU, where each block of vocabulary is five kernels: 4096 x 2048 fp32 (32 MiB) keeps all of it busy."""
 WIDENS = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 8)
 """Whether a product on a GPU can have another dtype than its factors."""
 BLOCK_WORDS = 2048
@@ -146,7 +146,8 @@ def token_logprobs(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
     """
     if not len(labels):
         return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    parts, chunk = [], GPU_CHUNK_TOKENS if hidden.is_cuda else CHUNK_TOKENS
+    whole = torch.is_grad_enabled() and head.low_rank is not None  # against all of the vocabulary at once
+    parts, chunk = [], GPU_CHUNK_TOKENS if hidden.is_cuda and not whole else CHUNK_TOKENS
     for states, wanted in zip(hidden.split(chunk), labels.split(chunk), strict=True):
         if not torch.is_grad_enabled():
             parts.append(_chunk(head, states, wanted))
@@ -187,7 +188,8 @@ class _FrozenHead(torch.autograd.Function):
         gradient = _sloped(head, head.weight[labels].to(dtype), label[:, None]) - pull / total[:, None]
         far = ~(torch.isfinite(logp) & torch.isfinite(gradient).all(1))  # as in `_chunk`
         if far.any():
-            logp[far], gradient[far] = _dense_gradient(head, wide[far], labels[far])
+            parts = [_dense_gradient(head, *part) for part in _parts(wide[far], labels[far])]
+            logp[far], gradient[far] = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.save_for_backward(gradient.to(hidden.dtype))
         return logp
 
@@ -230,8 +232,13 @@ def _chunk(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
     logp = -total.log()
     far = ~torch.isfinite(logp)  # the label is over 88 nats less likely than another: shift by the maximum instead
     if far.any():
-        logp[far] = _chunk_dense(head, wide[far], labels[far])
+        logp[far] = torch.cat([_chunk_dense(head, *part) for part in _parts(wide[far], labels[far])])
     return logp
+
+
+def _parts(wide: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """What meets the whole vocabulary at once."""
+    return zip(wide.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), strict=True)
 
 
 def _label_logits(head: Head, wide: Tensor, labels: Tensor) -> Tensor:

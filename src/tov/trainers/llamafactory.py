@@ -39,7 +39,7 @@ class LlamaFactory(Trainer):
         config = yaml.safe_dump(_config(kind, facts, last=last), sort_keys=False, allow_unicode=True, width=128)
         info = json.dumps({NAME: _info(kind)}, indent=2) + "\n"
         files: dict[str, Any] = {DATA: json_lines(formed), INFO: info, CONFIG: config}
-        use = ["pip install llamafactory", f"llamafactory-cli train {CONFIG}"]
+        use = ["pip install llamafactory" + " bitsandbytes" * bool(facts.bits), f"llamafactory-cli train {CONFIG}"]
         return Written(files, taken, left_out, _notes(kind, formed, facts), use)
 
 

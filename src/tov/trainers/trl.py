@@ -103,7 +103,7 @@ def _opened_alike(script: str, facts: Facts) -> str:
         8: "BitsAndBytesConfig(load_in_8bit=True)",
     }
     lines = [f'            "quantization_config": {of_bits[facts.bits]},\n'] if facts.bits else []
-    lines += [f'            "device_map": "{facts.device_map}",\n'] if facts.device_map else []
+    lines += [f'            "device_map": {facts.device_map!r},\n'] if facts.device_map else []
     if not lines:
         return script
     if facts.bits:

@@ -21,7 +21,7 @@ from tov.model.fitting import passes
 from tov.model.gradients import batches_of
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import filled_mask, is_causal
-from tov.text.batches import Batch
+from tov.text.batches import Batch, plan
 from tov.text.encode import Encoded
 
 
@@ -63,8 +63,8 @@ def embed_rows(adapted: Any, rows: Encoded, *, batch_tokens: int, half_way: bool
 def cosines_in_passing(model: Any, targets: Mapping[str, np.ndarray]) -> Iterator[Callable[[Batch], dict[str, Tensor]]]:
     """Within the block, what gives (B, M) the cosines of a batch's rows to each target's rows, of the pass just made.
 
-    A row is embedded as by `embed_rows` half way, from the hidden states of a forward pass that is made for something else:
-    that pass gives the same numbers to the last bit, and no other is made.
+    A row is embedded as by `embed_rows` half way, from the hidden states of a forward pass that is made for something else, and
+    no other is made. In padded batches the numbers are the same to the last bit.
 
     Args:
         model: the model under its adapter, in a scan.
@@ -73,7 +73,7 @@ def cosines_in_passing(model: Any, targets: Mapping[str, np.ndarray]) -> Iterato
     directions = {name: torch.from_numpy(normalised(target)).to(model.device) for name, target in targets.items()}
 
     def of_batch(batch: Batch) -> dict[str, Tensor]:
-        embedded = _weighted_mean(*_row_by_row(latest(batch), batch))
+        embedded = _embedded(latest(batch), batch)
         return {name: embedded @ one.to(embedded.dtype).T for name, one in directions.items()}
 
     with _hidden_half_way(model) as latest:
@@ -120,16 +120,21 @@ def _last_hidden(model: Any, batch: Batch) -> Tensor:
     return model.base_model(input_ids=ids, attention_mask=filled_mask(batch, model.device)).last_hidden_state
 
 
-def _row_by_row(hidden: Tensor, batch: Batch) -> tuple[Tensor, np.ndarray]:
-    """(B, T, D) hidden states and (B,) lengths of a batch whose rows may stand end to end."""
+def _embedded(hidden: Tensor, batch: Batch) -> Tensor:
+    """(B, D) the weighted means of (B, T, D) hidden states, or of (1, N, D) where rows stand end to end.
+
+    Those are gathered row by row in groups of like length, so that no more than N tokens are copied at once.
+    """
     if not batch.end_to_end:
-        return hidden, batch.lengths
+        return _weighted_mean(hidden, batch.lengths)
     lengths = batch.lengths[: len(batch.rows)]
-    starts = np.cumsum(lengths) - lengths
-    places = np.minimum(
-        starts[:, None] + np.arange(lengths.max()), hidden.shape[1] - 1
-    )  # what is beyond a row weighs 0
-    return hidden[0, torch.from_numpy(places).to(hidden.device)], lengths
+    starts, embedded = np.cumsum(lengths) - lengths, dict[int, Tensor]()
+    for group in plan(lengths, lengths > 0, hidden.shape[1]):
+        places = starts[group][:, None] + np.arange(lengths[group].max())
+        places = np.minimum(places, hidden.shape[1] - 1)  # what is beyond a row weighs 0
+        found = _weighted_mean(hidden[0, torch.from_numpy(places).to(hidden.device)], lengths[group])
+        embedded |= dict(zip(group.tolist(), found, strict=True))
+    return torch.stack([embedded[row] for row in range(len(lengths))])
 
 
 def _weighted_mean(hidden: Tensor, lengths: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ from tov.model.adapters import State
 from tov.model.fitting import passes
 from tov.model.kernels.attention import walks_rows
 from tov.model.kernels.joined import Refresh
-from tov.model.kernels.packed import pack, packable, told_of
+from tov.model.kernels.packed import UNIT, pack, packable, told_of
 from tov.model.logloss import row_logprobs
 from tov.text.batches import Batch, collate, fill, plan
 from tov.text.encode import Encoded
@@ -67,7 +67,7 @@ def layout(model: Any, rows: Encoded, batch_tokens: int) -> list[Batch]:
     """The batches of a scan: rows end to end where the model can be fed so (half precision on a GPU), else padded."""
     wanted = rows.scored_counts > 0
     if walks_rows(model) and packable(model):
-        return [pack(rows, group) for group in fill(rows.lengths, wanted, batch_tokens)]
+        return [pack(rows, group) for group in fill(rows.lengths, wanted, batch_tokens // UNIT * UNIT)]
     return [collate(rows, group) for group in plan(rows.lengths, wanted, batch_tokens)]
 
 
@@ -252,11 +252,11 @@ def noise_floor(model: Any, set_state: Refresh, rows: Encoded, state: State, *, 
         `token_rms`, `row_rms`: root mean square difference of a token's and of a row's log-loss, in nats a token. A score
         of this size means nothing; both scans of a real run share one layout, so its own noise is smaller.
     """
-    counts = rows.scored_counts
-    together = plan(rows.lengths, counts > 0, batch_tokens)
-    alone = [np.array([row]) for group in together for row in group]
+    together = layout(model, rows, batch_tokens)
+    order = np.concatenate([batch.rows for batch in together]) if together else np.empty(0, np.int64)
+    alone = [collate(rows, order[place : place + 1]) for place in range(len(order))]
     set_state(state)
-    joint, single = (token_losses(model, [collate(rows, group) for group in groups]) for groups in (together, alone))
-    offsets = np.concatenate([[0], np.cumsum(counts[np.concatenate(together)])]) if together else np.zeros(1, int)
+    joint, single = (token_losses(model, batches) for batches in (together, alone))
+    offsets = np.concatenate([[0], np.cumsum(rows.scored_counts[order])])
     by_row = log_loss(joint - single, offsets)
     return {"token_rms": float(np.sqrt(np.mean((joint - single) ** 2))), "row_rms": float(np.sqrt(np.mean(by_row**2)))}

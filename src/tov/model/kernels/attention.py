@@ -20,6 +20,8 @@ from torch.nn import functional
 WIDE, ALIGNED, JOINED_ROWS = "tov_wide_sdpa", "tov_aligned_sdpa", "tov_rows_sdpa"
 ROWS = "tov_rows"
 """Option of a model's forward, handed down to its attention: `Rows` that stand end to end."""
+STRANGE = ("position_bias", "softcap", "s_aux", "sliding_window", "cache")
+"""Options of some models' attention that the flash kernel is not told of."""
 UNIT = 16
 """Keys that a CPU's vector unit takes at once."""
 
@@ -70,7 +72,7 @@ def rows_attention(
 ) -> tuple[Tensor, Any]:
     """(1, T, heads, d) as transformers' `sdpa` for each row alone, by one kernel; without the option `ROWS` as `sdpa` itself.
 
-    Arguments as of `wide_attention`.
+    Arguments as of `wide_attention`. Raises ValueError on a GPU: an option that the kernel does not know.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -79,11 +81,13 @@ def rows_attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if not query.is_cuda:
         return wide_attention(module, query, key, value, None, **options, **{ROWS: rows})
-    causal, longest = options.get("is_causal"), max(rows.lengths)
+    if unknown := [name for name in STRANGE if options.get(name) is not None]:
+        raise ValueError(f"The attention of {type(module).__name__} has {unknown[0]}.")
+    causal, longest, ends = options.get("is_causal"), max(rows.lengths), rows.ends.to(query.device)
     causal = getattr(module, "is_causal", True) if causal is None else causal
     each = (part[0].transpose(0, 1) for part in (query, key, value))  # (T, heads, d)
     out = torch.ops.aten._flash_attention_forward(
-        *each, rows.ends, rows.ends, longest, longest, 0.0, causal, False, scale=options.get("scaling")
+        *each, ends, ends, longest, longest, 0.0, causal, False, scale=options.get("scaling")
     )[0]
     return out[None], None
 

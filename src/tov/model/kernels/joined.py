@@ -145,7 +145,7 @@ def _reproduced(norm: Any) -> bool:
 def _quick_norm(norm: Any, x: Tensor) -> Tensor:
     """x / rms(x) * weight, in fp32 up to the weight, as transformers' RMS norms do, in half as many passes over memory."""
     if x.is_cuda and not torch.is_grad_enabled():
-        return functional.rms_norm(x, x.shape[-1:], eps=norm.variance_epsilon).mul_(norm.weight)  # two kernels
+        return functional.rms_norm(x, x.shape[-1:], eps=norm.variance_epsilon).mul_(norm.weight)
     wide = x.to(torch.float32, copy=True)
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
     return wide.mul_(scale.add_(norm.variance_epsilon).rsqrt_()).to(x.dtype).mul_(norm.weight)
