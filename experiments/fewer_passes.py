@@ -16,6 +16,7 @@ RUNS holds the finished score tables. Every way sees a part of the numbers of th
     first+landmarks  the same with the first epoch's score of every row, which two passes cost, beside these
     tov/epochs=K   a path of K epochs, scanned in full; its own table in RUNS
     tov, random    the whole table, and random rows: what they are measured by
+    tov again      the rows of tov, trained on in two other orders: how far a loss goes by chance alone
 
 Rows go on in each length bin alike, so the bins of the choice stay as they are. The choice is the default's: half by score,
 half random, and the random half is the same for all. Training and test are those of `tov compare`: seed, initial state,
@@ -110,12 +111,18 @@ class Way:
         scores: (N,) NaN for rows that were given up.
         tokens: share of the tokens of the full table's passes.
         rule: from (rows,) row_ids scored in full to those that are not given up; None where none are.
+        order: another order of the rows in the training, if any.
     """
 
     name: str
     scores: np.ndarray
     tokens: float
     rule: Callable[[np.ndarray], np.ndarray] | None = None
+    order: int = 0
+
+    def ordered(self, row_ids: np.ndarray, seed: int) -> np.ndarray:
+        """The chosen rows as they are trained on."""
+        return generator(seed, f"order {self.order}").permutation(row_ids) if self.order else row_ids
 
 
 def best_in_bins(scores: np.ndarray, tokens: np.ndarray, row_ids: np.ndarray, n: int, bins: int) -> np.ndarray:
@@ -249,6 +256,8 @@ def ways_of(bench: Bench, tables: dict[int | None, Table], bins: int) -> Iterato
     for epochs, own in tables.items():
         if epochs is not None:
             yield Way(f"tov/epochs={epochs}", own.score, len(own.epochs) / most)
+    for order in (1, 2):
+        yield Way(f"tov again {order}", table.score, 1.0, order=order)
 
 
 def embed_base(bench: Bench, table: Table) -> np.ndarray:
@@ -330,7 +339,7 @@ def judged(bench: Bench, experiment: Path, n: int, done: set[str]) -> Iterator[d
             line["lost"] = round(lost_share(full, way.rule(table.free)), 3)
             share = len(full) / len(table.free)
             line["foretold"] = [round(one, 3) for one in foretell(table, way, share, settings.bins, seed)]
-        came = judge.loss_of(own.row_ids)
+        came = judge.loss_of(way.ordered(own.row_ids, seed))
         yield {**line, **came, "gain": round(100 * (1 - came["loss"] / of_random["loss"]), 1)}
 
 
