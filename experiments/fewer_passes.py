@@ -315,8 +315,10 @@ def choice_of(table: Table, scores: np.ndarray, n: int, rule: str, bins: int, se
     )  # fmt: skip
 
 
-def judged(bench: Bench, experiment: Path, n: int, done: set[str]) -> Iterator[dict[str, Any]]:
-    """A line for each way that is not done."""
+def judged(
+    bench: Bench, experiment: Path, n: int, done: set[str], wanted: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """A line for each way that is wanted (none named: all) and not done."""
     settings, seed = settings_for(bench.config, parse_variant("tov")), bench.config.seed
     assert settings.rule
     assert settings.bins
@@ -331,7 +333,7 @@ def judged(bench: Bench, experiment: Path, n: int, done: set[str]) -> Iterator[d
         own = choice_of(table, way.scores, n, settings.rule, settings.bins, seed)
         by_score = own.row_ids[own.reasons == "score"]
         full = by_score if way.name == "tov" else full
-        if way.name in done:
+        if way.name in done or (wanted and way.name not in wanted):
             continue
         line: dict[str, Any] = {"variant": way.name, "tokens": round(way.tokens, 3)}
         line["overlap"] = round(float(np.isin(full, by_score).mean()), 3)
@@ -374,6 +376,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON lines are added here")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="experiments; default all")
     parser.add_argument("--seed", type=int, default=1000, help="a seed that RUNS has (default 1000)")
+    parser.add_argument("--ways", nargs="+", default=[], metavar="WAY", help="ways to train; default all")
     parser.add_argument("--count", action="store_true", help="count tokens to standard output; train nothing")
     args = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
@@ -389,7 +392,7 @@ def main() -> None:
         n = max(bench.config.sizes)
         lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
         done = {one["variant"] for one in lines if one["experiment"] == name and one["seed"] == args.seed}
-        for line in judged(bench, args.runs / name, n, done):
+        for line in judged(bench, args.runs / name, n, done, args.ways):
             append_json_line(args.out, {**about, "n": n, **line, "commit": commit})
             print(json.dumps({**about, **line}), flush=True)
 
