@@ -534,7 +534,7 @@ def count_trials(folder: Path) -> dict[str, int]:
 
 def _without_tables(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     name = Path(entry.name).name
-    return None if any(fnmatch(name, kept_out) for kept_out in (*KEPT_OUT, "*.tmp")) else entry
+    return None if name == JOINED or any(fnmatch(name, kept_out) for kept_out in (*KEPT_OUT, "*.tmp")) else entry
 
 
 def write(file: Path, text: str) -> None:

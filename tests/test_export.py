@@ -177,7 +177,8 @@ def check_learnt(folder: Path, printed: str) -> None:
 
 OPENED = {
     "load_in_4bit": (
-        "load_in_4bit=True", {"load_in_4bit": True, "adapter": "qlora"}, {"quantization_bit": 4}, "load_in_4bit=True"
+        "load_in_4bit=True", {"load_in_4bit": True, "adapter": "qlora"}, {"quantization_bit": 4, "double_quantization": False},
+        "load_in_4bit=True",
     ),
     "load_in_8bit": (
         "load_in_8bit=True", {"load_in_8bit": True, "adapter": "lora"}, {"quantization_bit": 8}, "load_in_8bit=True"
@@ -208,10 +209,13 @@ def test_a_model_of_few_bits_or_over_several_gpus_is_trained_as_it_scored(
     compile(script, "train.py", "exec")
     shown = {"BitsAndBytesConfig": dict, "torch": torch, "REVISION": None, "model": "m", "MODEL": "m"}
     assert list(eval(opened[1], shown)) == ["quantization_config" if quantised else "device_map"]
+    for to in ("trl", "llamafactory"):
+        assert (" bitsandbytes" in (tmp_path / to / "README.md").read_text()) == quantised
     assert in_unsloth in (tmp_path / "unsloth" / "train.py").read_text()
     for to, wanted in (("axolotl", in_axolotl), ("llamafactory", in_llamafactory)):
         config = yaml.safe_load((tmp_path / to / f"{to}.yaml").read_text())
         assert {name: config.get(name) for name in wanted} == wanted
+        assert ("load_in" in str(config) or "quantization" in str(config)) == quantised
         assert ("--device-map auto" in (tmp_path / to / "README.md").read_text()) == (setting == "device_map")
 
 

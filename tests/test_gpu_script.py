@@ -72,6 +72,24 @@ def test_a_part_over_its_limit_does_not_stop_the_next(tmp_path: Path) -> None:
     assert read(out, "scan")["status"] == read(out, "tests")["status"] == "over its time limit"
 
 
+def test_the_seeds_of_an_experiment_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole trials of each, also again, and of seeds that have begun alone."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+
+    for seed, lines in ((0, "a\n"), (1, "b\nc\n"), (2, None)):
+        folder = tmp_path / f"seed-{seed}" / "E"
+        (folder / "scores").mkdir(parents=True)
+        (folder / "manifest.json").write_text(str(seed))
+        if lines:
+            (folder / "trials.jsonl").write_text(lines)
+    for _ in range(2):
+        gpu.join_seeds(tmp_path, ["E", "not begun"])
+    joined = tmp_path / gpu.JOINED / "E"
+    assert (joined / "trials.jsonl").read_text() == "a\nb\nc\n"
+    assert sorted(file.name for file in joined.iterdir()) == ["manifest.json", "trials.jsonl"]
+
+
 def test_what_is_missing_is_said_at_once(tmp_path: Path) -> None:
     """Without site-packages nothing is installed; the script must say so and not fall over an import."""
     words = [sys.executable, "-S", "-E", str(ROOT / "benchmarks" / "gpu.py"), "--dry-run"]

@@ -382,17 +382,17 @@ def test_a_shard_of_another_run_is_refused(tmp_path, tiny_folder, tiny_pool, tin
         run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=20)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 120, 100_000])
-@pytest.mark.parametrize("halved", [False, True])
+@pytest.mark.parametrize(("batch_tokens", "halved"), [(1, False), (120, False), (100_000, False), (100_000, True)])
 def test_rows_end_to_end_are_scanned_as_rows_alone(batch_tokens, halved, monkeypatch):
     """As on a GPU in half precision, where a kernel walks the rows; here a loop does."""
     embedded = np.random.default_rng(0).normal(size=(3, subject()[0].config.hidden_size))
     padded = scan(subject()[1], embedded=embedded)
     monkeypatch.setattr("tov.model.kernels.joined.for_scans", end_to_end)
-    passed = []
+    passed, refused = [], []
 
     def once_too_large(model, batch, **options):
         if halved and len(batch.rows) > 3:
+            refused.append(batch)
             raise torch.OutOfMemoryError("CUDA out of memory")
         passed.append(batch)
         return row_logprobs(model, batch, **options)
@@ -404,6 +404,7 @@ def test_rows_end_to_end_are_scanned_as_rows_alone(batch_tokens, halved, monkeyp
     several = [batch for batch in passed if len(batch.rows) > 1]
     assert all(batch.end_to_end and len(batch.ids) == 1 for batch in several)
     assert bool(several) == (batch_tokens > 1), f"rows a batch: {[len(batch.rows) for batch in passed]}"
+    assert bool(refused) == halved, "the largest batch is passed in halves"
 
 
 def test_batches_of_rows_end_to_end_hold_as_many_as_fit():
