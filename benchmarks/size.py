@@ -276,11 +276,15 @@ def main() -> None:
     parser.add_argument("--selected", type=int, default=1_000_000, help="rows of the largest pool that is chosen from")
     parser.add_argument("--src", type=Path, help="src/ of a checkout to measure in place of this one")
     parser.add_argument("--work", type=Path, help="where pools and runs are made; default: a temporary folder")
-    parser.add_argument("--out", type=Path, help="file for the result")
+    parser.add_argument("--out", type=Path, help="file for the result, added to one of this commit")
     args = parser.parse_args()
     from tov.runs.environment import hardware
 
     found: dict[str, Any] = {"commit": commit(args.src or Path(__file__).parent), "hardware": hardware(), "pools": []}
+    if args.out and args.out.exists():
+        there = json.loads(args.out.read_text("utf-8"))
+        same = all(there[name] == found[name] for name in ("commit", "hardware"))
+        found |= {name: value for name, value in there.items() if name == "before" or same}
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         os.environ["HF_DATASETS_CACHE"] = str(Path(name) / "cache")
         for form in args.formats:
