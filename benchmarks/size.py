@@ -13,7 +13,9 @@ memory, in which the kernel counts the pages of the pool's files that it has map
 - `select`: a whole `tov select --method random`. Its rows are the same texts without a chat template, which costs more than
   all else.
 - `again`: the same command on the finished run.
-- `resumed`: the same command where the second half of the shards is gone, up to the first shard that is to be scored.
+- `stopped`: the same command that dies when half of its shards are there.
+- `resumed`: the same command again, up to the first shard that is to be scored; `read` is what the pool takes of it.
+- `resumed anew`: likewise, where the run has kept no index of its pool, as before it kept one.
 - `bytes a row`: of the run folder; and of a score table with ToV's 30 numbers a row, whose last bits are random.
 """
 
@@ -27,13 +29,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from reselect import commit, write_scores
 
 MODEL, TARGETS, CHOSEN, SHARD_ROWS = "smollm2-135m", 64, 100, 2048
+
+PARTS = ["index", "plan", "tokenise", "table", "select", "resumed"]
 
 
 def texts(rows: int) -> Iterator[tuple[str, str]]:
@@ -98,9 +102,11 @@ def measured(kind: str, src: Path | None, *given: str) -> dict[str, Any]:
 def child(kind: str, told: Path, given: list[str]) -> None:
     """The other end."""
     begun = time.perf_counter()
-    found = {"index": index, "tokenise": tokenise, "tov": command_line, "resumed": resumed, "bytes": table_bytes}[kind](
-        *given
-    )
+    kinds = {
+        "index": index, "tokenise": tokenise, "tov": command_line, "stopped": stopped, "resumed": resumed,
+        "bytes": table_bytes,
+    }  # fmt: skip
+    found = kinds[kind](*given)
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     told.write_text(
@@ -154,17 +160,51 @@ def command_line(*given: str) -> dict[str, Any]:
     return {}
 
 
+class There(BaseException):
+    """The moment at which a command is stopped."""
+
+
+def stopped(most: str, *given: str) -> dict[str, Any]:
+    """A command that dies when so many of its shards are there."""
+    from tov.scores.store import ShardStore
+
+    write, done = ShardStore.write, 0
+
+    def counted(store: Any, *shard: Any) -> None:
+        nonlocal done
+        if done == int(most):
+            raise There
+        write(store, *shard)
+        done += 1
+
+    ShardStore.write = counted  # type: ignore[method-assign]
+    return until_there(*given)
+
+
 def resumed(*given: str) -> dict[str, Any]:
-    """A command up to the first shard that it reads."""
+    """A command up to the first shard that it reads, and the seconds that it takes for its pool."""
+    import tov.inputs.named
     from tov.scores.shard import ShardReader
 
-    class There(BaseException):
-        pass
+    seconds, read_pool = 0.0, tov.inputs.named.read_pool
+
+    def timed(*inputs: Any, **settings: Any) -> Any:
+        nonlocal seconds
+        begun = time.perf_counter()
+        rows = read_pool(*inputs, **settings)
+        seconds = round(time.perf_counter() - begun, 3)
+        return rows
 
     def read(*_: Any) -> Any:
         raise There
 
+    tov.inputs.named.read_pool = timed
     ShardReader.read = read  # type: ignore[method-assign]
+    return {**until_there(*given), "read": seconds}
+
+
+def until_there(*given: str) -> dict[str, Any]:
+    """A command that is to be stopped."""
     try:
         command_line(*given)
     except There:
@@ -194,37 +234,32 @@ def bytes_in(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def cut(run: Path) -> None:
-    """Makes of a finished run one that was killed with half of its shards there."""
-    from tov.runs.manifest import read_manifest
-
-    shards = sorted((run / "scores").glob("rows-*.parquet"))
-    for shard in shards[(len(shards) + 1) // 2 :]:
-        shard.unlink()
-    manifest = read_manifest(run)
-    manifest.status, manifest.finished = "running", None
-    manifest.scoring.complete = False  # type: ignore[union-attr]
-    manifest.write(run)
-
-
 def of_pool(work: Path, rows: int, form: str, args: argparse.Namespace) -> dict[str, Any]:
     """All measurements on a pool of so many rows."""
     folder, src = work / f"{form}-{rows}", args.src
     write_pool(folder, rows, form)
+    time.sleep(2.5)  # a file that has just been written has no stamp
     talk, text, run = folder / f"talk.{form}", folder / f"text.{form}", folder / "run"
     found: dict[str, Any] = {"rows": rows, "format": form, "pool_bytes": talk.stat().st_size}
-    found["index"] = measured("index", src, str(talk))
-    found["plan"] = measured("tov", src, *words("plan", talk, run))
-    found["tokenise"] = measured("tokenise", src, str(talk), str(args.tokenised))
-    found["table"] = measured("bytes", src, str(talk), str(folder))
-    if rows > args.selected:
-        shutil.rmtree(folder)
-        return found
-    found["select"] = measured("tov", src, *words("select", text, run))
-    found["select"]["bytes_a_row"] = round(bytes_in(run) / rows, 1)
-    found["again"] = measured("tov", src, *words("select", text, run))
-    cut(run)
-    found["resumed"] = measured("resumed", src, *words("select", text, run))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "index": lambda: measured("index", src, str(talk)),
+        "plan": lambda: measured("tov", src, *words("plan", talk, run)),
+        "tokenise": lambda: measured("tokenise", src, str(talk), str(args.tokenised)),
+        "table": lambda: measured("bytes", src, str(talk), str(folder)),
+    }
+    found |= {name: measure() for name, measure in parts.items() if name in args.parts}
+    if rows <= args.selected and "select" in args.parts:
+        found["select"] = measured("tov", src, *words("select", text, run))
+        found["select"]["bytes_a_row"] = round(bytes_in(run) / rows, 1)
+        found["again"] = measured("tov", src, *words("select", text, run))
+    if rows <= args.selected and "resumed" in args.parts:
+        half = folder / "half"
+        found["stopped"] = measured("stopped", src, str(-(-rows // SHARD_ROWS) // 2), *words("select", text, half))
+        found["kept_bytes_a_row"] = round(sum(file.stat().st_size for file in half.glob(".index.*")) / rows, 1)
+        found["resumed"] = measured("resumed", src, *words("select", text, half))
+        for file in half.glob(".index.*"):
+            file.unlink()
+        found["resumed anew"] = measured("resumed", src, *words("select", text, half))
     shutil.rmtree(folder)
     return found
 
@@ -236,15 +271,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--formats", nargs="+", choices=["jsonl", "parquet"], default=["jsonl", "parquet"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured")
     parser.add_argument("--tokenised", type=int, default=8_192, help="rows of each pool that are made tokens of")
     parser.add_argument("--selected", type=int, default=1_000_000, help="rows of the largest pool that is chosen from")
     parser.add_argument("--src", type=Path, help="src/ of a checkout to measure in place of this one")
     parser.add_argument("--work", type=Path, help="where pools and runs are made; default: a temporary folder")
-    parser.add_argument("--out", type=Path, help="file for the result")
+    parser.add_argument("--out", type=Path, help="file for the result, added to one of this commit")
     args = parser.parse_args()
     from tov.runs.environment import hardware
 
     found: dict[str, Any] = {"commit": commit(args.src or Path(__file__).parent), "hardware": hardware(), "pools": []}
+    if args.out and args.out.exists():
+        there = json.loads(args.out.read_text("utf-8"))
+        same = all(there[name] == found[name] for name in ("commit", "hardware"))
+        found |= {name: value for name, value in there.items() if name == "before" or same}
     with tempfile.TemporaryDirectory(dir=args.work) as name:
         os.environ["HF_DATASETS_CACHE"] = str(Path(name) / "cache")
         for form in args.formats:

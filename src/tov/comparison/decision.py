@@ -7,7 +7,7 @@ A *pilot* is a training on a candidate's rows beside one on random rows, equal i
 2. Its error is that mean's standard error; the differences vary as its own do, but at least as the median candidate's do.
 3. The candidate of the largest gain is taken if its gain exceeds `CAUTION` errors.
 4. Otherwise the candidate is taken whose gain less `CAUTION` errors is largest, if that is above 0.
-5. Otherwise a safe candidate is taken, one half of whose rows are random (`tov` or `uncertainty`; of the largest gain), unless its
+5. Otherwise a safe candidate is taken, half of whose rows are random (`tov` or `uncertainty`, by the larger gain), unless its
    gain plus `CAUTION` errors is below 0; then random rows.
 """
 

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
+from tov.data.known import Places, known_places
 from tov.data.tables import check_characters, check_nesting
 from tov.data.text_files import decode_line, head, lines_of, open_plain
 from tov.errors import DataError, kind_of
@@ -61,6 +62,10 @@ class JsonTable:
         index = int(np.searchsorted(self._starts, place, side="right")) - 1
         return self._files[index], place - int(self._starts[index])
 
+    def places(self) -> dict[str, Places]:
+        """Absolute path -> where its rows stand, of the files of lines."""
+        return {str(file.path.absolute()): file.places for file in self._files if isinstance(file, _Lines)}
+
     def label_names(self, column: str) -> tuple[str, ...]:
         """None: JSON says nothing of its columns."""
         return ()
@@ -76,25 +81,29 @@ class _Lines:
     def __init__(self, path: Path) -> None:
         self.path, self._file = path, open_plain(path)
         weakref.finalize(self, self._file.close)  # also when what follows finds the file broken
+        self.places = known_places(path) or self._walked()
+        self.columns = self.places.columns
+
+    def _walked(self) -> Places:
+        """Every line parsed and checked."""
         starts, numbers, columns = array("q"), array("q"), dict[str, None]()  # lists take five times as much
         at = len(BOM) if self._file.read(len(BOM)) == BOM else 0
         self._file.seek(at)
-        for number, line in lines_of(self._file, path):
+        for number, line in lines_of(self._file, self.path):
             if line.strip():
                 starts.append(at)
                 numbers.append(number)
-                columns.update(dict.fromkeys(_first_read(line, path, number)))
+                columns.update(dict.fromkeys(_first_read(line, self.path, number)))
             at += len(line)
         starts.append(at)
-        self._bounds = np.array(starts, np.int64)
-        self._numbers = np.array(numbers, np.int64) if numbers and numbers[-1] != len(numbers) else None
-        self.columns = tuple(columns)
+        blanks = bool(numbers) and numbers[-1] != len(numbers)
+        return Places(np.array(starts, np.int64), np.array(numbers, np.int64) if blanks else None, tuple(columns))
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self.places.bounds) - 1
 
     def row(self, number: int) -> dict[str, Any]:
-        start, stop = self._bounds[number : number + 2].tolist()
+        start, stop = self.places.bounds[number : number + 2].tolist()
         self._file.seek(start)
         try:
             row = json.loads(self._file.read(stop - start).decode("utf-8"))
@@ -105,7 +114,8 @@ class _Lines:
         return row
 
     def where(self, number: int) -> str:
-        line = "" if self._numbers is None else f" (line {self._numbers[number]})"
+        numbers = self.places.numbers
+        line = "" if numbers is None else f" (line {numbers[number]})"
         return f"{self.path}, row {number + 1}{line}"
 
 

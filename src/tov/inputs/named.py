@@ -18,7 +18,18 @@ from tov.data.rows import content_hash
 from tov.data.sources import Input, Named, is_name, local_files
 from tov.errors import ConfigError, DataError
 from tov.files import content_digest, stamp_of
-from tov.inputs.read import Indexed, PoolRows, labels_of, open_rows, read_pool, read_target, target_of_row, targets_of
+from tov.inputs import kept
+from tov.inputs.read import (
+    AUTO,
+    Indexed,
+    PoolRows,
+    labels_of,
+    open_rows,
+    read_pool,
+    read_target,
+    target_of_row,
+    targets_of,
+)
 from tov.model.load import check_loading, content_of, located
 from tov.model.loading import Loading
 from tov.objects.mirror import local
@@ -69,9 +80,15 @@ def name_inputs(inputs: Sequence[Input]) -> tuple[str, ...]:
 
 
 def read_inputs(
-    config: P, pools: Sequence[Input], targets: Sequence[Input]
+    config: P, pools: Sequence[Input], targets: Sequence[Input], *, out: str = AUTO
 ) -> tuple[P, Indexed, PoolRows, tuple[str, ...]]:
     """The settings with the target's task and its defaults; target, pool and labels.
+
+    Args:
+        config: the settings.
+        pools: what the user names as pool.
+        targets: and as target.
+        out: the run folder that the pool is read for, in which its index may be.
 
     Raises:
         DataError: a row cannot be used, or labels differ.
@@ -86,7 +103,7 @@ def read_inputs(
         )
     config = config.for_task(target.task).model_copy(update={"model": located(config.model)})
     check_loading(Loading.of(config), config.device, new_head=TASKS[target.task].new_head)
-    rows = read_pool(pools, config, target.index.prompt, decontaminate=config.decontaminate)
+    rows = read_pool(pools, config, target.index.prompt, decontaminate=config.decontaminate, out=out)
     check_mapping(config.columns, rows.pool, target.pool)
     return config, target, rows, labels_of(rows, target, config)
 
@@ -109,8 +126,21 @@ def model_identity(settings: PathSettings) -> str:
     return content_of(settings.model, revision=settings.revision)
 
 
-def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
-    """What a later command needs to read the inputs again, and to tell that their files are the same."""
+def remember_in(run: Run, rows: PoolRows, settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
+    """As `remember`, for a run that begins or goes on; it keeps the index of its pool until it is finished."""
+    record = remember(settings, run.manifest.inputs, **inputs)
+    kept.keep(run.folder, rows.pool, rows.index, rows.made_from, record)
+    return record
+
+
+def remember(settings: DataSettings, before: InputsRecord | None = None, **inputs: Sequence[Input]) -> InputsRecord:
+    """What a later command needs to read the inputs again, and to tell that their files are the same.
+
+    Args:
+        settings: of reading.
+        before: an earlier record; a file that has the stamp of then is not read again.
+        **inputs: by role.
+    """
     named = {
         name: [_absolute(str(one)) for one in several] if all(isinstance(one, (str, Path)) for one in several) else None
         for name, several in inputs.items()
@@ -120,7 +150,7 @@ def remember(settings: DataSettings, **inputs: Sequence[Input]) -> InputsRecord:
     ]
     stamps = {file: stamp_of(Path(file)) for file in files}  # first: a change while the file is read shows later
     return InputsRecord(
-        **named, files={file: content_digest(Path(file)) for file in files},
+        **named, files={file: _digest_of(Path(file), file, before or InputsRecord()) for file in files},
         stamps={file: stamp for file, stamp in stamps.items() if stamp},
         reading={name: getattr(settings, name) for name in DataSettings.model_fields},
     )  # fmt: skip

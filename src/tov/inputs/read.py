@@ -16,8 +16,12 @@ from tov.data.pool import Index, Pool, index_rows, open_pool
 from tov.data.rows import Row
 from tov.data.sources import Input
 from tov.errors import DataError
+from tov.inputs import kept
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS, all_layouts
+
+AUTO = "auto"
+"""An `out` whose folder is named by what is in it, so that it is not known before."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ class PoolRows(Indexed):
     Attributes:
         excluded: (N,) codes of `tov.data.decontamination`.
         skip: whether a row that the model's chat template refuses is left out, rather than being an error.
+        made_from: what its run is to keep the index under (`tov.inputs.kept`); None where it is not kept.
     """
 
     excluded: np.ndarray
     skip: bool = False
+    made_from: str | None = None
 
     @property
     def usable(self) -> np.ndarray:
@@ -125,13 +131,18 @@ def subset_of(read: Indexed, row_ids: np.ndarray) -> Indexed:
 
 
 def read_pool(
-    inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, decontaminate: bool
+    inputs: Sequence[Input], settings: DataSettings, target_prompts: np.ndarray, *, decontaminate: bool, out: str = AUTO
 ) -> PoolRows:
-    """The pool, with leaks, repeats and unreadable rows marked."""
-    pool = open_rows(inputs, settings)
-    index = index_rows(pool, on_bad_row=settings.on_bad_row)
+    """The pool, with leaks, repeats and unreadable rows marked; by the index that an unfinished run in `out` has kept of the
+    very files, if it has one."""
+    made_from = kept.key(inputs, settings) if out != AUTO else None
+    found = kept.take_over(out, made_from, lambda: open_rows(inputs, settings))
+    if found and kept.key(inputs, settings) != made_from:  # a file was replaced while they were opened
+        found = None
+    pool = found[0] if found else open_rows(inputs, settings)
+    index = found[1] if found else index_rows(pool, on_bad_row=settings.on_bad_row)
     excluded = exclusions(index, target_prompts, decontaminate=decontaminate)
-    return PoolRows(pool, index, excluded, skip=settings.on_bad_row != "error")
+    return PoolRows(pool, index, excluded, settings.on_bad_row != "error", made_from)
 
 
 def check_n(n: int, rows: PoolRows, flag: str = "--n") -> None:

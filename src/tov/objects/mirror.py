@@ -27,8 +27,8 @@ from tov.objects.stores import cache_folder, is_url, listed, mark, opened, short
 
 READ_ONLY = ("hf", "http", "https")
 """Schemes that no run folder can be at: each file would be a commit, or cannot be written."""
-LOCAL = re.compile(rf"\.lock|{LEASES.pattern}|{TEMPORARY.pattern}")
-"""Names that are no part of a run."""
+LOCAL = re.compile(rf"\.lock|\.index\.(npz|json)|{LEASES.pattern}|{TEMPORARY.pattern}")
+"""Names that are no part of a run: locks, what a kill has left, and what is known of files of this machine."""
 FRESH = 10.0
 """Seconds for which a reader takes a mirror as it is."""
 _MIRRORS: dict[Path, str] = {}

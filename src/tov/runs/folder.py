@@ -30,6 +30,8 @@ from tov.runs.environment import hardware, now, versions
 from tov.runs.made import (
     BARE,
     CONFIG,
+    INDEX,
+    INDEXED,
     LIST,
     LOCK,
     NEW,
@@ -148,7 +150,8 @@ class Run:
         listed = {*self.manifest.files, *listed_in(self.folder)}
         kept = sorted(name for name in listed if (self.folder / name).is_file())
         self.note(files={name: checksum(self.folder / name) for name in kept})
-        (self.folder / LIST).unlink(missing_ok=True)
+        for name in (LIST, INDEXED, INDEX):
+            (self.folder / name).unlink(missing_ok=True)
 
     def check_file(self, name: str) -> Path:
         """A file of the finished run, as it was made.

@@ -23,11 +23,13 @@ from tov.runs.manifest import FILE, read_manifest
 LOCK = ".lock"
 LIST = ".files"
 """Files that an unfinished run has made, or was about to make, a line each."""
+INDEX, INDEXED = ".index.npz", ".index.json"
+"""Of an unfinished run: what indexing its pool has told, and what that was made from (`tov.inputs.kept`)."""
 NEW, MOVES = ".tov-new", "moves.json"
 """Below a run's folder, the run that is to take its place; and in it, the files that are moved for that."""
 CONFIG = "config.yaml"
 """The settings of a run."""
-BARE = {FILE, CONFIG, "events.jsonl", LOCK, LIST}
+BARE = {FILE, CONFIG, "events.jsonl", LOCK, LIST, INDEX, INDEXED}
 """Files of a run that has made nothing yet."""
 UNLISTED = re.compile(rf"rows-\d{{12}}\.parquet|{TEMPORARY.pattern}")
 """Names of files that tov has made in the folders that it has made: shards, and what a kill has left half-written."""

@@ -25,7 +25,7 @@ from tov.inputs.named import (
     name_inputs,
     pool_identity,
     read_inputs,
-    remember,
+    remember_in,
     targets_identity,
 )
 from tov.inputs.read import read_pool, reading_notes
@@ -87,7 +87,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     )
     check_loading(Loading.of(settings), settings.device, new_head=TASKS[settings.task or ""].new_head)
     prompts = np.concatenate([path.prompts for path in paths.values()])
-    rows = read_pool(pools, settings, prompts, decontaminate=settings.decontaminate)
+    rows = read_pool(pools, settings, prompts, decontaminate=settings.decontaminate, out=config.out)
     training_file.check_writable(rows.pool)
     check_pairs(settings.score, rows.pool)
     labels = tuple(stored.manifest["labels"])
@@ -106,7 +106,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
             return Result(run)
         models, method = Models(), find_method(origin.manifest.scoring.method if origin.manifest.scoring else "tov")
         run.note(
-            inputs=remember(settings, pool=pools),
+            inputs=remember_in(run, rows, settings, pool=pools),
             artifacts={column_name("fit", name): relative(path.folder, run.folder) for name, path in paths.items()},
             seed=settings.seed,
             chosen_for=origin.manifest.chosen_for,
@@ -170,7 +170,7 @@ def fit(model: str, target: Inputs, *, pool: Inputs, out: str | Path | None = No
 def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Result:
     """`fit` from a record of settings."""
     pools, targets = pools or config.pool, targets or config.target
-    config, target, rows, labels = read_inputs(config, pools, targets)
+    config, target, rows, labels = read_inputs(config, pools, targets, out=config.out)
     check_clusters(config.target_clusters, target)
     identity = {
         "settings": config.of("fit"),
@@ -185,7 +185,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         if run.finished:
             return Result(run)
         run.note(
-            inputs=remember(config, pool=pools, target=targets),
+            inputs=remember_in(run, rows, config, pool=pools, target=targets),
             seed=config.seed,
         )
         scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config.task or "")

@@ -28,6 +28,7 @@ from tov.inputs.named import (
     pool_identity,
     read_inputs,
     remember,
+    remember_in,
     targets_identity,
     unchanged_run,
 )
@@ -119,7 +120,7 @@ def run_select(
             training_file.check_selected(done)
             return _shown_too(done, config)
     check_other(config)
-    config, target, rows, labels = read_inputs(config, pools, targets)
+    config, target, rows, labels = read_inputs(config, pools, targets, out=config.out)
     training_file.check_writable(rows.pool)
     amount = _amount(by_proxy(config), variant, rows, target, labels)
     identity = select_identity(config, variant, rows, target)
@@ -131,7 +132,7 @@ def run_select(
         reads=[*files_of(rows.pool), *files_of(target.pool)],
     ) as run:  # fmt: skip
         if not run.finished:
-            run.note(inputs=remember(config, pool=pools, target=targets), seed=config.seed)
+            run.note(inputs=remember_in(run, rows, config, pool=pools, target=targets), seed=config.seed)
             if variant.method.takes == "pilots":
                 config, variant = _decided(run, rows, target, config, labels, amount)
             target_seen, models = see_target(target, by_proxy(config), labels), Models()
