@@ -183,7 +183,7 @@ OPENED = {
     "load_in_8bit": (
         "load_in_8bit=True", {"load_in_8bit": True, "adapter": "lora"}, {"quantization_bit": 8}, "load_in_8bit=True"
     ),
-    "device_map": ('"device_map": "auto"', {"adapter": "lora"}, {}, "load_in_4bit=False"),
+    "device_map": ('"device_map": \'auto\'', {"adapter": "lora"}, {}, "load_in_4bit=False"),
 }  # fmt: skip
 """Setting of the run -> what stands in TRL's script, Axolotl's and LLaMA-Factory's configurations, and Unsloth's script."""
 
