@@ -122,7 +122,7 @@ def stop_if_interrupted(error: BaseException) -> None:
 def explain(error: BaseException) -> tuple[str, int] | None:
     """The sentence and the exit code for an exception; None for a fault of ours, which keeps its traceback."""
     if interrupted(error):
-        return "interrupted: finished shards are kept. Give the same command again to go on.", INTERRUPTED
+        return "interrupted: what is finished is kept. Give the same command again to go on.", INTERRUPTED
     if isinstance(error, TovError):
         return f"error: {error}", error.exit_code
     if isinstance(error, UnicodeEncodeError):

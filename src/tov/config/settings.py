@@ -191,7 +191,8 @@ def _flag(fault: Any, place: str) -> str:
 
 
 def _in_words(fault: Any, place: str) -> str:
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to")[0]
+    message = message.replace("a valid number", "a number").replace("a valid integer", "a whole number")
     if not fault["loc"]:  # several settings together
         return f"{'' if place == '--' else place}{message}"
     if fault["type"] == "missing":

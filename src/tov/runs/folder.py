@@ -225,7 +225,7 @@ def work_on(
             yield run
             return
         if changed and not _gives_way(run):
-            raise _another_run(folder, changed)
+            raise _another_run(folder, changed, command)
     with made_said(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with alone_in(folder):
@@ -260,7 +260,7 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
                 run.event("resumed")
             return run
         if not replaces and not _gives_way(run):
-            raise _another_run(folder, changed)
+            raise _another_run(folder, changed, command)
     if replaces:
         remove_new(folder)
         place.mkdir()
@@ -301,7 +301,7 @@ def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run
     run = _run_in(folder, fix=f"Name the --out of an earlier tov {command}.")
     changed = run.changed({"command": command, **identity})
     if changed:
-        raise _another_run(folder, changed)
+        raise _another_run(folder, changed, command)
     return run
 
 
@@ -320,10 +320,11 @@ def _run_in(folder: Path, *, fix: str) -> Run:
     return Run(folder, read_manifest(folder))
 
 
-def _another_run(folder: Path, changed: Sequence[str]) -> RunError:
+def _another_run(folder: Path, changed: Sequence[str], command: str) -> RunError:
+    fix = "Choose another --out, or overwrite the run with --force."
     return RunError(
         f"{named(folder)} holds another run. It differs in:\n" + "\n".join(f"    {line}" for line in changed),
-        fix="Choose another --out, or overwrite the run with --force. To choose anew from its scores, use select --from.",
+        fix=fix + " To choose anew from its scores, use select --from." * (command == "select"),
     )
 
 

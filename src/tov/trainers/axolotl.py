@@ -22,6 +22,7 @@ class Axolotl(Trainer):
 
     name = "axolotl"
     title = "Axolotl"
+    names_model = "`base_model` in `axolotl.yaml`"
     kinds = ("conversations", "pairs", "text")
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:

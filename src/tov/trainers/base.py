@@ -108,6 +108,8 @@ class Trainer(ABC):
     """Whether it takes rows of several kinds at once."""
     folder: ClassVar[str] = "."
     """Where its files lie in the folder of the export."""
+    names_model: ClassVar[str] = ""
+    """Where its files say which model is trained; nowhere, if they say nothing."""
 
     @abstractmethod
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:

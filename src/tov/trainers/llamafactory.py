@@ -27,6 +27,7 @@ class LlamaFactory(Trainer):
 
     name = "llamafactory"
     title = "LLaMA-Factory"
+    names_model = "`model_name_or_path` in `llamafactory.yaml`"
     kinds = ("conversations", "pairs", "text")
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:

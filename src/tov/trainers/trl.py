@@ -24,6 +24,7 @@ class Trl(Trainer):
 
     name = "trl"
     title = "TRL"
+    names_model = "`--model` of `train.py`"
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
         """A script and the rows."""

@@ -16,6 +16,7 @@ class Unsloth(Trainer):
 
     name = "unsloth"
     title = "Unsloth"
+    names_model = "`--model` of `train.py`"
     kinds = ("conversations", "text")
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:

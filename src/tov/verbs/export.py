@@ -112,6 +112,10 @@ def _write(run: Run, origin: Run, config: ExportConfig) -> None:
     kept = _kept(Counter(kinds), trainer, config.kind)
     rows = [one for one, kind in zip(chosen, kinds, strict=True) if kind in kept]
     written = trainer.write(rows, kept[0], facts)
+    if trainer.names_model and Path(facts.model).is_dir():
+        written.notes.append(
+            f"the model is named by its folder on this machine; on another one give {trainer.names_model} anew"
+        )
     for name, content in written.files.items():
         _put(run.folder / trainer.folder / name, content)
     other = Counter(kind for kind in kinds if kind not in kept)
