@@ -216,7 +216,7 @@ def _(b: Bench) -> list[str]:
     return b.yaml("- n\n- 3\n")
 
 
-@bad("wrong kind in YAML", "--n", "many", "integer")
+@bad("wrong kind in YAML", "--n", "many", "must be an integer.")
 def _(b: Bench) -> list[str]:
     return b.yaml(f"n: many\nmodel: {b.model}\npool: p\ntarget: t\nout: o\n")
 

@@ -192,7 +192,7 @@ def _flag(fault: Any, place: str) -> str:
 
 def _in_words(fault: Any, place: str) -> str:
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ").partition(", unable to")[0]
-    message = message.replace("a valid number", "a number").replace("a valid integer", "a whole number")
+    message = message.replace("a valid number", "a number").replace("a valid integer", "an integer")
     if not fault["loc"]:  # several settings together
         return f"{'' if place == '--' else place}{message}"
     if fault["type"] == "missing":
