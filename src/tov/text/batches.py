@@ -42,8 +42,7 @@ def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.
         wanted: (rows,) bool, rows to scan.
         batch_tokens: most tokens in a batch, padding included.
     """
-    rows = np.flatnonzero(wanted)
-    rows = rows[np.lexsort((rows, -lengths[rows]))]
+    rows = _longest_first(lengths, wanted)
     groups, start = [], 0
     while start < len(rows):
         count = max(1, batch_tokens // int(lengths[rows[start]]))
@@ -52,10 +51,14 @@ def plan(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.
     return groups
 
 
+def _longest_first(lengths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    rows = np.flatnonzero(wanted)
+    return rows[np.lexsort((rows, -lengths[rows]))]
+
+
 def fill(lengths: np.ndarray, wanted: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """As `plan`, for rows end to end: longest first, as many as have at most `batch_tokens` tokens together."""
-    rows = np.flatnonzero(wanted)
-    rows = rows[np.lexsort((rows, -lengths[rows]))]
+    rows = _longest_first(lengths, wanted)
     ends = np.cumsum(lengths[rows])
     groups, start = [], 0
     while start < len(rows):

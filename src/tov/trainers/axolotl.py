@@ -9,7 +9,7 @@ import yaml
 
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines, spread_note
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
 from tov.trainers.turns import answers, as_text, has, learnt, no_context, pair
 
 CONFIG = "axolotl.yaml"
@@ -30,7 +30,7 @@ class Axolotl(Trainer):
         form = {"conversations": _conversation, "pairs": _pair, "text": _text}[kind]
         taken, formed, left_out = fitted(rows, form, self.title)
         config = _config(kind, formed, facts)
-        notes = spread_note(facts, self.title)
+        notes = []
         if kind == "text":
             notes.append("a text over sequence_len is cut into several; tov scored its first tokens alone")
         if has([chosen.row for chosen in taken], "reasoning_content"):

@@ -110,6 +110,8 @@ class Trainer(ABC):
     """Where its files lie in the folder of the export."""
     names_model: ClassVar[str] = ""
     """Where its files say which model is trained; nowhere, if they say nothing."""
+    spreads_model: ClassVar[bool] = False
+    """Whether they spread it over GPUs as the run did."""
 
     @abstractmethod
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
@@ -153,15 +155,6 @@ def fitted(rows: Sequence[Chosen], form: Form, title: str) -> tuple[list[Chosen]
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as JSON, a line each."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def spread_note(facts: Facts, title: str) -> list[str]:
-    """What is to be said of a model that was spread over GPUs, where a trainer spreads it in its own way."""
-    if not facts.device_map:
-        return []
-    return [
-        f"the model was spread over the GPUs to score (--device-map {facts.device_map}); {title} places it by its own settings"
-    ]
 
 
 def filled(script: str, **values: Any) -> str:

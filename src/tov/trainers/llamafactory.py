@@ -11,7 +11,7 @@ import yaml
 
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines, spread_note
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
 from tov.trainers.turns import answers, as_text, learnt, no_context, pair
 
 NAME, INFO, CONFIG = "tov", "dataset_info.json", "llamafactory.yaml"
@@ -145,10 +145,9 @@ def _bits(bits: int | None) -> dict[str, Any]:
 
 def _notes(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> list[str]:
     """In what LLaMA-Factory differs from what was scored."""
-    notes = spread_note(facts, "LLaMA-Factory")
     if kind == "text":
-        return notes
-    notes += [
+        return []
+    notes = [
         "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
     ]
     if facts.template is not None:

@@ -25,6 +25,7 @@ class Trl(Trainer):
     name = "trl"
     title = "TRL"
     names_model = "`--model` of `train.py`"
+    spreads_model = True
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
         """A script and the rows."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tov.tasks.instruction import Conversation
-from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines, spread_note
+from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
 from tov.trainers.scripts import UNSLOTH
 from tov.trainers.trl import SCRIPT, conversation, notes_on, sft, template_file, text, with_settings
 
@@ -24,7 +24,7 @@ class Unsloth(Trainer):
         taken, formed, left_out = fitted(rows, text if kind == "text" else _conversation, self.title)
         formed = with_settings(formed)
         files = {DATA: json_lines(formed), SCRIPT: sft(UNSLOTH, formed, facts), **template_file(facts, formed)}
-        notes = notes_on(taken, formed, kind) + spread_note(facts, self.title)
+        notes = notes_on(taken, formed, kind)
         return Written(
             files, taken, left_out, notes,
             ["pip install unsloth 'datasets>=4.8'", f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],

@@ -112,10 +112,7 @@ def _write(run: Run, origin: Run, config: ExportConfig) -> None:
     kept = _kept(Counter(kinds), trainer, config.kind)
     rows = [one for one, kind in zip(chosen, kinds, strict=True) if kind in kept]
     written = trainer.write(rows, kept[0], facts)
-    if trainer.names_model and Path(facts.model).is_dir():
-        written.notes.append(
-            f"the model is named by its folder on this machine; on another one give {trainer.names_model} anew"
-        )
+    written.notes += _of_the_model(trainer, facts)
     for name, content in written.files.items():
         _put(run.folder / trainer.folder / name, content)
     other = Counter(kind for kind in kinds if kind not in kept)
@@ -131,6 +128,21 @@ def _write(run: Run, origin: Run, config: ExportConfig) -> None:
         "left_out": left_out, "columns_left_out": dict(left_columns), "notes": written.notes, "files": places,
         "in": trainer.folder, "use": written.use,
     })  # fmt: skip
+
+
+def _of_the_model(trainer: Trainer, facts: Facts) -> list[str]:
+    """What is to be said of how a trainer's files name and open the model."""
+    notes = []
+    if trainer.names_model and Path(facts.model).is_dir():
+        notes.append(
+            f"the model is named by its folder on this machine; on another one give {trainer.names_model} anew"
+        )
+    if trainer.names_model and facts.device_map and not trainer.spreads_model:
+        notes.append(
+            f"the model was spread over the GPUs to score (--device-map {facts.device_map}); {trainer.title} places it by "
+            "its own settings"
+        )
+    return notes
 
 
 def _put(place: Path, content: str | Path) -> None:

@@ -128,13 +128,13 @@ def _embedded(hidden: Tensor, batch: Batch) -> Tensor:
     if not batch.end_to_end:
         return _weighted_mean(hidden, batch.lengths)
     lengths = batch.lengths[: len(batch.rows)]
-    starts, embedded = np.cumsum(lengths) - lengths, dict[int, Tensor]()
-    for group in plan(lengths, lengths > 0, hidden.shape[1]):
+    starts, embedded = np.cumsum(lengths) - lengths, []
+    groups = plan(lengths, lengths > 0, hidden.shape[1])
+    for group in groups:
         places = starts[group][:, None] + np.arange(lengths[group].max())
         places = np.minimum(places, hidden.shape[1] - 1)  # what is beyond a row weighs 0
-        found = _weighted_mean(hidden[0, torch.from_numpy(places).to(hidden.device)], lengths[group])
-        embedded |= dict(zip(group.tolist(), found, strict=True))
-    return torch.stack([embedded[row] for row in range(len(lengths))])
+        embedded.append(_weighted_mean(hidden[0, torch.from_numpy(places).to(hidden.device)], lengths[group]))
+    return torch.cat(embedded)[torch.from_numpy(np.argsort(np.concatenate(groups))).to(hidden.device)]
 
 
 def _weighted_mean(hidden: Tensor, lengths: np.ndarray) -> Tensor:

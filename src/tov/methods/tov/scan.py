@@ -66,7 +66,7 @@ class Scanned:
 def layout(model: Any, rows: Encoded, batch_tokens: int) -> list[Batch]:
     """The batches of a scan: rows end to end where the model can be fed so (half precision on a GPU), else padded."""
     wanted = rows.scored_counts > 0
-    if walks_rows(model) and packable(model):
+    if walks_rows(model) and packable(model):  # asked alone, the latter speaks of training
         return [pack(rows, group) for group in fill(rows.lengths, wanted, batch_tokens // UNIT * UNIT)]
     return [collate(rows, group) for group in plan(rows.lengths, wanted, batch_tokens)]
 

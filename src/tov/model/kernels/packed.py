@@ -45,9 +45,8 @@ def options_for(model: Any, lengths: np.ndarray) -> dict[str, Any]:
     first = model.config.pad_token_id + 1 if model.config.model_type in OFFSET_POSITIONS else 0
     ends = np.concatenate([[0], np.cumsum(lengths)])
     places = first + np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
-    seen = torch.ones(
-        1, 1, 1, 1, dtype=torch.bool, device=model.device
-    )  # of four dimensions: transformers leaves it alone
+    # Of four dimensions: transformers leaves such a mask alone.
+    seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)
     rows = Rows(lengths.tolist(), torch.from_numpy(ends.astype(np.int32)).to(model.device))
     return {"position_ids": torch.from_numpy(places)[None].to(model.device), "attention_mask": seen, ROWS: rows}
 
