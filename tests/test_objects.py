@@ -438,12 +438,13 @@ def test_force_replaces_a_run_and_leaves_nothing_of_it(files: Path) -> None:
         ({"out": "https://example.org/run"}, ConfigError, "a run folder cannot be at https://"),
         ({"method": "less/dim=64/store=s3://bucket/store"}, ConfigError, "a local folder"),
         ({"pool": "s3://no-such-bucket/x.jsonl"}, DataError, "There is no object"),
+        ({"lora_target_modules": ("nowhere",)}, ConfigError, "nowhere"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_told(changed: dict[str, Any], kind: type[Exception], said: str, files: Path) -> None:
     with pytest.raises(kind, match=said):
         tov.select(**{**settings(files), "out": "s3://bucket/runs/wrong", **changed})
-    assert not store().exists("bucket/runs/wrong/scores")
+    assert not [path for path in store().find("bucket/runs/wrong") if ".lease" not in path]
 
 
 def test_a_package_that_is_missing_is_named(files: Path) -> None:

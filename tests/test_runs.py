@@ -93,6 +93,58 @@ def test_a_run_that_failed_before_it_made_anything_gives_way(tmp_path: Path, tin
     assert compare(tmp_path / "compare", tiny_folder, seeds=1).manifest.status == "finished"
 
 
+def test_a_command_that_is_refused_leaves_no_folder(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
+    rows = {"pool": files["pool"], "target": files["target"], "quiet": True}
+    picked = select(tmp_path / "run", tiny_folder, pool=files["pool"], target=files["target"])
+    out, refused = tmp_path / "runs" / "new", (ConfigError, DataError, ModelError)
+
+    gone = "cuda"  # tests see no GPU
+    calls: dict[str, Callable[[], Any]] = {
+        "device": lambda: select(out, tiny_folder, device=gone),
+        "devices": lambda: select(out, tiny_folder, devices="0,1", method="bm25"),
+        "auto": lambda: select(out, tiny_folder, device=gone, method="auto"),
+        "modules": lambda: select(out, tiny_folder, lora_target_modules=("nowhere",)),
+        "encoder": lambda: select(out, tiny_folder, method=f"rds/encoder={tmp_path / 'nowhere'}"),
+        "n": lambda: tov.reselect(picked, n=500, out=out, quiet=True),
+        "score": lambda: tov.score(picked, files["pool"], out=out, device=gone, quiet=True),
+        "fit": lambda: tov.fit(str(tiny_folder), **rows, out=out, device=gone),
+        "train": lambda: tov.train(picked, out=out, device=gone, quiet=True),
+        "compare": lambda: compare(out, tiny_folder, source_cap={"web": 0.5}, seeds=1),
+        "kind": lambda: tov.export(picked, to="trl", out=out, kind="pairs"),
+        "no kind": lambda: tov.export(picked, to="hub", out=out, kind="pairs"),
+    }
+
+    for name, call in calls.items():
+        with pytest.raises(refused):
+            call()
+        assert not out.parent.exists(), name
+    out.mkdir(parents=True)
+    for name in ("modules", "kind"):
+        with pytest.raises(refused):
+            calls[name]()
+        assert not [*out.iterdir()], f"{name}: a folder of the user's, and nothing in it"
+
+
+def test_a_command_that_is_refused_leaves_what_was_there(tmp_path: Path) -> None:
+    def fails(name: str, error: Exception, shard: bool = False) -> None:
+        with work_on(tmp_path / name, command="select", identity={}, settings={}) as run:
+            if shard:
+                (run.folder / "scores").mkdir()
+                (run.folder / "scores" / "rows-000000000000.parquet").write_text("work")
+            raise error
+
+    with pytest.raises(ConfigError):
+        fails("run", ConfigError("no"), shard=True)
+    before = contents(tmp_path / "run")
+    assert "scores/rows-000000000000.parquet" in before
+    with pytest.raises(ConfigError):
+        fails("run", ConfigError("no"))
+    assert contents(tmp_path / "run").keys() >= before.keys()
+    with pytest.raises(tov.NumericError):
+        fails("other", tov.NumericError("NaN"))
+    assert (tmp_path / "other" / "manifest.json").exists(), "what was not the user's fault is looked into"
+
+
 def test_force_spares_the_run_that_is_compared(tmp_path: Path, tiny_folder: Path, files: dict[str, str]) -> None:
     picked = select(tmp_path / "run", tiny_folder, pool=files["pool"], target=files["target"])
     with pytest.raises(RunError, match="--force would delete"):

@@ -7,6 +7,10 @@ from typing import Any
 from tov.engine.base import Engine
 from tov.engine.local import LocalEngine
 from tov.engine.models import Models
+from tov.inputs.read import AUTO
+from tov.model.load import pick_device
+from tov.objects.mirror import local
+from tov.runs.manifest import FILE
 
 
 def engine_of(settings: Any, models: Models) -> Engine:
@@ -31,3 +35,23 @@ def engine_of(settings: Any, models: Models) -> Engine:
         check_devices(settings.devices)
         return ProcessEngine(settings.devices, models)
     return LocalEngine(models)
+
+
+def check_here(settings: Any, *, reads_model: bool = True) -> None:
+    """Before anything is read or made, where --out holds no run yet: one that is finished needs no device.
+
+    Args:
+        settings: with `out` and `device`, of a command with `tov.config.engine.EngineSettings` or without.
+        reads_model: whether the command opens a model in this process.
+
+    Raises:
+        ConfigError: a device that is named is not here.
+    """
+    if settings.out != AUTO and (local(settings.out) / FILE).exists():
+        return
+    if getattr(settings, "devices", None):
+        from tov.engine.processes import check_devices
+
+        check_devices(settings.devices)
+    if reads_model and getattr(settings, "engine", "local") == "local":
+        pick_device(settings.device)

@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from tov.errors import ConfigError, TovError
+from tov.errors import ConfigError, StorageError, TovError
 from tov.files import TEMPORARY, atomic, copying, write_json
 from tov.objects.lease import LEASES, Lease, at_work
 from tov.objects.stores import cache_folder, is_url, listed, mark, opened, short, tried
@@ -110,8 +110,16 @@ def _held(folder: Path, url: str) -> Iterator[None]:
             mirror = _Mirror(folder, url)
             with mirror.lease.hold():
                 mirror.pull()
-                with copying(folder, mirror.put):
-                    yield
+                try:
+                    with copying(folder, mirror.put):
+                        yield
+                except TovError:
+                    if (
+                        not mirror.has_files()
+                    ):  # the command was refused before it made anything, and has removed its run
+                        with suppress(StorageError):
+                            mirror.push()
+                    raise
                 mirror.push()
     except filelock.Timeout:
         raise at_work(url, "on this machine") from None
@@ -176,6 +184,10 @@ class _Mirror:
 
     def _files(self) -> list[Path]:
         return [one for one in self.folder.rglob("*") if one.is_file() and not LOCAL.fullmatch(one.name)]
+
+    def has_files(self) -> bool:
+        """Whether a file of a run is in the local folder."""
+        return bool(self._files())
 
     def put(self, file: Path) -> None:
         """Puts a file into the store.

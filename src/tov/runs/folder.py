@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from tov.errors import RunError, StorageError, TovError
+from tov.errors import USER_ERROR, RunError, StorageError, TovError
 from tov.files import append_json_line, checksum, digest, listing, sweep_temporaries, write_text
 from tov.objects.mirror import local, named
 from tov.objects.stores import is_url
@@ -39,11 +39,12 @@ from tov.runs.made import (
     listed_in,
     made_by,
     made_nothing,
-    made_said,
+    make,
     remove,
     remove_new,
     settle,
     take_place,
+    unmake,
     writer_of,
 )
 from tov.runs.manifest import FILE, Manifest, differences, read_manifest
@@ -196,8 +197,9 @@ def work_on(
 ) -> Iterator[Run]:  # fmt: skip
     """A new run, or the one in `folder` if it has the same identity, for as long as the block; no other process works there.
 
-    A finished run is handed out as it is. A run that failed before it made anything (a wrong option, say) gives way, so that
-    the corrected command may be given. An error of ours leaves the run marked as failed.
+    A finished run is handed out as it is. A run that failed before it made anything gives way, so that the corrected command
+    may be given. An error of ours leaves the run marked as failed; where it is the user's (a wrong option, say) and this call
+    has begun the run and made nothing, it leaves no folder.
 
     Args:
         folder: of the run.
@@ -226,8 +228,7 @@ def work_on(
             return
         if changed and not _gives_way(run):
             raise _another_run(folder, changed, command)
-    with made_said(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    made = make(folder)
     with alone_in(folder):
         with listing(folder, lambda _: None):  # what every run has is listed nowhere, also of one inside another
             run = _own(folder, identity=identity, command=command, settings=settings, force=force)
@@ -235,7 +236,10 @@ def work_on(
         try:
             with listing(run.folder, writer_of(run.folder)):
                 yield run
-        except TovError:
+        except TovError as error:
+            if error.exit_code == USER_ERROR and not there and made_nothing(folder):
+                unmake(folder, made)
+                raise
             # What went wrong matters more than that it could not be noted (on a full disk both fail).
             with suppress(OSError, StorageError):
                 run.note(**({} if run.finished else {"status": "failed"}))

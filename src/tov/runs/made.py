@@ -212,3 +212,28 @@ def remove_new(folder: Path) -> None:
 def made_nothing(folder: Path) -> bool:
     places = (folder, folder / PILOTS, folder / SAMPLED)
     return all(file.name in BARE and file.parent in places for file in folder.rglob("*") if file.is_file())
+
+
+def make(folder: Path) -> list[Path]:
+    """Makes a run's folder and those above it.
+
+    Returns:
+        Those that were not there, itself first.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    with made_said(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def unmake(folder: Path, made: Iterable[Path]) -> None:
+    """Removes what a run that has made nothing has written, then what is empty of the folders that were made for it."""
+    with suppress(OSError):
+        bare = [file for file in folder.rglob("*") if file.name in BARE]
+        remove(folder, [str(file.relative_to(folder)) for file in bare])
+        below = sorted((place for place in folder.rglob("*") if place.is_dir()), reverse=True)
+        for place in (*below, *made):
+            place.rmdir()  # ends at one that is not empty

@@ -21,6 +21,7 @@ from tov.config.records import CompareConfig
 from tov.config.settings import build
 from tov.data.pool import check_mapping, files_of
 from tov.data.sources import Input
+from tov.engine.choose import check_here
 from tov.errors import ConfigError, RunError
 from tov.files import write_json, write_text
 from tov.inputs.named import Inputs, list_inputs, model_identity, name_inputs, pool_identity
@@ -188,6 +189,7 @@ def run_compare(
 ) -> Compared:
     """`compare` from a record of settings; inputs in memory are passed beside it."""
     if not config.report_only:
+        check_here(config)
         check_loading(Loading.of(config), config.device, new_head=False)
     data = read_data(config, pool or config.pool, target or config.target, test or config.test)
     config = config.for_task(data.target.task).model_copy(update={"model": located(config.model)})

@@ -86,6 +86,7 @@ def export(from_run: str | os.PathLike[str], *, to: str, out: str | Path, **sett
 
 def run_export(config: ExportConfig) -> Exported:
     """`export` from a record of settings."""
+    _check_kind(TRAINERS[config.to], config.kind)
     origin = open_choice(config.from_run)
     made = {name: origin.manifest.files.get(name) for name in (training_file.FILE, training_file.LINES)}
     identity = {"settings": config.of("export"), "chosen": made, "scores": origin.stamp}
@@ -153,18 +154,21 @@ def _put(place: Path, content: str | Path) -> None:
         temporary.write_bytes(content.read_bytes())
 
 
-def _kept(found: Counter[str], trainer: Trainer, asked: str | None) -> list[str]:
-    """The kinds of rows that are written.
-
-    Raises:
-        ConfigError: a kind is asked for of a trainer that takes rows of every kind.
-        DataError: the trainer does not take a kind, or several kinds at once, or there are no rows of the one asked for.
-    """
+def _check_kind(trainer: Trainer, asked: str | None) -> None:
+    """Raises ConfigError if a kind is asked for of a trainer that takes rows of every kind."""
     if asked and trainer.several:
         raise ConfigError(
             f"--kind {asked} has no effect with --to {trainer.name}, which takes rows of every kind as they are.",
             fix="Leave --kind out.",
         )
+
+
+def _kept(found: Counter[str], trainer: Trainer, asked: str | None) -> list[str]:
+    """The kinds of rows that are written.
+
+    Raises:
+        DataError: the trainer does not take a kind, or several kinds at once, or there are no rows of the one asked for.
+    """
     said = ", ".join(f"{count:,} {TITLES.get(kind, kind)}" for kind, count in found.most_common())
     kept = [kind for kind in found if asked in (None, kind)]
     if not kept:

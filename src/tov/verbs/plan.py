@@ -36,9 +36,9 @@ from tov.runs.folder import check_place, run_folder, watch_run
 from tov.runs.made import SAMPLED
 from tov.runs.manifest import FILE
 from tov.seeds import generator
+from tov.verbs.asked import select_identity
 from tov.verbs.planned import ReadForPlan, count_trained, data_facts, said_of
 from tov.verbs.proxy import by_model, by_proxy, check_other, check_proxy, sample_size
-from tov.verbs.select import select_identity
 from tov.verbs.training_file import bytes_a_row, check_writable
 
 

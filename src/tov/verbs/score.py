@@ -14,7 +14,7 @@ from tov.config.settings import build
 from tov.data.labels import check_known
 from tov.data.pool import files_of
 from tov.data.sources import Input
-from tov.engine.choose import engine_of
+from tov.engine.choose import check_here, engine_of
 from tov.engine.local import LocalEngine
 from tov.engine.models import Models, ModelSpec
 from tov.files import write_text
@@ -69,6 +69,7 @@ def score(path: str | os.PathLike[str], pool: Inputs, *, out: str | Path | None 
 
 def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Result:
     """`score` from a record of settings."""
+    check_here(config)
     pools = pools or config.pool
     origin = open_run(config.from_run)
     paths = {name: open_path(folder) for name, folder in fitted_paths(origin).items()}
@@ -169,6 +170,7 @@ def fit(model: str, target: Inputs, *, pool: Inputs, out: str | Path | None = No
 
 def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Sequence[Input] | None = None) -> Result:
     """`fit` from a record of settings."""
+    check_here(config)
     pools, targets = pools or config.pool, targets or config.target
     config, target, rows, labels = read_inputs(config, pools, targets, out=config.out)
     check_clusters(config.target_clusters, target)

@@ -13,8 +13,9 @@ from tov.config.records import ReselectConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.pool import Pool, files_of
 from tov.data.sources import Input
+from tov.engine.choose import check_here
 from tov.engine.models import Models, ModelSpec
-from tov.errors import ModelError, RunError
+from tov.errors import RunError
 from tov.files import checksum, write_text
 from tov.inputs.amount import Amount, amount_of, lengths_of
 from tov.inputs.named import (
@@ -22,14 +23,11 @@ from tov.inputs.named import (
     check_pool_unchanged,
     check_unchanged,
     list_inputs,
-    model_identity,
     name_inputs,
     pool_again,
-    pool_identity,
     read_inputs,
     remember,
     remember_in,
-    targets_identity,
     unchanged_run,
 )
 from tov.inputs.read import Indexed, PoolRows, check_n
@@ -45,11 +43,12 @@ from tov.reports.proxy import proxy_notes, proxy_warnings
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.runs.made import alone_in
-from tov.runs.manifest import InputsRecord, differences
+from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
+from tov.verbs.asked import is_asked_for, select_identity
 from tov.verbs.explain import default_explained, explain, to_explain
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
 from tov.verbs.proxy import (
@@ -57,9 +56,7 @@ from tov.verbs.proxy import (
     check_other,
     check_proxy,
     count_sample,
-    proxy_asked,
     proxy_facts,
-    proxy_identity,
     score_sample,
 )
 from tov.verbs.report import write_missing, write_page
@@ -113,13 +110,11 @@ def run_select(
     check_proxy(config, variant)
     pools, targets = pools or config.pool, targets or config.target
     done = None if config.force else unchanged_run(config.out, command="select", pool=pools, target=targets)
-    if done:
-        asked = {**_settings(config.for_task(_task(done)), variant), "model": _model_of(done, config), "proxy": None}
-        asked |= proxy_asked(done, config)
-        if not differences({name: done.manifest.identity.get(name) for name in asked}, asked):
-            training_file.check_selected(done)
-            return _shown_too(done, config)
+    if done and is_asked_for(done, config, variant):
+        training_file.check_selected(done)
+        return _shown_too(done, config)
     check_other(config)
+    check_here(config, reads_model="model" in variant.method.reads or variant.method.takes == "pilots")
     config, target, rows, labels = read_inputs(config, pools, targets, out=config.out)
     training_file.check_writable(rows.pool)
     amount = _amount(by_proxy(config), variant, rows, target, labels)
@@ -204,41 +199,6 @@ def _keep_up(run: Run, pool: Pool, inputs: InputsRecord) -> None:
             write_text(run.folder / "summary.md", summary_markdown(run.manifest))
             made = (training_file.FILE, training_file.LINES, "summary.md")
             run.note(files={**run.manifest.files, **{name: checksum(run.folder / name) for name in made}})
-
-
-def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, target: Indexed) -> dict[str, Any]:
-    """What the files of a selection depend on."""
-    return {
-        **_settings(config, variant),
-        "model": model_identity(config),
-        **proxy_identity(config),
-        "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
-        "targets": targets_identity(target),
-    }
-
-
-def _settings(config: SelectionSettings, variant: Variant) -> dict[str, Any]:
-    """The part of the identity that settings decide."""
-    stages: Any = ("pilots", "fit", "scan", "choice")
-    return {
-        "method": variant.method.name,
-        "options": variant.dumped,
-        "settings": with_effect(config, variant.method, *stages),
-    }
-
-
-def _model_of(done: Run, config: SelectConfig) -> str:
-    """The content of the model that is asked for; one that is gone is taken for the run's if it is called so."""
-    try:
-        return model_identity(config)
-    except ModelError:
-        if done.manifest.to_train and done.manifest.to_train.is_called(config.model):
-            return str(done.manifest.identity.get("model"))
-        raise
-
-
-def _task(run: Run) -> str:
-    return run.manifest.model.task if run.manifest.model else ""
 
 
 def reselect(

@@ -21,6 +21,7 @@ from tov.data.labels import check_known
 from tov.data.pool import Pool, files_of
 from tov.data.rows import Row, prompt_hash
 from tov.data.sources import Input
+from tov.engine.choose import check_here
 from tov.engine.models import ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ConfigError, DataError, RunError
 from tov.files import digest, write_text
@@ -111,6 +112,7 @@ def run_train(
     config: TrainConfig, pools: Sequence[Input] | None = None, tests: Sequence[Input] | None = None
 ) -> Trained:
     """`train` from a record of settings; inputs in memory are passed beside it."""
+    check_here(config)
     origin = open_choice(config.from_run)
     model = origin.manifest.to_train
     assert model
