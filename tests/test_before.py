@@ -100,3 +100,31 @@ def test_a_missing_chat_template(tmp_path: Path, topics: dict[str, Rows]) -> Non
 def test_a_small_target(tiny_folder: Path, topics: dict[str, Rows]) -> None:
     said = about(warned(tiny_folder, topics["science"], topics["ai"][:31]), "The target has 31 usable rows")
     assert "Add examples" in said
+
+
+def test_the_commands_that_score_warn_of_a_small_target_in_the_words_of_the_plan(
+    tmp_path: Path, tiny_folder: Path, topics: dict[str, Rows]
+) -> None:
+    pool, given = topics["science"][:60], {"max_length": 64, "base_size": 8, "epochs": 1, "quiet": True}
+    said = about(warned(tiny_folder, pool, topics["ai"][:31]), "31 usable rows")
+    made = {
+        rows: tov.select(
+            model=str(tiny_folder), pool=pool, target=topics["ai"][:rows], n=8, out=tmp_path / f"{rows}", **given
+        )
+        for rows in (31, 32)
+    }
+    scored = {rows: tov.score(run, pool, out=tmp_path / f"scored-{rows}", quiet=True) for rows, run in made.items()}
+    again = tov.reselect(made[31], n=4, out=tmp_path / "again", pool=pool, quiet=True)
+    fitted = tov.fit(str(tiny_folder), topics["ai"][:31], pool=pool, out=tmp_path / "fit", **given)
+    for run in (made[31], scored[31], again, fitted):
+        assert said in run.summary["notes"]
+        assert f"note: {said}" in str(run)
+    for run in (made[32], scored[32]):
+        assert not [note for note in run.summary["notes"] if "usable rows. Under" in note]
+    drawn = tov.select(
+        model=str(tiny_folder), pool=pool, target=topics["ai"][:5], n=8, method="random", out=tmp_path / "random",
+        max_length=64, quiet=True,
+    )  # fmt: skip
+    assert not [note for note in drawn.summary["notes"] if "Under 32" in note], (
+        "no target decides what is drawn at random"
+    )

@@ -20,6 +20,19 @@ APART = 0.1
 ERRORS = 4.0
 """Standard errors: beside 32 target rows of which 30 % have a trait, 35 % of all rows; beside a pool, 10 % of 512 rows."""
 
+FEW = 32
+"""Target rows under which the target's own chance is most of what a method sees."""
+
+
+def few_target(rows: int) -> list[str]:
+    """The sentence that a target of so many rows with a scored token is small; none where it is not."""
+    if rows >= FEW:
+        return []
+    return [
+        f"The target has {rows:,} usable rows. Under {FEW} the choice depends much on which rows they are. Add examples, "
+        "or repeat the run with other seeds and see whether the choice stays."
+    ]
+
 
 def far(chosen: tuple[float, int], *others: tuple[float, int]) -> bool:
     """Whether a share lies outside those of all others, on one side.

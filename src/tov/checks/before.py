@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tov.checks.apart import percent
+from tov.checks.apart import few_target, percent
 from tov.config.settings import EVERY_SOURCE
 from tov.data.near import Near, question_text
 from tov.inputs.read import Indexed, PoolRows
@@ -23,8 +23,6 @@ MUCH = 0.05
 """Share of the pool's rows that are without a scored token, or cut, from which on it is said."""
 DOMINATES = 0.8
 """Share of the usable rows that one of several sources has, from which on it is said."""
-FEW = 32
-"""Target rows under which the target's own chance is most of what a method sees."""
 FOUND = 0.1
 """Share of the target's prompts that are in the pool, from which on the one looks like a part of the other."""
 
@@ -143,13 +141,8 @@ def _bare(seen: Before) -> bool:
     return not TASKS[seen.target.task].generates or all(getattr(row, "plain", False) for row in seen.target.rows)
 
 
-def _few(seen: Before) -> Iterator[str]:
-    rows = len(seen.target_encoded)
-    if rows < FEW:
-        yield (
-            f"The target has {rows:,} usable rows. Under {FEW} the choice depends much on which rows they are. Add examples, "
-            "or repeat the run with other seeds and see whether the choice stays."
-        )
+def _few(seen: Before) -> list[str]:
+    return few_target(len(seen.target_encoded))
 
 
 def _cut(seen: Before) -> Iterator[str]:

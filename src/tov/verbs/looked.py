@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from tov.checks.apart import few_target
 from tov.checks.facts import drawn, facts, seen
 from tov.checks.look import Beside, look
 from tov.config.records import DataSettings, PathSettings
@@ -18,6 +19,7 @@ from tov.engine.models import ModelSpec
 from tov.errors import TovError
 from tov.inputs.read import Indexed, read_target, usable_rows
 from tov.methods.clusters import targets_now
+from tov.methods.registry import find_method
 from tov.runs.folder import Run
 from tov.runs.manifest import ChecksRecord, RowsFacts
 from tov.scores.table import usable_in
@@ -85,4 +87,14 @@ def look_at(
     task, pool_rows = TASKS[pool.task], usable_rows(pool.at(theirs))
     others, like = ({"target": target[0]}, target[1]) if target else ({}, _facts(run))
     beside = Beside(task, facts(pool_rows, task, sizes=lengths[theirs], of=len(usable)), pool_rows, like, others)
-    return look(usable_rows(pool.at(mine)), lengths[mine], beside, n=len(row_ids))
+    seen_of = look(usable_rows(pool.at(mine)), lengths[mine], beside, n=len(row_ids))
+    return seen_of.model_copy(update={"warnings": [*few(run), *seen_of.warnings]})
+
+
+def few(run: Run) -> list[str]:
+    """The warning that a run's target is small, as `tov plan` has it; none where the method draws rows at random."""
+    scoring, targets = run.manifest.scoring, run.manifest.targets.values()
+    if not targets or (scoring and find_method(scoring.method).takes == "random"):
+        return []
+    like = _facts(run)  # of all targets together, but for a run of an older version
+    return few_target(like.looked_at if like else sum(one.rows for one in targets))

@@ -85,15 +85,17 @@ class Result:
 
     def __str__(self) -> str:
         """What the command prints: what there is, and what to do next."""
+        notes = [f"note: {line(one)}" for one in self.summary.get("notes", ())]
         if "scores" not in self.summary:
-            return (
-                f"path of {counted(self.summary['epochs'], 'epochs')} in {line(joined(self.place, 'path'))}\n"
-                f"score a pool with it: tov score --from {argument(self.place)} --pool POOL --out OUT"
-            )
+            return "\n".join([
+                f"path of {counted(self.summary['epochs'], 'epochs')} in {line(joined(self.place, 'path'))}", *notes,
+                f"score a pool with it: tov score --from {argument(self.place)} --pool POOL --out OUT",
+            ])  # fmt: skip
         facts = self.summary["scores"]
         return "\n".join([
             f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {line(joined(self.place, 'summary.md'))}",
             *(f"  {count:,} rows without a score: {line(reason)}" for reason, count in facts["left_out"].items()),
+            *notes,
             f"choose from them: tov select --from {argument(self.place)} --n {to_choose(facts['usable'])} --out OUT",
         ])  # fmt: skip
 

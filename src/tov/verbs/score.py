@@ -45,7 +45,7 @@ from tov.scores.store import read_table
 from tov.scores.table import DEFAULT_TARGET, artifacts_of, column_name
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
-from tov.verbs.looked import note_target, see_target
+from tov.verbs.looked import few, note_target, see_target
 from tov.verbs.result import Result, fitted, fitted_paths
 from tov.verbs.select import facts_of
 
@@ -120,7 +120,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
         assert len(ready) == len(paths)
         prepared = Prepared(run, rows, settings, method, None, labels, ready, None)
         fill_table(prepared, models, engine_of(config, models), quiet=config.quiet)
-        notes = reading_notes(pool=rows)
+        notes = [*few(run), *reading_notes(pool=rows)]
         if settings.on_bad_row == quarantine.MODE:
             excluded = read_table(run.scores, columns=["excluded"], fingerprint=run.stamp)
             notes += quarantine.write_quarantine(run.folder, rows.pool, excluded)
@@ -207,7 +207,12 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
         note_target(run, see_target(target, settings, labels)[1])
         stored = open_path(fitted(run))
         run.note(
-            summary={"epochs": stored.epochs, "base_rows": stored.manifest["base_size"], "log": stored.manifest["log"]}
+            summary={
+                "epochs": stored.epochs,
+                "base_rows": stored.manifest["base_size"],
+                "log": stored.manifest["log"],
+                "notes": few(run),
+            }
         )
         run.finish()
     return Result(run)
