@@ -28,7 +28,7 @@ from tiny import make_rows, write_jsonl
 from tov.config.records import SelectConfig
 from tov.config.settings import build
 from tov.data.pool import Index, Pool
-from tov.errors import ConfigError, DataError, RunError
+from tov.errors import DataError, NumericError, RunError
 from tov.inputs import kept
 from tov.inputs.read import open_rows, read_pool
 from tov.runs.made import INDEX, INDEXED, made_nothing
@@ -234,10 +234,10 @@ def test_a_forced_run_goes_on_with_its_own(fresh: Desk, reading: Reading) -> Non
 
 
 def test_a_run_that_has_kept_nothing_else_gives_way(fresh: Desk, reading: Reading) -> None:
-    def refuse() -> None:
-        raise ConfigError("No.")
+    def fail() -> None:
+        raise NumericError("NaN.")
 
-    with pytest.raises(ConfigError), Moment("tov.verbs.select.score_pool").struck(refuse):
+    with pytest.raises(NumericError), Moment("tov.verbs.select.score_pool").struck(fail):
         fresh.select(seed=5)
     folder = fresh.base / "select"
     assert (folder / INDEX).exists()

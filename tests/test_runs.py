@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -267,6 +268,36 @@ def test_other_content_under_the_same_size_and_time_is_noticed(
     with pytest.raises(RunError, match=rf"holds another run(.|\n)*{name}[a-z.]*\.fingerprint: "):
         select(tmp_path / "run", tiny_folder, **given)
     assert contents(first.folder) == before
+
+
+def test_a_file_that_has_changed_is_named(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tov.files, "RACY", 0)
+    rows = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2)}
+    given = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", made)) for role, made in rows.items()}
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    first = select(tmp_path / "run", model, **given)
+    pool, other = Path(given["pool"]), str(shutil.copy(given["target"], tmp_path / "other.jsonl"))
+    size = pool.stat().st_size
+    write_jsonl(pool, make_rows(41, seed=1))
+    with pytest.raises(RunError) as error:
+        select(tmp_path / "run", model, **given)
+    said = str(error.value)
+    assert "pool.sources.pool: 40 -> 41" in said
+    assert f"{pool}: {size:,} bytes, SHA-256 " in said
+    assert f" -> {pool.stat().st_size:,} bytes, SHA-256 " in said
+    assert given["target"] not in said, "it is as it was"
+    assert "put its files back" in error.value.fix
+    with pytest.raises(DataError, match=rf"41 rows, but 40 were scored(.|\n)*{re.escape(str(pool))}: "):
+        tov.reselect(first, n=3, out=tmp_path / "again", quiet=True)
+    write_jsonl(pool, rows["pool"])
+    write_jsonl(Path(other), make_rows(7, seed=9))
+    with pytest.raises(RunError) as error:
+        select(tmp_path / "run", model, **{**given, "target": other})
+    assert f"{given['target']}: read -> not read" in str(error.value)
+    assert f"{other}: not read -> read" in str(error.value)
+    mutate_template(model)
+    with pytest.raises(RunError, match=rf"model: .*content of its files: of {re.escape(str(model))}\)"):
+        select(tmp_path / "run", model, **given)
 
 
 def mutate_template(model: Path) -> None:

@@ -34,6 +34,7 @@ from tov.model.load import check_loading, content_of, located
 from tov.model.loading import Loading
 from tov.objects.mirror import local
 from tov.objects.stores import is_url
+from tov.runs.changed import changed_files
 from tov.runs.folder import Run, finished_run
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import read_hashes
@@ -214,8 +215,11 @@ def pool_again(origin: Run, pools: Sequence[Input] | None, scored: int) -> Pool:
         )
     pool = open_rows(pools or record.pool or [], build(DataSettings, record.reading))
     if len(pool) != scored:
+        changed = "".join(f"\n    {one}" for one in changed_files(record))
         raise DataError(
-            f"The pool has {len(pool):,} rows, but {scored:,} were scored.",
+            f"The pool has {len(pool):,} rows, but {scored:,} were scored."
+            + " Files that have changed:" * bool(changed)
+            + changed,
             fix="Put the pool's files back, or score the new pool.",
         )
     return pool

@@ -12,7 +12,6 @@ files that tov has made are removed: those that the manifest or, before it is fi
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ from tov.errors import USER_ERROR, RunError, StorageError, TovError
 from tov.files import append_json_line, checksum, digest, listing, sweep_temporaries, write_text
 from tov.objects.mirror import local, named
 from tov.objects.stores import is_url
+from tov.runs.changed import another_run
 from tov.runs.environment import hardware, now, versions
 from tov.runs.made import (
     BARE,
@@ -36,6 +36,7 @@ from tov.runs.made import (
     LOCK,
     NEW,
     alone_in,
+    check_place,
     listed_in,
     made_by,
     made_nothing,
@@ -214,7 +215,7 @@ def work_on(
             read, or another process is at work there.
         StorageError: the disk is full.
     """
-    identity = {"command": command, **identity}
+    identity, model = {"command": command, **identity}, str(settings.get("model") or "")
     check_place(folder, force=force)
     settle(folder)
     there = (folder / FILE).exists()
@@ -227,7 +228,7 @@ def work_on(
             yield run
             return
         if changed and not _gives_way(run):
-            raise _another_run(folder, changed, command)
+            raise another_run(folder, run.manifest, changed, command, reads, model)
     made = make(folder)
     with alone_in(folder):
         with listing(folder, lambda _: None):  # what every run has is listed nowhere, also of one inside another
@@ -264,7 +265,7 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
                 run.event("resumed")
             return run
         if not replaces and not _gives_way(run):
-            raise _another_run(folder, changed, command)
+            raise another_run(folder, run.manifest, changed, command)
     if replaces:
         remove_new(folder)
         place.mkdir()
@@ -305,7 +306,7 @@ def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run
     run = _run_in(folder, fix=f"Name the --out of an earlier tov {command}.")
     changed = run.changed({"command": command, **identity})
     if changed:
-        raise _another_run(folder, changed, command)
+        raise another_run(folder, run.manifest, changed, command)
     return run
 
 
@@ -322,14 +323,6 @@ def _run_in(folder: Path, *, fix: str) -> Run:
     if not (folder / FILE).exists():
         raise RunError(f"{named(folder)} holds no run (no {FILE}).", fix=fix)
     return Run(folder, read_manifest(folder))
-
-
-def _another_run(folder: Path, changed: Sequence[str], command: str) -> RunError:
-    fix = "Choose another --out, or overwrite the run with --force."
-    return RunError(
-        f"{named(folder)} holds another run. It differs in:\n" + "\n".join(f"    {line}" for line in changed),
-        fix=fix + " To choose anew from its scores, use select --from." * (command == "select"),
-    )
 
 
 def any_run(folder: Path | str, *, with_page: bool = False) -> Run:
@@ -373,27 +366,3 @@ def _check_apart(folder: Path, reads: Sequence[Path]) -> None:
                 f"--force would delete {path}, which this command reads: it is in --out {folder}.",
                 fix="Choose another --out.",
             )
-
-
-def check_place(folder: Path, *, force: bool = False) -> None:
-    """Raises RunError unless a run may be made here, or is here: not among files that are no run's.
-
-    A folder without a manifest may hold what a run killed in its first moments leaves, and nothing else.
-    """
-    if (folder / FILE).exists():
-        read_manifest(folder)
-        return
-    if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
-            what = "a link to nothing" if folder.is_symlink() else "a file"
-            raise RunError(f"--out {folder} is {what}, but must be a folder.", fix="Choose another --out.")
-        return
-    # The manifest is the first file of a run, so no more than a part of it can be there.
-    ours = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(FILE)}\.\d+\.tmp")
-    strange = [entry for entry in folder.iterdir() if not ours.fullmatch(entry.name) or entry.is_dir()]
-    if strange:
-        raise RunError(
-            f"{folder} is not empty and holds no run (it has {strange[0].name})"
-            + (", so --force does not delete it." if force else "."),
-            fix="Choose another --out.",
-        )

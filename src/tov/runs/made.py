@@ -237,3 +237,27 @@ def unmake(folder: Path, made: Iterable[Path]) -> None:
         below = sorted((place for place in folder.rglob("*") if place.is_dir()), reverse=True)
         for place in (*below, *made):
             place.rmdir()  # ends at one that is not empty
+
+
+def check_place(folder: Path, *, force: bool = False) -> None:
+    """Raises RunError unless a run may be made here, or is here: not among files that are no run's.
+
+    A folder without a manifest may hold what a run killed in its first moments leaves, and nothing else.
+    """
+    if (folder / FILE).exists():
+        read_manifest(folder)
+        return
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            what = "a link to nothing" if folder.is_symlink() else "a file"
+            raise RunError(f"--out {folder} is {what}, but must be a folder.", fix="Choose another --out.")
+        return
+    # The manifest is the first file of a run, so no more than a part of it can be there.
+    ours = re.compile(rf"{re.escape(LOCK)}|\.{re.escape(FILE)}\.\d+\.tmp")
+    strange = [entry for entry in folder.iterdir() if not ours.fullmatch(entry.name) or entry.is_dir()]
+    if strange:
+        raise RunError(
+            f"{folder} is not empty and holds no run (it has {strange[0].name})"
+            + (", so --force does not delete it." if force else "."),
+            fix="Choose another --out.",
+        )

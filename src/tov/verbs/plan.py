@@ -32,8 +32,8 @@ from tov.model.load import located
 from tov.progress import tell
 from tov.reports.plan import BACKWARD, plan_text
 from tov.runs.environment import resident_memory
-from tov.runs.folder import check_place, run_folder, watch_run
-from tov.runs.made import SAMPLED
+from tov.runs.folder import run_folder, watch_run
+from tov.runs.made import SAMPLED, check_place
 from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.verbs.asked import select_identity

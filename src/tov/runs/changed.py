@@ -1,0 +1,92 @@
+"""What is told of a folder that holds another run than the one asked for: settings, content, and the files that changed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tov.errors import RunError
+from tov.files import content_digest, stamp_of
+from tov.objects.mirror import named
+from tov.runs.made import CONFIG
+from tov.runs.manifest import InputsRecord, Manifest
+
+MOST = 10
+"""Files that are named."""
+DIGITS = 8
+"""Of a SHA-256 that is shown."""
+READS_ALL = ("select", "score", "fit")
+"""Commands whose record of inputs has every file that they read rows from."""
+
+
+def another_run(
+    folder: Path, manifest: Manifest, differs: Sequence[str], command: str, reads: Sequence[Path] = (), model: str = ""
+) -> RunError:
+    """What to raise where a folder holds another run.
+
+    Args:
+        folder: of the run.
+        manifest: of the run.
+        differs: the lines on what its identity has other than the one asked for.
+        command: that was given.
+        reads: what the command reads.
+        model: as the command names it.
+    """
+    lines = [_with_model(one, folder, model) for one in differs]
+    content = any(".fingerprint: " in one or ".excluded: " in one for one in differs)
+    files = changed_files(manifest.inputs, reads if manifest.command in READS_ALL else ()) if content else []
+    lines += files
+    fix = "Choose another --out, or overwrite the run with --force."
+    return RunError(
+        f"{named(folder)} holds another run. It differs in:\n" + "\n".join(f"    {one}" for one in lines),
+        fix="To go on with that run, put its files back as they were. " * bool(files) + fix
+        + " To choose anew from its scores, use select --from." * (command == "select"),
+    )  # fmt: skip
+
+
+def _with_model(text: str, folder: Path, model: str) -> str:
+    """The line on the content of a model with the names that it has."""
+    if not text.startswith("model: ") or not model:
+        return text
+    then: Any = None
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        then = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["model"]
+    names = f"of {model}" if then in (None, model) else f"of {then} -> of {model}"
+    return text.replace("(content of its files)", f"(content of its files: {names})")
+
+
+def changed_files(record: InputsRecord, reads: Sequence[Path] = ()) -> list[str]:
+    """A line for each input file that is not what it was, `FILE: then -> now`; the first of many.
+
+    Args:
+        record: of the inputs then.
+        reads: the files that are read now, where that is known; then also those that only one of the two reads are told.
+    """
+    lines = [*_changed(record)]
+    now = {os.path.abspath(path) for path in reads if path.is_file()}
+    if now:
+        there = [name for name in record.files if os.path.exists(name)]
+        lines += [f"{name}: read -> not read" for name in there if name not in now]
+        lines += [f"{name}: not read -> read" for name in sorted(now - record.files.keys())]
+    more = len(lines) - MOST
+    return [*lines[:MOST], *([f"and {more:,} files more"] if more > 0 else [])]
+
+
+def _changed(record: InputsRecord) -> Iterator[str]:
+    for name, digest in record.files.items():
+        path, stamp = Path(name), record.stamps.get(name)
+        try:
+            if stamp and stamp == stamp_of(path):
+                continue
+            size, now = path.stat().st_size, content_digest(path)
+        except OSError:
+            yield f"{name}: there -> cannot be read now"
+            continue
+        if now != digest:
+            was = f"{stamp[0]:,} bytes, " if stamp else ""
+            yield f"{name}: {was}SHA-256 {digest[:DIGITS]} -> {size:,} bytes, SHA-256 {now[:DIGITS]}"
