@@ -171,6 +171,11 @@ def _(b: Bench) -> list[str]:
     return b.select(target=None)
 
 
+@bad("missing --model of a method that reads text", "--model is missing", "tokenizer and chat template", "tov train")
+def _(b: Bench) -> list[str]:
+    return b.select(model=None, method="bm25")
+
+
 @bad("value out of range", "--target-learning-rate-ratio", "-1", "greater than 0")
 def _(b: Bench) -> list[str]:
     return b.select("--target-learning-rate-ratio", "-1")

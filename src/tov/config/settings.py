@@ -138,6 +138,12 @@ def declared_by(record: type[Settings], name: str) -> Declared:
     assert isinstance(extra, dict)
     return extra["declared"]  # type: ignore[return-value]
 
+WHY_A_MODEL = (
+    " --model is the model that the rows are chosen for. Methods that read text alone (bm25, random) need it too, though not its "
+    "weights: its tokenizer and chat template say how many tokens a row has, which of them are scored, and what --max-length "
+    "cuts off; and tov train and tov export take it from the run."
+)
+
 
 def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
     """A checked record from keys and values.
@@ -171,8 +177,10 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
             if isinstance(ours, ConfigError):  # it says itself what to do
                 where = f"{_flag(fault, place)}: " if fault["loc"] else place.removesuffix("--")
                 raise ConfigError(f"{where}{ours.problem}", allowed=ours.allowed, fix=ours.fix) from None
+        lacks_model = any(fault["type"] == "missing" and fault["loc"] == ("model",) for fault in faults)
         raise ConfigError(
-            "; ".join(_in_words(fault, place) for fault in faults) + ".", fix="Correct it and give the command again."
+            "; ".join(_in_words(fault, place) for fault in faults) + ".",
+            fix="Correct it and give the command again." + WHY_A_MODEL * lacks_model,
         ) from None
 
 
