@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,37 @@ def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
         answer,
     ):
         assert words in shown, f"{words} is not in\n{shown}"
+
+
+@pytest.mark.parametrize("method", ["bm25", "dsir", "random"])
+def test_no_model_is_opened_for_methods_that_read_text_alone(
+    method: str, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = plan(tiny_folder, [method, "rds"], n=8).facts
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    planned = plan(folder, [method], n=8, probe=True, quiet=False)
+    assert planned.facts["probe"] is None
+    assert "timing" not in capsys.readouterr().err
+    assert planned.facts["methods"] == opened["methods"][:1], "the same cost"
+    assert {name: planned.facts[name] for name in ("pool", "target", "examples")} == {
+        name: opened[name] for name in ("pool", "target", "examples")
+    }
+    assert planned.facts["model"].keys() == opened["model"].keys()
+    assert "no row passes it, so it was not loaded" in str(planned)
+    with pytest.raises(ModelError):
+        plan(folder, [method, "rds"], n=8)
+
+
+def test_pilots_that_cost_more_than_the_scoring_are_warned_of(tiny_folder: Path) -> None:
+    planned = plan(tiny_folder, ["auto"], n=8).facts
+    [warning] = [one for one in planned["warnings"] if "pilots" in one]
+    stages = planned["methods"][0]["stages"]
+    cost = {name: one["forward"] + 2 * one["backward"] for name, one in stages.items()}
+    times = cost["pilots"] / (sum(cost.values()) - cost["pilots"])
+    assert f"cost {times:,.0f} times" in warning
+    assert "--method" in warning
+    assert not [one for one in plan(tiny_folder, ["tov"], n=8).facts["warnings"] if "pilots" in one]
 
 
 def test_settings_of_the_path_do_not_hinder_methods_beside_it(tiny_folder: Path) -> None:

@@ -118,8 +118,8 @@ class PathSettings(LoadingSettings, DataSettings):
 
     model: str = setting(
         "fit",
-        "model that the rows are for: Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm; of methods that read "
-        "text alone (bm25, random) only its tokenizer and chat template are read, which tell a row's tokens",
+        "model that the rows are for: Hub id, local folder, .gguf file, or the alias smollm2-135m or minilm; of methods that "
+        "read text alone (bm25, random) only its tokenizer and chat template are read, which tell a row's tokens",
         min_length=1,
         named=True,
     )

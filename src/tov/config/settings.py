@@ -138,10 +138,11 @@ def declared_by(record: type[Settings], name: str) -> Declared:
     assert isinstance(extra, dict)
     return extra["declared"]  # type: ignore[return-value]
 
+
 WHY_A_MODEL = (
-    " --model is the model that the rows are chosen for. Methods that read text alone (bm25, random) need it too, though not its "
-    "weights: its tokenizer and chat template say how many tokens a row has, which of them are scored, and what --max-length "
-    "cuts off; and tov train and tov export take it from the run."
+    " --model is the model that the rows are chosen for. Methods that read text alone (bm25, random) need it too, though "
+    "not its weights: its tokenizer and chat template say how many tokens a row has, which of them are scored, and what "
+    "--max-length cuts off; and tov train and tov export take it from the run."
 )
 
 

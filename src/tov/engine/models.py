@@ -100,6 +100,10 @@ class ModelSpec:
         device = pick_device(self.device)
         return replace(self, device=str(device), dtype=pick_dtype(self.dtype, device))
 
+    def config(self) -> Any:
+        """The model's configuration; its weights are not read."""
+        return load_config(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
+
     def encoder(self) -> Encoder:
         """What turns rows into the model's tokens, without the model.
 
@@ -108,7 +112,7 @@ class ModelSpec:
         """
         here: dict[str, Any] = {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
         tokenizer = load_tokenizer(self.name, task=TASKS[self.task], **here)
-        limit = longest(load_config(self.name, **here), tokenizer)
+        limit = longest(self.config(), tokenizer)
         return Encoder(TASKS[self.task].encode, tokenizer, self._length(limit), self.labels)
 
     def open(self, expected: Expected | None = None) -> Opened:

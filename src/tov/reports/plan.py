@@ -36,10 +36,18 @@ def _data(facts: dict[str, Any]) -> dict[str, str]:
         + (f" (estimated from {pool['sampled']:,} rows)" if pool["sampled"] else ""),
         "target": f"{target['usable']:,} of {target['rows']:,} rows{_each(target['targets'])} have a scored token, "
         f"{target['tokens']:,} tokens",
-        "model": f"{line(model['name'])} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
-        f"{file_size(model['bytes'])}; {model['trained']:,} are trained",
+        "model": _model(model),
         **({"choice": _choice(facts["choice"])} if facts["choice"] else {}),
     }
+
+
+def _model(model: dict[str, Any]) -> str:
+    if model["parameters"] is None:
+        return f"{line(model['name'])}: its tokenizer and chat template alone are read; no row passes it, so it was not loaded"
+    return (
+        f"{line(model['name'])} on {model['device']}: {model['parameters']:,} parameters in {model['dtype']}, "
+        f"{file_size(model['bytes'])}; {model['trained']:,} are trained"
+    )
 
 
 def _choice(choice: dict[str, Any]) -> str:

@@ -21,9 +21,9 @@ from tov.engine.batch_size import recorded_batch_tokens
 from tov.engine.models import Lora, ModelSpec, Opened, auto_batch_tokens
 from tov.errors import ConfigError
 from tov.inputs.amount import Amount, Lengths, amount_of
-from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.named import Inputs, list_inputs, name_inputs, read_inputs
 from tov.inputs.read import Indexed, PoolRows, check_n, target_of_row
+from tov.methods.auto import PILOTS
 from tov.methods.base import PoolStats, Stage
 from tov.methods.choice import check_tokens
 from tov.methods.costs import cost_of
@@ -37,7 +37,7 @@ from tov.runs.made import SAMPLED, check_place
 from tov.runs.manifest import FILE
 from tov.seeds import generator
 from tov.verbs.asked import select_identity
-from tov.verbs.planned import ReadForPlan, count_trained, data_facts, said_of
+from tov.verbs.planned import ReadForPlan, count_trained, data_facts, encoded_for_plan, said_of
 from tov.verbs.proxy import by_model, by_proxy, check_other, check_proxy, sample_size
 from tov.verbs.training_file import bytes_a_row, check_writable
 
@@ -118,12 +118,13 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
             check_proxy(settings, variant)
             check_other(settings)
     lead = next((settings for settings, _ in chosen if settings.proxy_model), chosen[0][0])
-    read = _read(by_proxy(lead), config, pools, targets)
+    passes = any("model" in variant.method.reads or variant.method.takes == "pilots" for _, variant in chosen)
+    read = _read(by_proxy(lead), config, pools, targets, passes)
     lengths = Lengths.of(read.encoded, read.usable)
     amount = amount_of(config, read.rows, lengths) if config.n or config.tokens else None
     costs, probe, troubles = _costs(read, chosen, config, amount)
     if amount:
-        check_tokens(config, read.rows, read.target, amount, read.opened.encode, read.settings.seed)
+        check_tokens(config, read.rows, read.target, amount, read.encode, read.settings.seed)
     file, tokens = amount and round(amount.rows * bytes_a_row(read.rows.pool)), read.tokens
     facts = {**data_facts(read), "choice": _choice(amount, lengths) if amount else None, "probe": probe}
     facts |= said_of(read, troubles, max((one.target_clusters or 0 for one, _ in chosen), default=0))
@@ -132,13 +133,28 @@ def run_plan(config: PlanConfig, pools: Sequence[Input] | None = None, targets: 
         if any(sample_size(settings, variant.method, read.usable) for settings, variant in chosen):
             target, rows, labels = read.target, read.rows, read.labels
             del read  # with the proxy: two models may not fit in memory
-            read = _by_the_model(lead, target, rows, labels)
+            read = _by_the_model(lead, target, rows, labels, passes)
             costs = list(map(_with_sample, costs, _costs(read, chosen, config, amount, sample=True)[0]))
     methods = [
         {**_of_method(variant, stages, tokens), **time_of, "training_file": file}
         for (_, variant), (stages, time_of) in zip(chosen, costs, strict=True)
     ]
+    facts["warnings"] += [warning for method in methods for warning in _dear_pilots(method["stages"] or {})]
     return Plan({**facts, "methods": methods})
+
+
+def _dear_pilots(stages: dict[str, dict[str, int]]) -> list[str]:
+    """The warning that pilots cost more than what they decide about, as in a small pool."""
+    cost = {name: one["forward"] + BACKWARD * one["backward"] for name, one in stages.items()}
+    pilots = cost.pop(PILOTS, 0)
+    scoring = sum(cost.values())
+    if pilots < DEAR * max(scoring, 1):
+        return []
+    return [
+        f"The pilots of auto cost {pilots / max(scoring, 1):,.0f} times what it costs to score this pool ({pilots:,} and "
+        f"{scoring:,} tokens, a backward pass counted as {BACKWARD}). Name a method instead, e.g. --method tov, or fewer "
+        "--candidates."
+    ]
 
 
 def _choice(amount: Amount, lengths: Lengths) -> dict[str, Any]:
@@ -154,6 +170,8 @@ OF_PROXY = (
     "the proxy {proxy} scores the rows in place of {model}: the tokens here are the proxy's, but for those of the stage "
     f"{SAMPLED}, which pass {{model}}"
 )
+DEAR = 2
+"""Times the cost of scoring, from which on it is said what pilots cost."""
 NOT_TIMED: dict[str, Any] = dict.fromkeys(("seconds", "stage_seconds", "rates", "memory"))
 """What is told of a method's time without a probe."""
 
@@ -167,22 +185,24 @@ def _costs(
     sample: bool = False,
 ) -> tuple[list[Cost], dict[str, Any] | None, list[str]]:
     """What each method costs, what the probe took, and what went wrong; or what the sample costs that the model scores too."""
-    trained = _counter(read.spec, read.opened)
+    trained = _counter(read.spec, read.opened) if read.opened else _none_trained
     priced = [
         _priced(config, settings, variant, read, trained, len(chosen) == 1, amount, sample)
         for settings, variant in chosen
     ]
     timed, probe, troubles = dict[int, dict[str, Any]](), None, list[str]()
-    if config.probe and read.scored.any():
+    if config.probe and read.opened and read.scored.any():
         rows = min(config.proxy_sample, read.usable) if sample else read.usable
-        timed, probe, troubles = _timed(read, priced, trained, config.quiet, rows)
+        timed, probe, troubles = _timed(read, read.opened, priced, trained, config.quiet, rows)
     return [(stages, timed.get(at, NOT_TIMED)) for at, (stages, _) in enumerate(priced)], probe, troubles
 
 
-def _by_the_model(settings: SelectConfig, target: Indexed, rows: PoolRows, labels: tuple[str, ...]) -> ReadForPlan:
+def _by_the_model(
+    settings: SelectConfig, target: Indexed, rows: PoolRows, labels: tuple[str, ...], passes: bool
+) -> ReadForPlan:
     """What was read for the proxy, as tokens of the model itself, opened."""
     settings = by_model(settings).for_task(target.task).model_copy(update={"model": located(settings.model)})
-    return _encoded(settings, target, rows, labels, reading=0.0)
+    return encoded_for_plan(settings, target, rows, labels, reading=0.0, passes=passes)
 
 
 def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
@@ -210,29 +230,17 @@ def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
 
 
 def _read(
-    settings: SelectConfig, config: PlanConfig, pools: Sequence[Input] | None, targets: Sequence[Input] | None
+    settings: SelectConfig,
+    config: PlanConfig,
+    pools: Sequence[Input] | None,
+    targets: Sequence[Input] | None,
+    passes: bool,
 ) -> ReadForPlan:
     begun = time.perf_counter()
     settings, target, rows, labels = read_inputs(settings, pools or config.pool, targets or config.target)
     check_writable(rows.pool)
     check_n(config.n or 1, rows)
-    return _encoded(settings, target, rows, labels, reading=time.perf_counter() - begun)
-
-
-def _encoded(
-    settings: SelectConfig, target: Indexed, rows: PoolRows, labels: tuple[str, ...], *, reading: float
-) -> ReadForPlan:
-    """What was read in so many seconds, with the model of the settings opened, as its tokens."""
-    clock = [time.perf_counter()]
-    opened = ModelSpec.of(settings, labels).open()
-    clock.append(time.perf_counter())
-    sampled, encoded = sample_rows(rows, opened.encode, settings.seed)
-    clock.append(time.perf_counter())
-    opening, encoding = np.diff(clock).tolist()
-    wanted, wanted_ids = encode_scored(target.pool, opened.encode)
-    return ReadForPlan(
-        settings, target, rows, labels, opened, sampled, encoded, wanted, wanted_ids, reading, opening, encoding
-    )
+    return encoded_for_plan(settings, target, rows, labels, reading=time.perf_counter() - begun, passes=passes)
 
 
 def _priced(
@@ -263,7 +271,7 @@ def _priced(
         options=options, rows=len(read.rows.pool), usable=read.usable,
         scored=read.times * int(read.scored.sum()), tokens=read.tokens, target_rows=len(read.wanted),
         target_tokens=int(read.wanted.lengths.sum()),
-        width=read.opened.loaded.model.config.get_text_config().hidden_size, trained=trained,
+        width=read.width, trained=trained,
         targets=_each_target(read),
     )  # fmt: skip
     if sample:  # what is trained before is trained as for the whole pool
@@ -281,26 +289,25 @@ def _each_target(read: ReadForPlan) -> tuple[tuple[int, int], ...]:
 
 def _timed(
     read: ReadForPlan,
+    opened: Opened,
     priced: Sequence[tuple[list[Stage] | None, Any]],
     trained: Callable[[Any], int],
     quiet: bool,
     rows: int,
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any], list[str]]:
     """Seconds and memory of each method by its number, what the probe took, and what went wrong."""
-    device, resident = read.opened.loaded.device, resident_memory()
+    device, resident = opened.loaded.device, resident_memory()
     if not quiet:
         tell(f"timing some passes on {device} (--no-probe leaves that out)")
-    batch_tokens = int(read.settings.batch_tokens or recorded_batch_tokens(read.opened) or auto_batch_tokens(device))
+    batch_tokens = int(read.settings.batch_tokens or recorded_batch_tokens(opened) or auto_batch_tokens(device))
     encoded = read.encoded.take(generator(read.settings.seed, "probe").permutation(np.flatnonzero(read.scored)))
-    probe = Probe(
-        read.spec, read.opened, encoded, len(read.encoded) / read.encoding, batch_tokens, read.settings.shard_rows
-    )
+    probe = Probe(read.spec, opened, encoded, len(read.encoded) / read.encoding, batch_tokens, read.settings.shard_rows)
     timed, troubles = dict[int, dict[str, Any]](), list[str]()
     try:
         for at, (stages, record) in enumerate(priced):
             if stages is not None:
                 rates = probe.rates(stages, record)
-                memory = memory_of(read.opened, trained(record), rates.room, resident)
+                memory = memory_of(opened, trained(record), rates.room, resident)
                 timed[at] = _time_of(read, stages, rates, memory, rows)
     except (MemoryError, torch.OutOfMemoryError):
         troubles.append(OUT_OF_MEMORY)
@@ -358,6 +365,11 @@ def _counter(spec: ModelSpec, opened: Opened) -> Callable[[Any], int]:
         return counts[lora]
 
     return trained
+
+
+def _none_trained(record: Any) -> int:
+    """Of methods that read text alone."""
+    return 0
 
 
 def _of_method(variant: Variant, stages: list[Stage] | None, tokens: float) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +14,10 @@ from tov.config.records import SelectConfig
 from tov.data.decontamination import left_out
 from tov.data.pool import Pool
 from tov.engine.models import ModelSpec, Opened
+from tov.inputs.draw import encode_scored, sample_rows
 from tov.inputs.read import Indexed, PoolRows, reading_notes, targets_of
 from tov.model.load import longest
-from tov.text.encode import IGNORED, Encoded, left_out_note
+from tov.text.encode import IGNORED, Encoded, Encoder, left_out_note
 from tov.text.example import marked, parts
 
 SHOWN_COLUMNS = 8
@@ -31,7 +33,10 @@ class ReadForPlan:
         target: the examples.
         rows: the pool.
         labels: of a classifier.
-        opened: the model.
+        opened: the model; None where no method planned reads one.
+        encode: makes tokens of rows.
+        limit: tokens that the model takes in a row; None where nothing says.
+        width: of its hidden states.
         sampled: row_ids of usable pool rows that are made tokens of.
         encoded: the same as tokens.
         wanted: the target's rows that have a scored token.
@@ -43,7 +48,10 @@ class ReadForPlan:
     target: Indexed
     rows: PoolRows
     labels: tuple[str, ...]
-    opened: Opened
+    opened: Opened | None
+    encode: Encoder
+    limit: int | None
+    width: int
     sampled: np.ndarray
     encoded: Encoded
     wanted: Encoded
@@ -75,11 +83,9 @@ class ReadForPlan:
     @property
     def seen(self) -> Before:
         """What mistakes are looked for in."""
-        loaded = self.opened.loaded
         return Before(
-            self.rows, self.target, self.sampled, self.encoded, self.wanted, self.opened.encode,
-            longest(loaded.model.config, loaded.tokenizer), self.settings,
-        )  # fmt: skip
+            self.rows, self.target, self.sampled, self.encoded, self.wanted, self.encode, self.limit, self.settings
+        )
 
     @property
     def spec(self) -> ModelSpec:
@@ -87,11 +93,49 @@ class ReadForPlan:
         return ModelSpec.of(self.settings, self.labels)
 
 
+def encoded_for_plan(
+    settings: SelectConfig,
+    target: Indexed,
+    rows: PoolRows,
+    labels: tuple[str, ...],
+    *,
+    reading: float,
+    passes: bool = True,
+) -> ReadForPlan:
+    """What was read in so many seconds as tokens of the settings' model; it is opened where rows pass it."""
+    clock, spec = [time.perf_counter()], ModelSpec.of(settings, labels)
+    opened = spec.open() if passes else None
+    encode = opened.encode if opened else spec.encoder()
+    model = opened.loaded.model.config if opened else spec.config()
+    clock.append(time.perf_counter())
+    sampled, encoded = sample_rows(rows, encode, settings.seed)
+    clock.append(time.perf_counter())
+    opening, encoding = np.diff(clock).tolist()
+    wanted, wanted_ids = encode_scored(target.pool, encode)
+    width, limit = model.get_text_config().hidden_size, longest(model, encode.tokenizer)
+    return ReadForPlan(
+        settings,
+        target,
+        rows,
+        labels,
+        opened,
+        encode,
+        limit,
+        width,
+        sampled,
+        encoded,
+        wanted,
+        wanted_ids,
+        reading,
+        opening,
+        encoding,
+    )
+
+
 def data_facts(read: ReadForPlan) -> dict[str, Any]:
     """What pool, target and model are, and a row of each as the model sees it."""
-    rows, encoded, opened, times, cut = read.rows, read.encoded, read.opened, read.times, read.seen.cut
+    rows, encoded, times, cut = read.rows, read.encoded, read.times, read.seen.cut
     sources, counts = np.unique(rows.pool.source_names(np.arange(len(rows.pool))), return_counts=True)
-    frozen = [weight for weight in opened.adapted.parameters() if not weight.requires_grad]
     return {
         "pool": {
             "rows": len(rows.pool), "usable": read.usable, "left_out": left_out(rows.excluded, rows.index),
@@ -107,12 +151,22 @@ def data_facts(read: ReadForPlan) -> dict[str, Any]:
             "targets": {name: len(one) for name, one in targets_of(read.target).items()},
         },
         "model": {
-            "name": read.settings.model, "task": read.settings.task, "device": str(opened.loaded.device),
-            "dtype": opened.loaded.dtype, "parameters": sum(_numbers(weight) for weight in frozen),
-            "bytes": sum(weight.nbytes for weight in frozen), "trained": count_trained(opened.adapted),
-            "max_length": opened.encode.max_length,
+            "name": read.settings.model, "task": read.settings.task, **_weights(read.opened),
+            "max_length": read.encode.max_length,
         },
         "examples": _examples(read),
+    }  # fmt: skip
+
+
+def _weights(opened: Opened | None) -> dict[str, Any]:
+    """Device and sizes of a model; nothing of one that is not opened."""
+    if opened is None:
+        return dict.fromkeys(("device", "dtype", "parameters", "bytes", "trained"))
+    frozen = [weight for weight in opened.adapted.parameters() if not weight.requires_grad]
+    return {
+        "device": str(opened.loaded.device), "dtype": opened.loaded.dtype,
+        "parameters": sum(_numbers(weight) for weight in frozen), "bytes": sum(weight.nbytes for weight in frozen),
+        "trained": count_trained(opened.adapted),
     }  # fmt: skip
 
 
@@ -123,17 +177,17 @@ def _numbers(weight: Any) -> int:
 
 def _examples(read: ReadForPlan) -> dict[str, Any]:
     """The first usable row of pool and target that has a scored token, as the model sees it."""
-    found = {"target": _example(read.wanted, 0, read.opened, read.target.pool.where(int(read.wanted_ids[0])))}
+    found = {"target": _example(read.wanted, 0, read.encode, read.target.pool.where(int(read.wanted_ids[0])))}
     if read.scored.any():
         first = int(read.scored.argmax())
         place = read.rows.pool.where(int(read.sampled[first]))
-        found = {"pool": _example(read.encoded, first, read.opened, place), **found}
+        found = {"pool": _example(read.encoded, first, read.encode, place), **found}
     return found
 
 
-def _example(rows: Encoded, index: int, opened: Opened, place: str) -> dict[str, Any]:
+def _example(rows: Encoded, index: int, encode: Encoder, place: str) -> dict[str, Any]:
     """A row, part by part, and what of it is scored."""
-    tokenizer, names = opened.loaded.tokenizer, opened.encode.labels
+    tokenizer, names = encode.tokenizer, encode.labels
     of_row, labels = parts(rows, index, tokenizer, names), rows.row(index)[1]
     scored = labels[labels != IGNORED].tolist()
     return {
