@@ -24,6 +24,7 @@ import tov.files
 import tov.inputs.named
 import tov.inputs.read
 from chaos import kill_for_real
+from faults import killed
 from test_compare import QUICK, compare
 from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.comparison.grid import read_grid
@@ -45,7 +46,7 @@ LESS = "less/lora_r=2/lora_alpha=8/batch_size=8/epochs=2"
 def select(folder: Path, model: Path, **changed: Any) -> Any:
     given = {"pool": make_rows(40, seed=1), "target": make_rows(6, seed=2), "n": 8}
     given |= {} if "method" in changed else {"base_size": 8, "epochs": 1}
-    return tov.select(model=str(model), out=folder, max_length=64, quiet=True, **{**given, **changed})
+    return tov.select(model=str(model), out=folder, max_length=64, **{"quiet": True, **given, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +269,38 @@ def test_other_content_under_the_same_size_and_time_is_noticed(
     with pytest.raises(RunError, match=rf"holds another run(.|\n)*{name}[a-z.]*\.fingerprint: "):
         select(tmp_path / "run", tiny_folder, **given)
     assert contents(first.folder) == before
+
+
+def test_a_run_that_is_there_says_so(
+    tmp_path: Path, tiny_folder: Path, files: dict[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = {"pool": files["pool"], "target": files["target"], "shard_rows": 10}
+    folder = tmp_path / "run"
+
+    def said(call: Callable[[], Any]) -> tuple[str, str]:
+        capfd.readouterr()
+        found = call()
+        lines = [line for line in capfd.readouterr().err.splitlines() if str(tmp_path) in line]
+        return found.record["found"], "\n".join(lines)
+
+    def choose(**more: Any) -> Any:
+        return select(folder, tiny_folder, **{**given, "method": "bm25", **more})
+
+    with killed(naming="scores/rows-000000000020"):
+        choose()
+    assert said(lambda: choose(quiet=False)) == (
+        "unfinished",
+        f"Going on with {folder}: 2 of 4 shards are there.",
+    )
+    finished = f"The run in {folder} is finished: nothing was computed anew."
+    assert said(lambda: choose(quiet=False)) == ("finished", finished)
+    assert said(lambda: choose(quiet=True)) == ("finished", "")
+    with pytest.raises(RunError, match=r"pool\.sources\.memory"):
+        choose(pool=make_rows(40, seed=1))
+    assert said(lambda: select(tmp_path / "new", tiny_folder, **given, method="random", quiet=False)) == ("nothing", "")
+    again = {"n": 3, "out": tmp_path / "again"}
+    assert said(lambda: tov.reselect(folder, **again))[0] == "nothing"
+    assert said(lambda: tov.reselect(folder, **again)) == ("finished", finished.replace(str(folder), str(again["out"])))
 
 
 def test_a_file_that_has_changed_is_named(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run |
         command: that made it.
         **inputs: by role, as for `remember`.
     """
-    if out == "auto":
+    if out == "auto" or not all(isinstance(one, (str, Path)) for several in inputs.values() for one in several):
         return None
     run = finished_run(local(out), command=command)
     if run is None or not run.manifest.inputs.files:

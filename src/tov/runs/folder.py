@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -27,6 +27,7 @@ from tov.objects.mirror import local, named
 from tov.objects.stores import is_url
 from tov.runs.changed import another_run
 from tov.runs.environment import hardware, now, versions
+from tov.runs.found import say_found
 from tov.runs.made import (
     BARE,
     CONFIG,
@@ -50,6 +51,8 @@ from tov.runs.made import (
 )
 from tov.runs.manifest import FILE, Manifest, differences, read_manifest
 
+Found = Literal["nothing", "unfinished", "finished"]
+
 
 @dataclass
 class Run:
@@ -59,11 +62,13 @@ class Run:
         folder: where its files are.
         manifest: what `manifest.json` says.
         replaces: the folder whose place it takes when it is finished, if it is made beside an older run.
+        found: what was in the folder of it: nothing, a part (which is gone on with), or the finished run.
     """
 
     folder: Path
     manifest: Manifest
     replaces: Path | None = None
+    found: Found = "nothing"
 
     @property
     def place(self) -> Path:
@@ -194,7 +199,7 @@ def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
 @contextmanager
 def work_on(
     folder: Path, *, command: str, identity: Mapping[str, Any], settings: Mapping[str, Any], force: bool = False,
-    reads: Sequence[Path] = (),
+    reads: Sequence[Path] = (), tells: bool = False,
 ) -> Iterator[Run]:  # fmt: skip
     """A new run, or the one in `folder` if it has the same identity, for as long as the block; no other process works there.
 
@@ -209,6 +214,7 @@ def work_on(
         settings: what `config.yaml` says.
         force: whether another run, or a finished one, is replaced, once this one is finished.
         reads: what the command reads, which must not be removed.
+        tells: whether a run that is found there is told of on standard error.
 
     Raises:
         RunError: the folder holds another run (with the differences) or files that are no run, `force` would delete what is
@@ -225,6 +231,9 @@ def work_on(
         run = Run(folder, read_manifest(folder))
         changed = run.changed(identity)
         if run.finished and not changed and run.is_whole():
+            if tells:
+                say_found(folder, run.manifest)
+            run.found = "finished"
             yield run
             return
         if changed and not _gives_way(run):
@@ -234,6 +243,8 @@ def work_on(
         with listing(folder, lambda _: None):  # what every run has is listed nowhere, also of one inside another
             run = _own(folder, identity=identity, command=command, settings=settings, force=force)
         sweep_temporaries(run.folder)
+        if tells and run.found == "unfinished":
+            say_found(run.folder, run.manifest)
         try:
             with listing(run.folder, writer_of(run.folder)):
                 yield run
@@ -261,7 +272,7 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
             if not run.finished or not run.is_whole():
                 if not (place / CONFIG).exists():  # a kill may have come before
                     _write_settings(place, settings)
-                run.manifest.status = "running"
+                run.manifest.status, run.found = "running", "unfinished"
                 run.event("resumed")
             return run
         if not replaces and not _gives_way(run):
@@ -315,7 +326,7 @@ def finished_run(folder: Path, *, command: str) -> Run | None:
     if not (folder / FILE).exists():
         return None
     settle(folder)
-    run = Run(folder, read_manifest(folder))
+    run = Run(folder, read_manifest(folder), found="finished")
     return run if run.finished and run.manifest.command == command and run.is_whole() else None
 
 

@@ -53,11 +53,13 @@ class Compared:
         folder: its folder: `trials.jsonl`, `results.json`, `report.md`, `gain.svg`, `loss.svg`.
         manifest: what `manifest.json` says.
         results: the numbers of the report (`tov.comparison.statistics.summarize`).
+        found: what the folder held of it: nothing, unfinished or finished.
     """
 
     folder: Path
     manifest: Manifest
     results: dict[str, Any]
+    found: str = "nothing"
 
     @cached_property
     def trials(self) -> list[dict[str, Any]]:
@@ -72,7 +74,7 @@ class Compared:
     @property
     def record(self) -> dict[str, Any]:
         """What the command prints with --json."""
-        return {"folder": named(self.folder), "results": self.results}
+        return {"folder": named(self.folder), "results": self.results, "found": self.found}
 
     def __str__(self) -> str:
         """What the command prints."""
@@ -202,7 +204,13 @@ def run_compare(
     if config.report_only:
         return _compared(watch_run(folder, command="compare", identity=identity), data, config)
     with work_on(
-        folder, command="compare", identity=identity, settings=config.shown(), force=config.force, reads=reads
+        folder,
+        command="compare",
+        identity=identity,
+        settings=config.shown(),
+        force=config.force,
+        tells=not config.quiet,
+        reads=reads,
     ) as run:
         return _compared(run, data, config)
 
@@ -233,7 +241,7 @@ def _compared(run: Run, data: Data, config: CompareConfig) -> Compared:
         asked = {"methods": list(config.methods), "sizes": list(config.sizes), "seeds": config.seeds}
         run.note(comparison={"rules": rules, "asked": asked})
         run.finish()
-    return Compared(run.folder, run.manifest, results)
+    return Compared(run.folder, run.manifest, results, run.found)
 
 
 def _expected(config: CompareConfig) -> Expected | None:

@@ -91,7 +91,7 @@ def run_export(config: ExportConfig) -> Exported:
     made = {name: origin.manifest.files.get(name) for name in (training_file.FILE, training_file.LINES)}
     identity = {"settings": config.of("export"), "chosen": made, "scores": origin.stamp}
     with work_on(
-        run_folder(config.out, identity), command="export", identity=identity, force=config.force,
+        run_folder(config.out, identity), command="export", identity=identity, force=config.force, tells=not config.quiet,
         settings=config.shown(), reads=origin.reads,
     ) as run:  # fmt: skip
         if not run.finished:

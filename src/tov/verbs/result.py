@@ -76,10 +76,11 @@ class Result:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the command prints with --json."""
+        """What the command prints with --json; `found`: what the folder held of the run (nothing, unfinished, finished)."""
         manifest = self.manifest
         return {
             "folder": self.place, "status": manifest.status, "summary": manifest.summary, "timings": manifest.timings,
+            "found": self.run.found,
             **({"gate": manifest.gate} if manifest.gate else {}),
         }  # fmt: skip
 

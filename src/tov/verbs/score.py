@@ -101,6 +101,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     }
     with work_on(
         run_folder(config.out, identity), command="score", identity=identity, settings=config.shown(), force=config.force,
+        tells=not config.quiet,
         reads=[*origin.reads, *files_of(rows.pool)],
     ) as run:  # fmt: skip
         if run.finished:
@@ -182,6 +183,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
     }
     with work_on(
         run_folder(config.out, identity), command="fit", identity=identity, settings=config.shown(), force=config.force,
+        tells=not config.quiet,
         reads=[*files_of(rows.pool), *files_of(target.pool)],
     ) as run:  # fmt: skip
         if run.finished:

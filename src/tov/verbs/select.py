@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from tov.reports.numbers import amount_facts, choice_facts, clusters_facts, fact
 from tov.reports.proxy import proxy_notes, proxy_warnings
 from tov.reports.summary import summary_markdown
 from tov.runs.folder import Run, open_run, run_folder, work_on
+from tov.runs.found import say_finished
 from tov.runs.made import alone_in
 from tov.runs.manifest import InputsRecord
 from tov.scores.store import columns_in, read_hashes, read_table, rows_in
@@ -112,6 +114,8 @@ def run_select(
     done = None if config.force else unchanged_run(config.out, command="select", pool=pools, target=targets)
     if done and is_asked_for(done, config, variant):
         training_file.check_selected(done)
+        if not config.quiet:
+            say_finished(done.folder)
         return _shown_too(done, config)
     check_other(config)
     check_here(config, reads_model="model" in variant.method.reads or variant.method.takes == "pilots")
@@ -123,7 +127,8 @@ def run_select(
         name: value for name, value in config.shown().items() if not has_no_effect(SelectConfig, name, variant.method)
     }
     with work_on(
-        run_folder(config.out, identity), command="select", identity=identity, force=config.force, settings=shown,
+        run_folder(config.out, identity), command="select", identity=identity, force=config.force, tells=not config.quiet,
+        settings=shown,
         reads=[*files_of(rows.pool), *files_of(target.pool)],
     ) as run:  # fmt: skip
         if not run.finished:
@@ -150,7 +155,7 @@ def run_select(
 def _shown_too(done: Run, config: SelectConfig | ReselectConfig) -> Picked:
     """A finished run, with its page if one is asked for by name."""
     if config.page and "page" in config.model_fields_set:
-        done = write_missing(done)
+        done = replace(write_missing(done), found=done.found)
     if isinstance(config, SelectConfig) and config.explain_rows is not None and not config.quiet:
         tell(
             "The run was finished before, so --explain-rows measured nothing: tov inspect shows the tokens of any row."
@@ -251,7 +256,8 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     }
     with work_on(
         run_folder(config.out, identity), command="select --from", identity=identity, settings=config.shown(),
-        force=config.force, reads=[*origin.reads, *files_of(pool)],
+        force=config.force, tells=not config.quiet,
+        reads=[*origin.reads, *files_of(pool)],
     ) as run:  # fmt: skip
         if not run.finished:
             fields = ("inputs", "targets", "model", "chosen_for", "scoring", "artifacts", "gate", "notes")

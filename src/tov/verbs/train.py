@@ -122,7 +122,8 @@ def run_train(
     job = _guarded(_Job(config, settings, model, usable_rows(pool.at(row_ids)), len(row_ids), test, []))
     identity = _identity(job, origin, hashes)
     with work_on(
-        run_folder(config.out, identity), command="train", identity=identity, force=config.force, settings=config.shown(),
+        run_folder(config.out, identity), command="train", identity=identity, force=config.force, tells=not config.quiet,
+        settings=config.shown(),
         reads=[*origin.reads, *files_of(pool), *(files_of(test.pool) if test else [])],
     ) as run:  # fmt: skip
         if not run.finished:
