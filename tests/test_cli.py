@@ -671,3 +671,21 @@ def test_errors_are_also_the_builtin_ones_a_caller_expects(place: Path) -> None:
         tov.select(model="x", pool="x", target="x", n=1, epoch=1)
     assert isinstance(caught.value, tov.TovError)
     assert "did you mean 'epochs'?" in str(caught.value)
+
+
+def test_of_many_settings_only_the_nearest_are_named() -> None:
+    with pytest.raises(tov.ConfigError) as caught:
+        tov.select(model="m", pool="p", target="t", n=1, lora_rank=3)
+    assert "lora_r, lora_alpha" in caught.value.allowed
+    assert len(caught.value.allowed.split(", ")) == 6, "five, and that there are more"
+    assert "tov select --help" in caught.value.fix
+
+
+@pytest.mark.parametrize("words", [["-1"], ["3", "-12", "--json"]])
+def test_a_negative_row_is_no_flag(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "runs/a", *words])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"There is no row {next(word for word in words if word[1:].isdecimal() and word[0] == '-')}: " in said
+    assert "counted from 0" in said

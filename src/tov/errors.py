@@ -17,6 +17,8 @@ from tov.system import FAILED as FAILED
 from tov.system import USER_ERROR as USER_ERROR
 from tov.system import fault_of, in_words
 
+NEAREST = 5
+"""Words that are named of a long list."""
 DONE, INTERRUPTED = 0, 130
 """Exit codes of every command."""
 
@@ -80,6 +82,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+    """The few known words that are most like a word, the nearest first; at least one, if any is known."""
+    return difflib.get_close_matches(word, list(known), n=NEAREST, cutoff=0.0)
 
 
 def kind_of(value: Any) -> str:

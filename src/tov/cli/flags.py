@@ -5,6 +5,7 @@ Knows click and the records; must not know what a verb does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -61,6 +62,19 @@ class _Command(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+class _OfRows(click.Command):
+    """A command of row_ids, none of which is negative: not a place counted from the end, and no flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        negative = next((arg for arg in args if re.fullmatch(r"-\d+", arg)), None)
+        if negative and not ctx.resilient_parsing:
+            raise ConfigError(
+                f"There is no row {negative}: a row_id is a row's place in the pool, counted from 0.", allowed="0, 1, 2, ...",
+                fix="Take a row_id from the report, or tov_row_id from selected.jsonl.",
+            )  # fmt: skip
+        return super().parse_args(ctx, args)
 
 
 def spread(args: list[str], lists: set[str]) -> list[str]:
@@ -127,7 +141,8 @@ def positional(
         for name, shown, count in places
     ]
     options = [_option(record, name) for name in record.model_fields if name not in named]
-    return click.Command(verb, params=[*arguments, *options], callback=callback, help=help)
+    kind = _OfRows if "rows" in named else click.Command
+    return kind(verb, params=[*arguments, *options], callback=callback, help=help)
 
 
 def flag_of(name: str) -> str:

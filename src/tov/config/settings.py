@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tov.config.yaml_files import read_label_map
-from tov.errors import ConfigError, did_you_mean
+from tov.errors import ConfigError, did_you_mean, nearest
 from tov.objects.mirror import check_writable
 from tov.objects.stores import is_url
 
@@ -139,6 +139,8 @@ def declared_by(record: type[Settings], name: str) -> Declared:
     return extra["declared"]  # type: ignore[return-value]
 
 
+FEW_NAMES = 12
+"""Settings that are all named where there is no such one."""
 WHY_A_MODEL = (
     " --model is the model that the rows are chosen for. Methods that read text alone (bm25, random) need it too, though "
     "not its weights: its tokenizer and chat template say how many tokens a row has, which of them are scored, and what "
@@ -159,11 +161,7 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
     """
     for key in given:
         if key not in record.model_fields:
-            raise ConfigError(
-                f"There is no setting '{key}'{did_you_mean(key, record.model_fields)}.",
-                allowed=", ".join(sorted(record.model_fields)),
-                fix="Correct the name.",
-            )
+            raise _unknown(key, record)
     for key, value in given.items():
         for text in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(text, str) and (flaw := _unusable(text, record, key)):
@@ -183,6 +181,20 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
             "; ".join(_in_words(fault, place) for fault in faults) + ".",
             fix="Correct it and give the command again." + WHY_A_MODEL * lacks_model,
         ) from None
+
+
+def _unknown(key: str, record: type[Settings]) -> ConfigError:
+    """There is no such setting; of many only the nearest are named."""
+    names, verb = sorted(record.model_fields), record.__name__.removesuffix("Config").lower()
+    near = names if len(names) <= FEW_NAMES else nearest(key, names)
+    all_of = (
+        f" All are listed by: tov {'select' if verb == 'reselect' else verb} --help (in Python and YAML with _ for -)."
+    )
+    return ConfigError(
+        f"There is no setting '{key}'{did_you_mean(key, names)}.",
+        allowed=", ".join(near) + ", ..." * (near != names),
+        fix="Correct the name." + all_of * (near != names and record.__name__.endswith("Config")),
+    )
 
 
 def _unusable(text: str, record: type[Settings], key: str) -> str:
