@@ -91,6 +91,8 @@ def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
         answer,
     ):
         assert words in shown, f"{words} is not in\n{shown}"
+    places = [shown.index(words) for words in ("| dsir ", "Nothing was run", "warning: ", "row as the model sees it")]
+    assert places == sorted(places), "costs and warnings are not looked for below long rows"
 
 
 @pytest.mark.parametrize("method", ["bm25", "dsir", "random"])

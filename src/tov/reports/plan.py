@@ -16,11 +16,11 @@ HEADS = ("method", "tokens forward", "tokens backward", "passes", "time", "memor
 
 
 def plan_text(facts: dict[str, Any]) -> str:
-    """A plan's facts for a terminal."""
+    """A plan's facts for a terminal: data, costs and warnings first, then a row of each as the model sees it."""
     lines = [f"{name:8}{line(text)}" for name, text in _data(facts).items()]
     examples = [_example(role, one) for role, one in facts["examples"].items()]
     said = [f"{kind}: {line(text)}" for kind in ("warning", "note") for text in facts[f"{kind}s"]]
-    return "\n".join([*lines, "", *examples, *said, "", *_costs(facts)])
+    return "\n".join([*lines, "", *_costs(facts), "", *said, *[""] * bool(said), *examples]).rstrip("\n")
 
 
 def _data(facts: dict[str, Any]) -> dict[str, str]:
