@@ -80,3 +80,11 @@ def again(error):
     assert again.repeats
     rows = [line for line in errors_page.page([shut, many, again]).splitlines() if line.startswith("| room")]
     assert len(rows) == 2, "an error that another passes on stands on the page once"
+
+
+def test_the_page_of_auto_explains_its_words_before_it_uses_them() -> None:
+    text = (DOCS / "auto.md").read_text(encoding="utf-8")
+    for word in ("candidate", "fold", "pilot", "judge", "gain", "error"):
+        explained = re.search(rf"^- .*\*{word}\*|^  .*\*{word}\*", text, re.M)
+        assert explained, word
+        assert not re.search(rf"\b{word}s?\b", text[: text.index("## The words of this page")]), word
