@@ -218,7 +218,7 @@ def _select(config: str | None, **flags: Any) -> None:
     if extra:
         raise ConfigError(
             f"{flag_of(extra[0])} cannot take effect with --from, because the scores are there already.",
-            allowed="the flags on choosing rows and on output; tov select --help lists them",
+            allowed=", ".join(flag_of(name) for name in known),
             fix="Leave it out, or leave --from out to score anew.",
         )
     return _run("tov.verbs.select:run_reselect", "ReselectConfig", settings)
