@@ -70,6 +70,8 @@ SMALL = {
 batches of 8 (of one, the first checkpoint has rate 0 and no pass)."""
 CHECKPOINTS, WARM_UP_SHARE, MAX_LENGTH = 4, 0.05, 192
 PART_REPEATS = 3
+READ = 8000
+"""Rows read of a source, unless more are asked for."""
 PUBLISHED = "less as published"
 IMPORTED = (
     "tov.cli.main", "tov.verbs.select", "tov.methods.less", "tov.methods.tracin", "tov.methods.dsir", "tov.methods.bm25",
@@ -84,8 +86,9 @@ def write_rows(task: str, data: Path, rows: int, target_rows: int, folder: Path)
     """`pool.jsonl` and `target.jsonl`, without a row in common."""
     pool, target = [], []
     for place, source in enumerate(SOURCES[task]):
-        found = _instructions(data, source) if task == "instruction" else _sentences(data, source)
         count = rows // 4
+        read = _instructions if task == "instruction" else _sentences
+        found = read(data, source, max(READ, 2 * count))
         if place == 0:
             target, found = found[:target_rows], found[target_rows:]
         pool += found[:count]
@@ -93,13 +96,13 @@ def write_rows(task: str, data: Path, rows: int, target_rows: int, folder: Path)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _instructions(data: Path, source: str) -> list[dict[str, Any]]:
-    found = pq.read_table(data / "instruct" / f"{source}.parquet", columns=["messages"]).slice(0, 8000).to_pylist()
+def _instructions(data: Path, source: str, most: int) -> list[dict[str, Any]]:
+    found = pq.read_table(data / "instruct" / f"{source}.parquet", columns=["messages"]).slice(0, most).to_pylist()
     return [row for row in found if sum(len(turn["content"]) for turn in row["messages"]) < 700]
 
 
-def _sentences(data: Path, source: str) -> list[dict[str, Any]]:
-    table = pq.read_table(data / "ner" / f"{source}.parquet", columns=["tokens", "ner_tags_coarse"]).slice(0, 8000)
+def _sentences(data: Path, source: str, most: int) -> list[dict[str, Any]]:
+    table = pq.read_table(data / "ner" / f"{source}.parquet", columns=["tokens", "ner_tags_coarse"]).slice(0, most)
     return [
         {
             "tokens": row["tokens"],

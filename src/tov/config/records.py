@@ -156,7 +156,7 @@ class PathSettings(LoadingSettings, DataSettings):
     )
     epochs: int | None = setting(
         "fit",
-        "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 4", None, ge=1,
+        "scoring epochs L, each with two passes over the pool; auto: 16*1024/|U|, rounded, at most 2", None, ge=1,
         used_by=("path",),
     )  # fmt: skip
     path_variant: PathVariant = setting(

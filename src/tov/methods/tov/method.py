@@ -201,7 +201,7 @@ class Tov(PathMethod):
     source = "Jain, Montanari, Sasoglu 2025, arXiv 2510.00386 (ICLR 2026)"
     differs = (
         "the paper leaves open the optimizer, its learning rates and its moments in the target epochs (docs/defaults.md has "
-        "our choice); the target's step may be amplified; there are at most 4 scoring epochs"
+        "our choice); the target's step may be amplified; there are at most 2 scoring epochs"
     )
 
     def columns(self, settings: RuleSettings, available: Sequence[str]) -> Sequence[str]:
