@@ -22,7 +22,6 @@ from oracle import round_robin as round_robin_oracle
 from oracle import tsds as tsds_oracle
 from tov.errors import ConfigError, DataError
 from tov.methods.dsir import BLOCK_ROWS, Ngrams, Weights, log_ratio, ngram_counts, row_weights, wordpunct
-from tov.methods.rds import rds_scores
 from tov.methods.shared.neighbours import best_cosine, distance_of, nearest, normalised
 from tov.methods.tsds import calibrated_sigma, density, level_of_support, transport, tsds
 from tov.seeds import generator
@@ -333,13 +332,13 @@ def test_rows_without_a_direction_are_nobodys_neighbours():
     lost = [2, 5, 7]
     assert np.isnan(normalised(pool)).all(1).nonzero()[0].tolist() == lost
     assert set(nearest(pool[:2], pool, 7).row_ids.ravel().tolist()) == set(range(10)) - set(lost)
-    assert np.isnan(rds_scores(pool, pool[:2])).nonzero()[0].tolist() == lost, (
+    assert np.isnan(best_cosine(pool, pool[:2])).nonzero()[0].tolist() == lost, (
         "no score, and no number that looks like one"
     )
     with pytest.raises(DataError, match="first of row 2"):
         nearest(pool, pool, 1)
     with pytest.raises(DataError, match="zero or not finite"):
-        rds_scores(pool, pool)
+        best_cosine(pool, pool)
 
 
 def test_lengths_beyond_the_square_root_of_the_largest_number_have_a_direction():
@@ -454,7 +453,7 @@ def test_rds_is_round_robin_on_all_cosines(rows, targets, seed, data):
     order = np.random.default_rng(seed).permutation(rows)
     again = order[rds_round_robin(pool[order], target, n, usable[order])]
     assert taken.tolist() == again.tolist(), "the order of the pool changes the selection"
-    np.testing.assert_allclose(rds_scores(pool, target)[usable], cosines[usable].max(1), atol=1e-12)
+    np.testing.assert_allclose(best_cosine(pool, target)[usable], cosines[usable].max(1), atol=1e-12)
 
 
 # TSDS
