@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 
 from tov.errors import RunError, StorageError
+from tov.sinks import json_text
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of what is half-written: `.NAME.PROCESS.tmp`."""
@@ -190,7 +191,7 @@ def read_json(path: Path) -> Any:
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object atomically, with a checksum of the rest as its last key."""
-    plain = json.loads(json.dumps(value, ensure_ascii=False, default=str))
+    plain = json.loads(json_text(value))
     write_json(path, {**plain, CHECKSUM: _checksum(plain)})
 
 
@@ -227,7 +228,7 @@ def append_json_line(path: Path, value: Any) -> None:
         drop_torn_line(path)
     else:
         _write_down(path)
-    append_line(path, json.dumps(value, ensure_ascii=False, default=str))
+    append_line(path, json_text(value))
 
 
 def append_line(path: Path, text: str) -> None:
