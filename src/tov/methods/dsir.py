@@ -3,7 +3,7 @@
 A row's log importance weight is `sum_g count_g(x) [log(p_g + 1e-8) - log(q_g + 1e-8)]`, p and q the shares of bucket g among
 the hashed unigrams and bigrams of the target and of the whole pool: `ngram_counts` of both, `log_ratio` of the two counts,
 `row_weights` of the pool. The pool is read twice; memory is a block of rows' features, and 16 bytes a pool row. The n rows are
-drawn by the rule `sample`, with the noise of `tov.selection.sampling`.
+drawn by the rule `sample`, with the noise of `tov.selection.choose.gumbel_noise`.
 
 Knows text and counts; no files, no models.
 
@@ -319,7 +319,7 @@ class Dsir(Method):
         target = ngram_counts([row.text for row in work.target.rows], ngrams=ngrams)
         return DsirScorer(
             options=options, ratio=log_ratio(target, np.load(folder / "counts.npy")),
-            about=f"M = {len(work.target):,} target rows", tokens=work.spec() if options.tokenizer == "model" else None,
+            about=work.about(), tokens=work.spec() if options.tokenizer == "model" else None,
         )  # fmt: skip
 
     def cost(self, stats: PoolStats) -> list[Stage]:

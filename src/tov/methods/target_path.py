@@ -183,9 +183,7 @@ class TargetPathScorer(Scorer):
         opened, folder = models.open(self.model), local(self.folder)
         states, model = (load(folder / FIRST), load(folder / LAST)), opened.adapted.get_base_model()
         with scanning(opened.adapted) as set_state:
-            yield lambda shard: endpoint_drop(
-                model, set_state, states, shard.encoded, batch_tokens=self.batch_tokens
-            )
+            yield lambda shard: endpoint_drop(model, set_state, states, shard.encoded, batch_tokens=self.batch_tokens)
 
 
 class TargetPath(Method):
@@ -225,10 +223,9 @@ class TargetPath(Method):
         key = {**options.model_dump(mode="json"), **resolved}
         folder = work.artifact("fit", key, opened, make, rows=epochs * len(target))
         work.note(f"target path: {epochs} epochs at a rate of {rate:g}")
-        loaded = opened.loaded
         return TargetPathScorer(
             model=opened.spec, passes=(2, 0), key=key, folder=named(folder), batch_tokens=batch_tokens,
-            about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
+            about=work.about(opened),
         )  # fmt: skip
 
     def cost(self, stats: PoolStats) -> list[Stage]:
