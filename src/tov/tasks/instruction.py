@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tov.data.cells import BadRow, NotGold, as_text, check_gold
 from tov.data.rows import Convert, Layout, settled
@@ -36,6 +36,7 @@ class Conversation:
     context: Context = NOTHING
     unscored: frozenset[int] = frozenset()
     rejected: Conversation | None = None
+    repaired: ClassVar[bool] = False
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -67,7 +68,8 @@ class Conversation:
         Calls, tools and documents count too, for what is asked depends on them. Bare text stands for itself.
         """
         turns = [message for message in self.prompt if message["role"] not in ("system", "developer")] or self.messages
-        called = [json_text(_without_ids(message)) for message in turns if message.get("tool_calls")]
+        calls = [message["tool_calls"] for message in turns if message.get("tool_calls")]
+        called = [json_text([settled(call["function"]) for call in one]) for one in calls]  # without their ids
         beside = [json_text(settled(value)) for value in (self.context.tools, self.context.documents) if value]
         return [*(str(message["content"]) for message in turns), *called, *beside]
 
@@ -75,11 +77,6 @@ class Conversation:
     def labels(self) -> set[str]:
         """None: what is predicted is text."""
         return set()
-
-    @property
-    def repaired(self) -> bool:
-        """Never."""
-        return False
 
 
 def _texts(message: Message) -> list[str]:
@@ -99,10 +96,6 @@ def _beside(message: Message) -> list[Any]:
 def _of_context(context: Context) -> list[Any]:
     pairs = {"tools": context.tools, "documents": context.documents, "chat_template_kwargs": context.settings}
     return [{name: settled(value)} for name, value in pairs.items() if value]
-
-
-def _without_ids(message: Message) -> list[Any]:
-    return [settled(call["function"]) for call in message["tool_calls"]]
 
 
 def from_messages(row: Mapping[str, Any]) -> Conversation:
