@@ -74,8 +74,8 @@ def with_settings(formed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def filled_in(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts, rate: float) -> str:
     """A script of SFTTrainer or DPOTrainer."""
-    script = _opened_alike(_with_template(script, facts, formed), facts)
-    return filled(script, rate=rate, **_values(facts))
+    script = script if template_file(facts, formed) else script.replace(PLAIN, "")
+    return filled(_opened_alike(script, facts), rate=rate, **_values(facts))
 
 
 def _values(facts: Facts) -> dict[str, Any]:
@@ -103,10 +103,6 @@ def _opened_alike(script: str, facts: Facts) -> str:
 def template_file(facts: Facts, formed: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The format of tov for a model without a chat template, where rows are turns."""
     return {} if facts.template is None or "text" in formed[0] else {TEMPLATE: facts.template}
-
-
-def _with_template(script: str, facts: Facts, formed: Sequence[Mapping[str, Any]]) -> str:
-    return script if template_file(facts, formed) else script.replace(PLAIN, "")
 
 
 def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
