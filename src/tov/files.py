@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,14 @@ _COPIES: list[tuple[Path, Callable[[Path], None]]] = []
 """Folders whose files are copied elsewhere."""
 
 
-@contextmanager
-def listing(folder: Path, write_down: Callable[[Path], None]) -> Iterator[None]:
+def listing(folder: Path, write_down: Callable[[Path], None]) -> AbstractContextManager[None]:
     """For the block, every file that is about to be put below a folder by a function of this module is told of first."""
-    with _entered(_LISTS, folder, write_down):
-        yield
+    return _entered(_LISTS, folder, write_down)
 
 
-@contextmanager
-def copying(folder: Path, copy: Callable[[Path], None]) -> Iterator[None]:
+def copying(folder: Path, copy: Callable[[Path], None]) -> AbstractContextManager[None]:
     """For the block, every file that a function of this module has put below a folder is told of after it is there."""
-    with _entered(_COPIES, folder, copy):
-        yield
+    return _entered(_COPIES, folder, copy)
 
 
 @contextmanager
