@@ -44,12 +44,12 @@ from tov.methods.shared.warm_up import warm_up
 from tov.methods.target_path import depth_for
 from tov.methods.tov.fit import base_size_for, schedule_for
 from tov.model.adapters import attach, parameters
-from tov.model.gradients import Run, batches_of, per_example_gradients
+from tov.model.gradients import Run, per_example_gradients
 from tov.model.load import load_model
 from tov.runs.environment import hardware
 from tov.runs.manifest import read_manifest
 from tov.tasks import TASKS, all_layouts
-from tov.text.batches import Batch
+from tov.text.batches import Batch, batches_of
 from tov.text.encode import Encoded, Encoder
 
 MODELS = {"instruction": "smollm2-135m", "ner": "minilm"}

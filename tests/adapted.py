@@ -18,7 +18,8 @@ from oracle.gradients import row_gradient
 from tiny import tiny_llama
 from tov import tasks
 from tov.model.adapters import attach, parameters
-from tov.model.gradients import batches_of, flat_gradients, per_example_gradients
+from tov.model.gradients import flat_gradients, per_example_gradients
+from tov.text.batches import batches_of
 from tov.text.encode import IGNORED, Encoded
 
 WORDS, CLASSES = 60, 3

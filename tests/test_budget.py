@@ -28,9 +28,8 @@ from tov.errors import ConfigError, DataError, RunError
 from tov.inputs import draw
 from tov.seeds import generator
 from tov.selection.budget import choose_tokens
-from tov.selection.choose import Choice, choose, quotas_for
+from tov.selection.choose import Choice, choose, gumbel_noise, quotas_for
 from tov.selection.round_robin import top_candidates
-from tov.selection.sampling import gumbel_noise
 from tov.selection.shares import choose_by_source, parts_of
 
 RULES = ("score+random", "score-only", "sample", "round-robin")

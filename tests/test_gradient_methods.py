@@ -26,10 +26,11 @@ from tov.methods.shared.influence import influence, target_means
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import linear_rates, warm_up
 from tov.model.adapters import parameters, read_state, write_state
-from tov.model.gradients import batches_of, per_example_gradients, places
+from tov.model.gradients import per_example_gradients, places
 from tov.progress import Silent
 from tov.scores.shard import Shard
 from tov.scores.store import ShardStore, features_of, features_table
+from tov.text.batches import batches_of
 from tov.text.encode import IGNORED, Encoded
 from tov.training.loop import make_optimizer, moments_of, train_epoch
 

@@ -24,8 +24,8 @@ from oracle import projection as matrices
 from tov.errors import ConfigError, ModelError, NumericError
 from tov.methods.shared.projection import Projection, add_projected, signs
 from tov.model.adapters import attach, parameters, read_state
-from tov.model.gradients import batches_of, flat_gradients, per_example_gradients, places
-from tov.text.batches import collate
+from tov.model.gradients import flat_gradients, per_example_gradients, places
+from tov.text.batches import batches_of, collate
 from tov.training.loop import make_optimizer, train_epoch
 
 # Gradients

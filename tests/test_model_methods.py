@@ -13,7 +13,8 @@ from oracle import embed as oracle
 from tov.errors import ConfigError, DataError, NumericError
 from tov.methods.shared.embeddings import embed_rows
 from tov.methods.target_path import depth_for, endpoint_drop, fit_target_path
-from tov.model.adapters import parameters, read_state, write_state
+from tov.model.adapters import State, parameters, read_state, write_state
+from tov.model.kernels.joined import scanning
 from tov.text.encode import IGNORED, Encoded
 from tov.training.loop import train_epoch
 
@@ -94,11 +95,16 @@ def by_torch(adapted: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Te
     return {names[id(parameter)]: state[name] for name, parameter in parameters(adapted).items()}
 
 
+def drop_of(adapted: Any, states: tuple[State, State], rows: Encoded, batch_tokens: int) -> dict[str, np.ndarray]:
+    with scanning(adapted) as set_state:
+        return endpoint_drop(adapted.get_base_model(), set_state, states, rows, batch_tokens=batch_tokens)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_the_drop_is_that_of_the_row_alone(task):
     adapted, pool, target = adapted_model(task), make_encoded(task, seed=3), make_encoded(task, seed=4)
     states = fit_target_path(adapted, target, epochs=3, **SETTINGS)
-    found = endpoint_drop(adapted, states, pool, batch_tokens=30)["score_target_path"]
+    found = drop_of(adapted, states, pool, batch_tokens=30)["score_target_path"]
     ends = [by_torch(adapted, state) for state in states]
     wanted = [
         oracle.endpoint_drop(adapted, ends, *(part.tolist() for part in pool.row(row))) for row in range(len(pool))
@@ -146,7 +152,7 @@ def test_rows_of_the_target_drop_further_than_others():
     adapted = shake(adapted_model(dtype=torch.float32), std=0.05)
     target, others = make_encoded(seed=8), make_encoded(seed=9)
     states = fit_target_path(adapted, target, epochs=8, **SETTINGS)
-    drops = endpoint_drop(adapted, states, Encoded.concatenate([target, others]), batch_tokens=99)
+    drops = drop_of(adapted, states, Encoded.concatenate([target, others]), batch_tokens=99)
     score = drops["score_target_path"]
     assert score.max() <= 1
     assert score[: len(target)].mean() > score[len(target) :].mean() + 0.1, f"scores {score.round(2)}"
@@ -155,13 +161,13 @@ def test_rows_of_the_target_drop_further_than_others():
 def test_what_must_not_matter_to_a_drop():
     adapted, pool = adapted_model("ner"), make_encoded("ner", seed=3)
     states = fit_target_path(adapted, make_encoded("ner", seed=4), epochs=2, **SETTINGS)
-    wanted = endpoint_drop(adapted, states, pool, batch_tokens=30)["score_target_path"]
+    wanted = drop_of(adapted, states, pool, batch_tokens=30)["score_target_path"]
     order = np.random.default_rng(0).permutation(len(pool))
     for batch_tokens in (1, 999):
-        found = endpoint_drop(adapted, states, pool.take(order), batch_tokens=batch_tokens)["score_target_path"]
+        found = drop_of(adapted, states, pool.take(order), batch_tokens=batch_tokens)["score_target_path"]
         np.testing.assert_allclose(found, wanted[order], atol=1e-9)
-    assert not endpoint_drop(adapted, (states[0], states[0]), pool, batch_tokens=30)["score_target_path"].any()
-    found = endpoint_drop(adapted, states, holed(pool, 1), batch_tokens=30)
+    assert not drop_of(adapted, (states[0], states[0]), pool, batch_tokens=30)["score_target_path"].any()
+    found = drop_of(adapted, states, holed(pool, 1), batch_tokens=30)
     assert all(np.isnan(values[1]) for values in found.values())
     np.testing.assert_allclose(np.delete(found["score_target_path"], 1), np.delete(wanted, 1), atol=1e-9)
 

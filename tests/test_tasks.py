@@ -18,7 +18,7 @@ from tov.data.cells import as_text
 from tov.data.labels import LabelMap, Reading, agreed_labels, label_text
 from tov.data.rows import Layout, layout_of
 from tov.errors import ConfigError
-from tov.tasks import TASKS, all_layouts, register, task_of, titles
+from tov.tasks import TASKS, all_layouts, register, titles
 from tov.tasks.base import Defaults, Task
 from tov.text.encode import IGNORED, Encoded, Encoder, pack
 
@@ -192,7 +192,9 @@ def test_a_fourth_task_can_be_named_and_is_listed(pairs: Pairs, tmp_path: Path) 
         tov.select(task="vision", **given)
     with pytest.raises(tov.DataError, match=r"for pairs(.|\n)*premise \+ hypothesis \+ label"):
         tov.select(task="pairs", **{**given, "target": [{"text": "a"}]})
-    assert task_of(["label", "premise", "hypothesis", "id"]) is pairs
+    layout = layout_of(["label", "premise", "hypothesis", "id"], all_layouts())
+    assert layout
+    assert layout.task == pairs.name
     with pytest.raises(ConfigError, match="Two tasks are called 'pairs'"):
         register(Pairs())
 
@@ -240,7 +242,7 @@ def test_a_task_s_rows_are_what_other_rooms_ask_of_them(name: str, tokenizer: An
     task, row = TASKS[name], ROWS[name]
     layout = layout_of(list(row), all_layouts())
     assert layout is not None
-    assert task_of(list(row)) is task
+    assert layout.task == name
     made = layout.convert(row, Reading())
     head = task.head_labels([frozenset({*made.labels, "no"})], [frozenset({*made.labels, "no"})], ["pool"], LabelMap())
     assert bool(head) == task.new_head
@@ -265,8 +267,8 @@ def test_a_task_s_rows_are_what_other_rooms_ask_of_them(name: str, tokenizer: An
     ],
 )  # fmt: skip
 def test_bare_text_is_what_no_other_task_reads(columns: str, task: str | None) -> None:
-    found = task_of(columns.split())
-    assert (found.name if found else None) == task
+    found = layout_of(columns.split(), all_layouts())
+    assert (found.task if found else None) == task
 
 
 def test_messages_list_the_tasks_of_which_something_is_true() -> None:

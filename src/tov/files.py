@@ -10,13 +10,14 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from tov.errors import RunError, StorageError
+from tov.sinks import json_text
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 """Names of what is half-written: `.NAME.PROCESS.tmp`."""
@@ -30,18 +31,14 @@ _COPIES: list[tuple[Path, Callable[[Path], None]]] = []
 """Folders whose files are copied elsewhere."""
 
 
-@contextmanager
-def listing(folder: Path, write_down: Callable[[Path], None]) -> Iterator[None]:
+def listing(folder: Path, write_down: Callable[[Path], None]) -> AbstractContextManager[None]:
     """For the block, every file that is about to be put below a folder by a function of this module is told of first."""
-    with _entered(_LISTS, folder, write_down):
-        yield
+    return _entered(_LISTS, folder, write_down)
 
 
-@contextmanager
-def copying(folder: Path, copy: Callable[[Path], None]) -> Iterator[None]:
+def copying(folder: Path, copy: Callable[[Path], None]) -> AbstractContextManager[None]:
     """For the block, every file that a function of this module has put below a folder is told of after it is there."""
-    with _entered(_COPIES, folder, copy):
-        yield
+    return _entered(_COPIES, folder, copy)
 
 
 @contextmanager
@@ -190,7 +187,7 @@ def read_json(path: Path) -> Any:
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:
     """Writes a JSON object atomically, with a checksum of the rest as its last key."""
-    plain = json.loads(json.dumps(value, ensure_ascii=False, default=str))
+    plain = json.loads(json_text(value))
     write_json(path, {**plain, CHECKSUM: _checksum(plain)})
 
 
@@ -227,7 +224,7 @@ def append_json_line(path: Path, value: Any) -> None:
         drop_torn_line(path)
     else:
         _write_down(path)
-    append_line(path, json.dumps(value, ensure_ascii=False, default=str))
+    append_line(path, json_text(value))
 
 
 def append_line(path: Path, text: str) -> None:

@@ -79,6 +79,11 @@ def picture(text: object) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def json_text(value: Any) -> str:
+    """A value as JSON, letters of any script as they are."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
 def json_line(value: Any) -> str:
     """A value as JSON on one line, in ASCII: any terminal and any encoding shows it, any reader reads it back."""
     return json.dumps(value, ensure_ascii=True, default=str).replace("\x7f", r"\u007f")

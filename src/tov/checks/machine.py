@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tov.errors import TovError
-from tov.model.builtin import ALIASES, cache_folder, packaged_file
+from tov.model.builtin import ALIASES, packaged_file
+from tov.objects.stores import cache_home
 from tov.progress import file_size
 from tov.runs.environment import hardware, versions
 
@@ -251,7 +252,7 @@ def _dotted(version: tuple[int, ...]) -> str:
 
 def of_cache() -> Iterator[Check]:
     """The folder of converted models, and which models of the aliases are at hand."""
-    folder = cache_folder()
+    folder = cache_home()
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     found = _disk("cache", folder, "Set TOV_CACHE to a folder on another disk.")
     yield Check(

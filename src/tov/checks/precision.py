@@ -15,12 +15,11 @@ from torch import Tensor
 
 from tov.methods.tov.scan import noise_floor
 from tov.model.adapters import attach, parameters, read_state, write_state
-from tov.model.gradients import batches_of
 from tov.model.kernels.joined import scanning
 from tov.model.kernels.lowrank import training
 from tov.model.load import DTYPES
 from tov.model.logloss import gather_hidden, head_of, row_logprobs, token_logprobs
-from tov.text.batches import Batch
+from tov.text.batches import Batch, batches_of
 from tov.text.encode import IGNORED, Encoded, pack
 
 VOCABULARY, ROWS, LONGEST = 2000, 16, 64
@@ -76,11 +75,13 @@ def precision_of(dtype: str, device: torch.device) -> Precision:
     kind, rows = DTYPES[dtype], _rows()
     base = _random_model(kind)
     exact = _log_p(copy.deepcopy(base).double(), rows)
-    adapted = _adapted(base.to(device))
+    adapted = attach(base.to(device), rank=4, alpha=8.0, dropout=0.0, targets=("all-linear",), seed=0)
     model = adapted.get_base_model()
     start = {name: torch.zeros_like(value) for name, value in read_state(adapted).items()}
     passed = _log_p(model, rows)  # under peft's own forward, where nothing is scanned
-    state = {name: torch.randn(value.shape, generator=_seeded()) / 10 for name, value in start.items()}
+    state = {
+        name: torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) / 10 for name, value in start.items()
+    }
     with scanning(adapted) as set_state:
         set_state(state)
         scanned = _log_p(model, rows)
@@ -90,10 +91,6 @@ def precision_of(dtype: str, device: torch.device) -> Precision:
         head=_head_error(model, rows), model=_rms(passed - exact), floor=floor, scan=_rms(scanned - _log_p(model, rows)),
         gradients=_gradient_error(adapted, batches_of(rows, 2048)[0]),
     )  # fmt: skip
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _random_model(dtype: torch.dtype) -> Any:
@@ -108,10 +105,6 @@ def _random_model(dtype: torch.dtype) -> Any:
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(config)
         return model.to(dtype).eval().requires_grad_(False)
-
-
-def _adapted(model: Any) -> Any:
-    return attach(model, rank=4, alpha=8.0, dropout=0.0, targets=("all-linear",), seed=0)
 
 
 def _rows() -> Encoded:

@@ -7,7 +7,6 @@ addresses and numbers of the package faker. Both are Python packages, so nothing
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from tov.errors import ModelError
 from tov.files import write_text
 from tov.seeds import derive, generator
+from tov.trainers.base import json_lines
 
 TOPICS = ("trivia", "coding", "ai", "psychology", "emotion", "literature", "science", "movies", "sports")
 TARGET_TOPIC, TOPIC_TARGET_ROWS, TOPIC_ROWS = "trivia", 48, 40
@@ -153,12 +153,8 @@ def _write(
     pool = []
     for name, rows in parts.items():
         if name == target:
-            write_text(folder / "target.jsonl", _lines(rows[:target_rows]))
+            write_text(folder / "target.jsonl", json_lines(rows[:target_rows]))
             rows = rows[target_rows:]
-        write_text(folder / f"{name}.jsonl", _lines(rows[:most]))
+        write_text(folder / f"{name}.jsonl", json_lines(rows[:most]))
         pool.append(str(folder / f"{name}.jsonl"))
     return str(folder / "target.jsonl"), pool
-
-
-def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -144,12 +144,12 @@ def tov(ctx: click.Context) -> None:
 
 def _command(name: str) -> click.Command:
     verb = VERBS[name]
-    if name == "demo":
-        return click.Command(name, params=_demo_options(), callback=_demo, help=verb.help)
-    if name == "methods":
-        return click.Command(name, params=_methods_options(), callback=_methods, help=verb.help)
-    if name == "doctor":
-        return click.Command(name, params=_doctor_options(), callback=_doctor, help=verb.help)
+    own: dict[str, tuple[Any, Any]] = {
+        "demo": (_demo_options, _demo), "methods": (_methods_options, _methods), "doctor": (_doctor_options, _doctor),
+    }  # fmt: skip
+    if name in own:
+        options, callback = own[name]
+        return click.Command(name, params=options(), callback=callback, help=verb.help)
     if name == "completion":
         from tov.cli.completion import completion_command
 
@@ -163,7 +163,7 @@ def _command(name: str) -> click.Command:
         from tov.cli.flags import positional
 
         return positional(
-            name, _record(verb.records[0]), POSITIONAL[name], callback=partial(_given, name), help=verb.help
+            name, _record(verb.records[0]), POSITIONAL[name], callback=partial(_work, name, None), help=verb.help
         )
     callback = {"select": _select, "compare": _compare}.get(
         name, partial(_of_run if name in ("train", "export") else _work, name)
@@ -182,13 +182,6 @@ def _work(name: str, config: str | None, **flags: Any) -> None:
     from tov.cli.flags import gather
 
     _run(VERBS[name].runs, VERBS[name].records[0], gather(config, flags))
-
-
-def _given(name: str, **flags: Any) -> None:
-    """As `_work`, of a verb that reads no file."""
-    from tov.cli.flags import gather
-
-    _run(VERBS[name].runs, VERBS[name].records[0], gather(None, flags))
 
 
 def _run(runs: str, record: str, settings: dict[str, Any]) -> None:

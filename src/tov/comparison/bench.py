@@ -218,7 +218,10 @@ class _Trials:
         """Writes what came of a training."""
         known, seconds = self.known[training.start]
         try:
-            ended = _failure(came.why) if isinstance(came, Failed) else {**known, **_after_training(came, self.bench)}
+            if isinstance(came, Failed):
+                ended = _failure(came.why)
+            else:
+                ended = {**known, "train": came.train, "loss": came.result.loss, "metric": _metric(came, self.bench)}
         except FAILURES as error:  # the user's own metric
             stop_if_interrupted(error)
             ended = _failure(in_words(error))
@@ -284,10 +287,6 @@ def _before_training(trial: Trial, bench: Bench, table: _Table | None) -> tuple[
         "rows_fingerprint": digest([int(row_id) for row_id in row_ids]),
     }
     return known, rows
-
-
-def _after_training(came: Trained, bench: Bench) -> dict[str, Any]:
-    return {"train": came.train, "loss": came.result.loss, "metric": _metric(came, bench)}
 
 
 def _look(bench: Bench, row_ids: np.ndarray, rows: Encoded) -> ChecksRecord:

@@ -218,9 +218,7 @@ def _split(
             f"Only {there:,} pool rows are not like the target rows held out, but a pilot is to choose {sizes.n:,}.",
             fix="Lower --pilot-rows, add rows to the pool, or name a method in place of auto.",
         )
-    row_ids = np.sort(np.concatenate(parts))
-    pool = PoolRows(rows.pool.subset(row_ids), rows.index.subset(row_ids), rows.excluded[row_ids], rows.skip)
-    return Split(pool, subset_of(target, others), test, ())
+    return Split(rows.subset(np.sort(np.concatenate(parts))), subset_of(target, others), test, ())
 
 
 def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant]) -> list[dict[str, Any]]:

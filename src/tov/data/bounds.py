@@ -14,14 +14,9 @@ LONGEST_LINE = 1 << 28
 """Bytes in a line of a text file, which is in memory several times while it is read."""
 
 
-def most_bytes(path: Path) -> int:
-    """Bytes that a file may unpack to."""
-    return max(ALWAYS, MOST_TIMES * path.stat().st_size)
-
-
 def check_unpacked(path: Path, unpacked: int) -> None:
-    """Raises DataError if a file unpacks to more bytes than `most_bytes`."""
-    most = most_bytes(path)
+    """Raises DataError if a file unpacks to more than `MOST_TIMES` its size, and than `ALWAYS`."""
+    most = max(ALWAYS, MOST_TIMES * path.stat().st_size)
     if unpacked > most:
         raise DataError(
             f"{path} of {path.stat().st_size:,} bytes unpacks to more than {most:,} bytes, as no data does: it is "

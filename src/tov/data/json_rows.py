@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
 from tov.data.known import Places, known_places
-from tov.data.tables import check_characters, check_nesting
+from tov.data.tables import Table, check_characters, check_nesting
 from tov.data.text_files import decode_line, head, lines_of, open_plain
 from tov.errors import DataError, kind_of
 
 BOM = b"\xef\xbb\xbf"
 
 
-class JsonTable:
+class JsonTable(Table):
     """Rows of JSON files, one file after another; as of `tov.data.tables.Table`.
 
     Args:
@@ -49,10 +48,6 @@ class JsonTable:
             file, number = self._find(place)
             yield file.row(number)
 
-    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
-        """As of `Table`."""
-        return row
-
     def where(self, place: int) -> str:
         """As of `Table`."""
         file, number = self._find(place)
@@ -65,14 +60,6 @@ class JsonTable:
     def places(self) -> dict[str, Places]:
         """Absolute path -> where its rows stand, of the files of lines."""
         return {str(file.path.absolute()): file.places for file in self._files if isinstance(file, _Lines)}
-
-    def label_names(self, column: str) -> tuple[str, ...]:
-        """None: JSON says nothing of its columns."""
-        return ()
-
-    def arrow(self, places: Sequence[int]) -> pa.Table | None:
-        """None: JSON has no types for columns."""
-        return None
 
 
 class _Lines:

@@ -380,17 +380,16 @@ def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
     split = hub["split"] or "train"
     try:
         table = datasets.load_dataset(hub["name"], hub["config"], split=split)
-    except ValueError as error:
-        if refused := of_system(error, f"The Hub dataset '{location}' cannot be opened", DataError):
-            raise refused from error
-        raise DataError(
-            f"The Hub dataset '{location}' cannot be opened: {error}",
-            allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT",
-            fix="Name a configuration and a split that the dataset has.",
-        ) from None
     except Exception as error:
-        if refused := of_system(error, f"The Hub dataset '{location}' cannot be opened", DataError):
+        what = f"The Hub dataset '{location}' cannot be opened"
+        if refused := of_system(error, what, DataError):
             raise refused from error
+        if isinstance(error, ValueError):
+            raise DataError(
+                f"{what}: {error}",
+                allowed="NAME, NAME:SPLIT or NAME@CONFIG:SPLIT",
+                fix="Name a configuration and a split that the dataset has.",
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
             f"'{location}' is no file here, and the Hub did not send it: {reason}",

@@ -6,8 +6,9 @@ What a row means is for layouts (`tov.data.rows`); where it came from for `tov.d
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import numpy as np
@@ -21,31 +22,37 @@ MOST_NESTED = 100
 """Levels of lists and mappings in a row: libraries that write nested values recurse, and end the process where they cannot."""
 
 
-class Table(Protocol):
-    """Rows by position, from 0."""
+class Table(ABC):
+    """Rows by position, from 0. What is not abstract is that of a source that says nothing of its columns but their names."""
 
     columns: tuple[str, ...]
     """Every key that a row has, in order of appearance."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def rows(self, places: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The rows at these places, in this order, for the caller to change."""
 
     def shown(self, row: dict[str, Any]) -> dict[str, Any]:
         """Such a row without padding: Arrow gives every struct of a column the same keys, with nulls that nobody wrote."""
+        return row
 
+    @abstractmethod
     def where(self, place: int) -> str:
         """Where a row stands, for messages."""
 
     def label_names(self, column: str) -> tuple[str, ...]:
         """The names that the data set gives to the label ids of a column, or none."""
+        return ()
 
     def arrow(self, places: Sequence[int]) -> pa.Table | None:
         """Columns with the types that the source gives them; None where it gives none, without those that are JSON text."""
+        return None
 
 
-class ListTable:
+class ListTable(Table):
     """Rows in memory."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], location: str) -> None:
@@ -68,24 +75,12 @@ class ListTable:
         """As of `Table`."""
         return (dict(self._rows[place]) for place in places)
 
-    def shown(self, row: dict[str, Any]) -> dict[str, Any]:
-        """As of `Table`."""
-        return row
-
     def where(self, place: int) -> str:
         """As of `Table`."""
         return f"{self._location}, row {place + 1}"
 
-    def label_names(self, column: str) -> tuple[str, ...]:
-        """None: a list says nothing of its columns."""
-        return ()
 
-    def arrow(self, places: Sequence[int]) -> pa.Table | None:
-        """None: a list has no types."""
-        return None
-
-
-class ArrowTable:
+class ArrowTable(Table):
     """Rows of a `datasets.Dataset`: of the Hub, of Parquet and Arrow files, in memory."""
 
     def __init__(self, dataset: datasets.Dataset, location: str) -> None:
@@ -158,7 +153,7 @@ def _holds_json(feature: Any) -> bool:
     return isinstance(feature, _JSON) or (hasattr(feature, "feature") and _holds_json(feature.feature))
 
 
-class Part:
+class Part(Table):
     """Some rows of another table."""
 
     def __init__(self, table: Table, places: np.ndarray) -> None:

@@ -43,7 +43,6 @@ class Made(Generic[R]):
     def write(self, folder: Path) -> R:
         """Writes the files under a folder, each completely or not at all."""
         for name, content in self.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic(folder / name) as temporary:
                 temporary.write_bytes(content)
         return self.told

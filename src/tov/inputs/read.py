@@ -69,6 +69,10 @@ class PoolRows(Indexed):
         """(N,) bool, as far as text alone tells (a row may yet turn out to have no scored token)."""
         return self.excluded == USABLE
 
+    def subset(self, row_ids: np.ndarray) -> PoolRows:
+        """These rows alone, which must be in order."""
+        return PoolRows(self.pool.subset(row_ids), self.index.subset(row_ids), self.excluded[row_ids], self.skip)
+
     @property
     def excluded_fingerprint(self) -> str:
         """16 hex digits of which rows may not be chosen."""

@@ -51,9 +51,15 @@ def _of_targets(method: Method, stats: PoolStats) -> list[Stage] | None:
 
 
 def _sum(stages: Sequence[Stage], less: Stage, times: int) -> Stage:
-    sizes = [stage.kept for stage in stages]
-    kept = None if None in sizes or less.kept is None else sum(size for size in sizes if size) - times * less.kept
+    whole = kept_by(stages)
+    kept = None if whole is None or less.kept is None else whole - times * less.kept
     return replace(
         stages[0], forward=sum(one.forward for one in stages) - times * less.forward,
         backward=sum(one.backward for one in stages) - times * less.backward, kept=kept,
     )  # fmt: skip
+
+
+def kept_by(stages: Sequence[Stage]) -> float | None:
+    """Bytes that stages keep on disk together; None where nobody knows of one."""
+    sizes = [stage.kept for stage in stages if stage.kept is not None]
+    return sum(sizes) if len(sizes) == len(stages) else None

@@ -3,7 +3,7 @@
 A row's log importance weight is `sum_g count_g(x) [log(p_g + 1e-8) - log(q_g + 1e-8)]`, p and q the shares of bucket g among
 the hashed unigrams and bigrams of the target and of the whole pool: `ngram_counts` of both, `log_ratio` of the two counts,
 `row_weights` of the pool. The pool is read twice; memory is a block of rows' features, and 16 bytes a pool row. The n rows are
-drawn by the rule `sample`, with the noise of `tov.selection.sampling`.
+drawn by the rule `sample`, with the noise of `tov.selection.choose.gumbel_noise`.
 
 Knows text and counts; no files, no models.
 
@@ -81,21 +81,6 @@ class Ngrams:
             raise ConfigError(
                 f"There is no hashing {self.hashing!r}.", allowed="mixed, sha256", fix="Name one of these."
             )
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What DSIR knows of each pool row.
-
-    Attributes:
-        log_weights: (N,) nats, larger is nearer to the target; NaN for a row of fewer than `min_tokens` tokens.
-        tokens: (N,) tokens a row.
-        missing: rows without a weight.
-    """
-
-    log_weights: np.ndarray
-    tokens: np.ndarray
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -209,8 +194,8 @@ def row_weights(
     over: Literal["sum", "mean"] = "sum",
     min_tokens: int = 1,
     block_rows: int = BLOCK_ROWS,
-) -> Weights:
-    """Each row's log importance weight: the sum, or the mean, of `ratio` over its unigrams and bigrams.
+) -> np.ndarray:
+    """(N,) nats, larger is nearer to the target: the sum, or the mean, of `ratio` over a row's unigrams and bigrams.
 
     Args:
         texts: of N rows, read once, `block_rows` at a time.
@@ -218,7 +203,7 @@ def row_weights(
         ngrams: how text becomes features; the same as for the counts.
         over: "sum" is the method's, log p(x) - log q(x) of a bag of n-grams, and grows with length; "mean" is that over
             the row's 2T - 1 n-grams, T its tokens.
-        min_tokens: rows of fewer tokens get NaN and are counted; 1 or more, the authors' is 100.
+        min_tokens: rows of fewer tokens get NaN; 1 or more, the authors' is 100.
         block_rows: texts whose features are held at once; it changes no result.
 
     Raises:
@@ -248,8 +233,7 @@ def row_weights(
         tokens.append(length)
     lengths, totals = np.concatenate(tokens), np.concatenate(sums)
     weights = totals / np.maximum(2 * lengths - 1, 1) if over == "mean" else totals
-    short = lengths < min_tokens
-    return Weights(np.where(short, np.nan, weights), lengths, int(short.sum()))
+    return np.where(lengths < min_tokens, np.nan, weights)
 
 
 class DsirOptions(Settings):
@@ -296,7 +280,7 @@ class DsirScorer(Scorer):
                 over=options.over,
                 min_tokens=options.min_example_length,
             )
-            return {"score_dsir": weights.log_weights}
+            return {"score_dsir": weights}
 
         yield score
 
@@ -335,7 +319,7 @@ class Dsir(Method):
         target = ngram_counts([row.text for row in work.target.rows], ngrams=ngrams)
         return DsirScorer(
             options=options, ratio=log_ratio(target, np.load(folder / "counts.npy")),
-            about=f"M = {len(work.target):,} target rows", tokens=work.spec() if options.tokenizer == "model" else None,
+            about=work.about(), tokens=work.spec() if options.tokenizer == "model" else None,
         )  # fmt: skip
 
     def cost(self, stats: PoolStats) -> list[Stage]:

@@ -25,25 +25,26 @@ from tov.engine.models import ModelSpec, Opened
 from tov.errors import ConfigError, ModelError, did_you_mean
 from tov.methods.base import Method, PoolStats, Scorer, Stage
 from tov.methods.shared.gradients import Checkpoint
-from tov.methods.shared.influence import influence, row_features, target_means
+from tov.methods.shared.influence import influence, row_features
 from tov.methods.shared.options import option
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import (
     ProjectedOptions,
     checkpoints_in,
     projection_of,
-    target_stage,
+    target_measured,
     warm_up_cost,
     warmed_up,
 )
 from tov.model.adapters import write_state
 from tov.model.fitting import passes
-from tov.model.gradients import batches_of, per_example_gradients
+from tov.model.gradients import per_example_gradients
 from tov.objects.mirror import local, named
 from tov.progress import Progress
 from tov.scores.store import ShardStore, features_of
 from tov.selection.choose import Best
 from tov.selection.round_robin import top_candidates
+from tov.text.batches import batches_of
 from tov.text.encode import Encoded
 
 if TYPE_CHECKING:
@@ -258,17 +259,12 @@ class Less(Method):
         names = list(dict.fromkeys(subtasks[row] for row in row_ids))
         _check_rule(work.settings, names)
         of_row = np.array([names.index(subtasks[row]) for row in row_ids], np.int64)
-        with target_stage(work, target, len(warm.checkpoints)):
-            targets = target_means(
-                opened.adapted, warm.checkpoints, target, subtasks=of_row, unit=True, projection=projection,
-                batch_tokens=batch_tokens,
-            )  # fmt: skip
+        targets = target_measured(work, warm, target, unit=True, subtasks=of_row)
         stores = _stored(shared, warm.folder, opened, len(warm.checkpoints), projection) if options.store else ()
-        loaded = opened.loaded
         return LessScorer(
             model=opened.spec, passes=(0, 0) if stores else (len(warm.checkpoints),) * 2, key=[names, of_row.tolist()],
-            about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
-            warm_up=named(warm.folder), subtasks=tuple(names), targets=tuple(targets), projection=projection,
+            about=work.about(opened),
+            warm_up=named(warm.folder), subtasks=tuple(names), targets=targets, projection=projection,
             form=options.gradient_type, batch_tokens=batch_tokens, stores=stores,
         )  # fmt: skip
 

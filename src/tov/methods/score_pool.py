@@ -7,7 +7,7 @@ Used by `tov select`, `tov score` and `tov compare`. Must not know any method.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tov.methods.base import NOISE_ROWS, Method, Scorer
 from tov.methods.clusters import records_of, split_target
 from tov.methods.costs import clusters_asked
 from tov.methods.shared.options import LoraOptions
-from tov.methods.spec import Variant, read_by
+from tov.methods.spec import Variant, dumped, kind_of_table, read_by
 from tov.methods.work import Work, recorded_in
 from tov.model.load import tokenizer_fingerprint
 from tov.progress import track
@@ -92,7 +92,7 @@ def score_pool(
         TovError: as the method says.
     """
     with _in_its_words(variant), ExitStack() as stack:
-        models = models or stack.enter_context(_for_this_alone())
+        models = models or stack.enter_context(closing(Models()))
         engine, options = engine_of(settings, models), variant.method.resolve(variant.options, n)
         work = Work(
             run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=variant.method, options=options,
@@ -115,15 +115,6 @@ def score_pool(
         run.note(cost=_cost(run))
 
 
-@contextmanager
-def _for_this_alone() -> Iterator[Models]:
-    models = Models()
-    try:
-        yield models
-    finally:
-        models.close()
-
-
 def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: bool = False) -> None:
     """Scores every shard that is not there yet, and notes what the table is.
 
@@ -139,8 +130,8 @@ def fill_table(prepared: Prepared, models: Models, engine: Engine, *, quiet: boo
     )  # fmt: skip
     made_from = {
         "columns": FIXED,
-        "method": prepared.method.table or prepared.method.name,
-        "options": prepared.options.model_dump(mode="json") if prepared.options else {},
+        "method": kind_of_table(prepared.method),
+        "options": dumped(prepared.options),
         "from": prepared.made_from,
         "keys": {name: scorer.key for name, scorer in scorers.items()},
         "pool": [prepared.rows.index.fingerprint, prepared.rows.excluded_fingerprint, reader.shard_rows],
@@ -265,7 +256,7 @@ def _noise_floor(reader: ShardReader, scorers: Mapping[str, Scorer], models: Mod
 def _record(prepared: Prepared, fingerprint: str, noise: dict[str, float], *, complete: bool = False) -> ScoringRecord:
     scan = {name: getattr(prepared.settings, name) for name in ScanSettings.model_fields}
     return ScoringRecord(
-        method=prepared.method.name, options=prepared.options.model_dump(mode="json") if prepared.options else {},
+        method=prepared.method.name, options=dumped(prepared.options),
         settings=scan, fingerprint=fingerprint, unit=prepared.method.unit,
         about=_about(prepared.scorers),
         noise_floor=noise, rows=len(prepared.rows.pool), complete=complete,

@@ -119,7 +119,7 @@ def fit_target_path(
 
 
 def endpoint_drop(
-    adapted: Any, states: tuple[State, State], rows: Encoded, *, batch_tokens: int
+    model: Any, set_state: Refresh, states: tuple[State, State], rows: Encoded, *, batch_tokens: int
 ) -> dict[str, np.ndarray]:
     """The normalised endpoint drop of each row, (rows,) float64 each; NaN for rows without a scored token.
 
@@ -129,7 +129,8 @@ def endpoint_drop(
     Source: arXiv 2605.09404. Differs: l_1 below `SMALLEST_LOSS` counts as that.
 
     Args:
-        adapted: a PeftModel; left in the endpoint's state.
+        model: under its adapter, left in the endpoint's state.
+        set_state: from `tov.model.kernels.joined.scanning`.
         states: from `fit_target_path`.
         rows: encoded rows of the pool, any part of it.
         batch_tokens: most tokens in a batch, padding included.
@@ -137,13 +138,6 @@ def endpoint_drop(
     Raises:
         NumericError: a log-loss is not a finite number.
     """
-    with scanning(adapted) as set_state:
-        return _drop(adapted.get_base_model(), set_state, states, rows, batch_tokens)
-
-
-def _drop(
-    model: Any, set_state: Refresh, states: tuple[State, State], rows: Encoded, batch_tokens: int
-) -> dict[str, np.ndarray]:
     scanned = scan_rows(model, set_state, rows, [(1, *states)], batch_tokens=batch_tokens)
     first, last = (scanned.epochs[0][name] for name in ("loss_base", "loss_target"))
     score = (first - last) / np.maximum(first, SMALLEST_LOSS)
@@ -189,7 +183,7 @@ class TargetPathScorer(Scorer):
         opened, folder = models.open(self.model), local(self.folder)
         states, model = (load(folder / FIRST), load(folder / LAST)), opened.adapted.get_base_model()
         with scanning(opened.adapted) as set_state:
-            yield lambda shard: _drop(model, set_state, states, shard.encoded, self.batch_tokens)
+            yield lambda shard: endpoint_drop(model, set_state, states, shard.encoded, batch_tokens=self.batch_tokens)
 
 
 class TargetPath(Method):
@@ -229,10 +223,9 @@ class TargetPath(Method):
         key = {**options.model_dump(mode="json"), **resolved}
         folder = work.artifact("fit", key, opened, make, rows=epochs * len(target))
         work.note(f"target path: {epochs} epochs at a rate of {rate:g}")
-        loaded = opened.loaded
         return TargetPathScorer(
             model=opened.spec, passes=(2, 0), key=key, folder=named(folder), batch_tokens=batch_tokens,
-            about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
+            about=work.about(opened),
         )  # fmt: skip
 
     def cost(self, stats: PoolStats) -> list[Stage]:

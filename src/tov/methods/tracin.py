@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, ClassVar
 from torch import Tensor
 
 from tov.methods.base import Method, PoolStats, Scorer, Stage
-from tov.methods.shared.influence import influence, target_means
+from tov.methods.shared.influence import influence
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import (
     ProjectedOptions,
     checkpoints_in,
     projection_of,
-    target_stage,
+    target_measured,
     warm_up_cost,
     warmed_up,
 )
@@ -95,17 +95,12 @@ class Tracin(Method):
     def prepare(self, work: Work) -> Scorer:
         """Warms up, and takes the target's mean gradients."""
         warm = warmed_up(work)
-        opened, batch_tokens, projection = warm.opened, work.batch_tokens(warm.opened), projection_of(work)
+        opened = warm.opened
         target, _ = work.encode_target(opened.encode)
-        with target_stage(work, target, len(warm.checkpoints)):
-            targets = target_means(
-                opened.adapted, warm.checkpoints, target, unit=False, projection=projection, batch_tokens=batch_tokens
-            )
-        loaded = opened.loaded
         return TracinScorer(
-            model=opened.spec, passes=(len(warm.checkpoints),) * 2, warm_up=named(warm.folder), targets=tuple(targets),
-            projection=projection, batch_tokens=batch_tokens,
-            about=f"M = {len(work.target):,} target rows, {loaded.dtype} on {loaded.device}",
+            model=opened.spec, passes=(len(warm.checkpoints),) * 2, about=work.about(opened), warm_up=named(warm.folder),
+            targets=target_measured(work, warm, target, unit=False), projection=projection_of(work),
+            batch_tokens=work.batch_tokens(opened),
         )  # fmt: skip
 
     def cost(self, stats: PoolStats) -> list[Stage]:

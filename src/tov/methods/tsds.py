@@ -49,13 +49,11 @@ class Selection:
 
     Attributes:
         p: (N,) probability of each row, sums to 1; 0 for a row that no target row holds.
-        level: s of the plan.
         neighbours: K.
         exhausted: target rows that used up their K neighbours; with many of them, a larger K changes p.
     """
 
     p: np.ndarray
-    level: float
     neighbours: int
     exhausted: int
 
@@ -215,7 +213,7 @@ def tsds(
             fix="Lower --n, or raise tsds/max_k (K).",
         )
     p = np.bincount(row_ids.ravel(), plan.mass.ravel(), minlength=len(pool))
-    return Selection(p, plan.level, k, int(plan.exhausted.sum()))
+    return Selection(p, k, int(plan.exhausted.sum()))
 
 
 def calibrated_sigma(

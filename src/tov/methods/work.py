@@ -118,6 +118,11 @@ class Work:
         """Tokens in a batch."""
         return batch_tokens_of(self.run, self.settings, opened)
 
+    def about(self, opened: Opened | None = None) -> str:
+        """For the report: how many target rows there are, and the model that was read, if one was."""
+        on = f", {opened.loaded.dtype} on {opened.loaded.device}" if opened else ""
+        return f"M = {len(self.target):,} target rows{on}"
+
     def note(self, text: str) -> None:
         """A line of the report; once, and not if it is empty."""
         if text:
@@ -209,10 +214,6 @@ class Work:
                     _check_files(folder, record)
                     return folder
         return None
-
-    def own_folder(self, name: str) -> Path:
-        """A folder of the run itself for an artifact that its user is to find; each target has one."""
-        return self.run.folder / column_name(name, self.name)
 
     def reader(self, encode: Encoder) -> ShardReader:
         """Reads the rows that are scored shard by shard."""

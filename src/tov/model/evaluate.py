@@ -13,7 +13,7 @@ from tov.losses import log_loss
 from tov.model.fitting import passes
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import classifier_logits, is_causal, label_logprobs, row_logprobs
-from tov.text.batches import Batch, collate, plan
+from tov.text.batches import Batch, batches_of
 from tov.text.encode import IGNORED, Encoded
 
 
@@ -50,8 +50,7 @@ def evaluate(adapted: Any, rows: Encoded, *, batch_tokens: int) -> Evaluation:
     Raises:
         NumericError: a log-loss is not a finite number.
     """
-    counts = rows.scored_counts
-    batches = [collate(rows, group) for group in plan(rows.lengths, counts > 0, batch_tokens)]
+    batches = batches_of(rows, batch_tokens)
     order = np.concatenate([batch.rows for batch in batches])
     with scanning(adapted):
         parts = [part for _, part in passes(batches, lambda batch: _one(adapted.get_base_model(), batch))]
@@ -59,7 +58,7 @@ def evaluate(adapted: Any, rows: Encoded, *, batch_tokens: int) -> Evaluation:
     if not np.isfinite(logp).all():
         raise NumericError("The log-loss of a test row is not a finite number.", fix="Lower --train-learning-rate.")
     losses = np.full(len(rows), np.nan)
-    losses[order] = log_loss(logp, np.concatenate([[0], np.cumsum(counts[order])]))
+    losses[order] = log_loss(logp, np.concatenate([[0], np.cumsum(rows.scored_counts[order])]))
     return Evaluation(losses, *_in_row_order(rows, order, predicted))
 
 
@@ -68,8 +67,6 @@ def _one(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     if is_causal(model):
         return row_logprobs(model, batch), torch.empty(0, dtype=torch.long)
     logits, labels = classifier_logits(model, batch)
-    if logits.dim() == 2:
-        logits, labels = logits[:, None], labels[:, :1]
     return label_logprobs(logits, labels), logits[labels != IGNORED].argmax(-1)
 
 

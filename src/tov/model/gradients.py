@@ -26,8 +26,8 @@ from tov.model.kernels.lowrank import factors_of, forwards, plain_layers, thin_f
 from tov.model.kernels.norms import trained_norms
 from tov.model.kernels.products import bf16_products
 from tov.model.logloss import row_logprobs
-from tov.text.batches import Batch, collate, plan
-from tov.text.encode import IGNORED, Encoded
+from tov.text.batches import Batch
+from tov.text.encode import IGNORED
 
 Take = Callable[[str, Tensor], None]
 """Given a parameter's name and (B, *shape) the rows' gradients in it; once a parameter, last layers first."""
@@ -80,11 +80,6 @@ def per_example_gradients(adapted: Any) -> Iterator[Run]:
             yield lambda batch, take: _pass(adapted, batch, sink, take)
     finally:
         adapted.train(was_training)
-
-
-def batches_of(rows: Encoded, batch_tokens: int) -> list[Batch]:
-    """The rows that have a scored token, in batches of at most `batch_tokens` tokens, padding included, longest first."""
-    return [collate(rows, group) for group in plan(rows.lengths, rows.scored_counts > 0, batch_tokens)]
 
 
 def places(adapted: Any) -> dict[str, slice]:

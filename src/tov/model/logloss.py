@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tov.errors import ModelError, NumericError
+from tov.model.kernels.lowrank import factors_of
 from tov.model.kernels.products import bf16_products
 from tov.text.batches import Batch
 from tov.text.encode import IGNORED
@@ -73,10 +75,11 @@ def is_causal(model: Any) -> bool:
 
 
 def classifier_logits(model: Any, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
-    """(B, T, C) logits of words, or (B, C) of texts, and (B, T) labels."""
+    """(B, T, C) logits of words and (B, T) labels; of texts (B, 1, C), and (B, 1) those at their first tokens."""
     ids, labels = _on_device(model, batch)
     options = options or {"attention_mask": filled_mask(batch, model.device)}
-    return model(input_ids=ids, **options).logits, labels
+    logits = model(input_ids=ids, **options).logits
+    return (logits[:, None], labels[:, :1]) if logits.dim() == 2 else (logits, labels)
 
 
 def filled_mask(batch: Batch, device: torch.device) -> Tensor | None:
@@ -92,14 +95,12 @@ def _on_device(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def label_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """(S,) log p of each label: (B, T, C) logits of words, or (B, C) of texts, whose label stands at their first token.
+    """(S,) log p of each label.
 
     Args:
-        logits: (B, T, C) or (B, C) fp32.
+        logits: (B, T, C) fp32.
         labels: (B, T), `IGNORED` where nothing is scored.
     """
-    if logits.dim() == 2:
-        logits, labels = logits[:, None], labels[:, :1]
     scored = labels != IGNORED
     return logits[scored].log_softmax(-1).gather(1, labels[scored][:, None])[:, 0]
 
@@ -109,12 +110,7 @@ def head_of(causal: Any) -> Head:
     layer, config = causal.get_output_embeddings(), causal.config.get_text_config()
     low_rank = None
     if hasattr(layer, "lora_A"):
-        adapted, layer = layer, layer.base_layer
-
-        def low_rank() -> tuple[Tensor, Tensor, float]:
-            name = adapted.active_adapters[0]
-            return adapted.lora_A[name].weight, adapted.lora_B[name].weight, adapted.scaling[name]
-
+        low_rank, layer = partial(factors_of, layer), layer.base_layer
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     return Head(layer.weight, layer.bias, low_rank, scale, getattr(config, "final_logit_softcapping", None))

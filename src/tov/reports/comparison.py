@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from tov.progress import duration, file_size
-from tov.reports.summary import table
+from tov.progress import file_size
+from tov.reports.summary import brief, note_list, table
 from tov.sinks import markdown, note
 
 NONE = "-"
@@ -24,7 +24,7 @@ def comparison_markdown(results: Mapping[str, Any], about: Mapping[str, Any]) ->
     sizes = results["sizes"]
     parts = ["# tov compare", "\n".join(f"- {name}: {note(value)}" for name, value in about.items()), _legend(results)]
     if results["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note(one)}" for one in results["notes"])]
+        parts += ["## Notes", note_list(results["notes"])]
     for size in sizes:
         parts += [f"## {size['n']:,} rows", _table(variants(size, results["metric"]))]
     if results.get("auto"):
@@ -49,23 +49,34 @@ def grid_markdown(experiments: Mapping[str, Mapping[str, Any]]) -> str:
         "# tov compare",
         "Better than random, % of its test log-loss [95 % t interval over seeds]; each has a report of its own.",
     ]
-    for n in sorted({size["n"] for results in experiments.values() for size in results["sizes"]}):
-        parts += [f"## {n:,} rows", _grid_table(n, experiments)]
+    for n, by_variant in grid_cells(experiments):
+        parts += [f"## {n:,} rows", _grid_table(by_variant, list(experiments))]
     notes = [f"- {markdown(name)}: {note(one)}" for name, results in experiments.items() for one in results["notes"]]
     return "\n\n".join([*parts, *(["## Notes", "\n".join(notes)] if notes else [])]) + "\n"
 
 
-def _grid_table(n: int, experiments: Mapping[str, Mapping[str, Any]]) -> str:
-    cells: dict[str, dict[str, str]] = {}
-    for name, results in experiments.items():
-        for size in results["sizes"]:
-            for variant in size["variants"] if size["n"] == n else []:
-                cells.setdefault(variant["variant"], {})[name] = (
-                    _loss(variant["loss"]) if variant["role"] == "yardstick" else gain_of(variant)
-                )
-    rows = [[f"{variant} (nat)" if variant == "random" else markdown(variant), *(row.get(name, NONE) for name in experiments)]
-            for variant, row in cells.items()]  # fmt: skip
-    return table(["variant", *map(markdown, experiments)], rows)
+def grid_cells(
+    experiments: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[int, dict[str, dict[str, Mapping[str, Any]]]]]:
+    """Each size of a grid, ascending, with variant -> experiment -> what the experiment says of the variant at it."""
+    for n in sorted({size["n"] for results in experiments.values() for size in results["sizes"]}):
+        cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for name, results in experiments.items():
+            for size in results["sizes"]:
+                for variant in size["variants"] if size["n"] == n else []:
+                    cells.setdefault(variant["variant"], {})[name] = variant
+        yield n, cells
+
+
+def _grid_table(by_variant: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Sequence[str]) -> str:
+    def shown(one: Mapping[str, Any] | None) -> str:
+        return NONE if one is None else _loss(one["loss"]) if one["role"] == "yardstick" else gain_of(one)
+
+    rows = [
+        [f"{variant} (nat)" if variant == "random" else markdown(variant), *(shown(cells.get(name)) for name in names)]
+        for variant, cells in by_variant.items()
+    ]
+    return table(["variant", *map(markdown, names)], rows)
 
 
 COSTS_LEGEND = (
@@ -198,9 +209,7 @@ def costs(results: Mapping[str, Any]) -> Rows:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return NONE
-    return duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"
+    return NONE if seconds is None else brief(seconds)
 
 
 def _bytes(count: float | None) -> str:

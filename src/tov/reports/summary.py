@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -61,7 +61,11 @@ def summary_markdown(manifest: Manifest) -> str:
                 if (amounts := amount_lines(facts["choice"], markdown))
                 else []
             ),
-            *(["## Clusters of the target", cluster_list(facts["clusters"])] if facts.get("clusters") else []),
+            *(
+                ["## Clusters of the target", note_list(cluster_lines(facts["clusters"]))]
+                if facts.get("clusters")
+                else []
+            ),
             "## Lengths",
             _lengths(facts["choice"], task.length),
         ]
@@ -69,7 +73,7 @@ def summary_markdown(manifest: Manifest) -> str:
         parts += ["## Scores", _scores(facts["scores"], manifest, task.unit)]
         parts += ["## Left out", _left_out(facts, task.length)]
     if facts.get("notes"):
-        parts += ["## Notes", "\n".join(f"- {note(one)}" for one in facts["notes"])]
+        parts += ["## Notes", note_list(facts["notes"])]
     parts += ["## Time", _timings(manifest), "## Made with", _made_with(manifest)]
     return "\n\n".join(parts) + "\n"
 
@@ -80,18 +84,24 @@ def gate_text(gate: Mapping[str, Any]) -> str:
     names = (points, percent) if gate["judge"] == "metric" else (percent, points)
     columns = [("gain", f"{names[0]} (decides)")]
     columns += [("beside", names[1])] if any(one["beside"] for one in gate["candidates"]) else []
-    rows = [
+    rows = gate_rows(gate, [column for column, _ in columns])
+    rows = [[markdown(variant), *numbers, note(outcome)] for variant, *numbers, outcome in rows]
+    header = ["candidate", "pilots", *(name for _, name in columns), "scoring", "training", "outcome"]
+    return f"{note(gate['verdict'])}.\n\n" + table(header, rows)
+
+
+def gate_rows(gate: Mapping[str, Any], columns: Sequence[str]) -> list[list[Any]]:
+    """A line a candidate of `auto`: its name, pilots, these gains of `gain` and `beside`, seconds, and what came of it."""
+    return [
         [
-            markdown(one["variant"]),
+            one["variant"],
             one["gain"].get("pilots", 0),
-            *(interval(one[column]) for column, _ in columns),
+            *(interval(one[column]) for column in columns),
             *(duration(one["seconds"][part]) for part in ("scoring", "training")),
-            note(one["outcome"]),
+            one["outcome"],
         ]
         for one in gate["candidates"]
     ]
-    header = ["candidate", "pilots", *(name for _, name in columns), "scoring", "training", "outcome"]
-    return f"{note(gate['verdict'])}.\n\n" + table(header, rows)
 
 
 def interval(gain: Mapping[str, Any]) -> str:
@@ -204,9 +214,9 @@ def cluster_lines(clusters: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def cluster_list(clusters: Sequence[Mapping[str, Any]]) -> str:
-    """The same in Markdown."""
-    return "\n".join(f"- {note(one)}" for one in cluster_lines(clusters))
+def note_list(lines: Iterable[object]) -> str:
+    """Lines of foreign text as a list."""
+    return "\n".join(f"- {note(one)}" for one in lines)
 
 
 def to_choose(usable: int) -> int:
@@ -319,11 +329,7 @@ def _left_out(summary: dict[str, Any], unit: str) -> str:
 
 
 def _timings(manifest: Manifest) -> str:
-    rows = [
-        [markdown(name), duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"]
-        for name, seconds in manifest.timings.items()
-    ]
-    lines = [table(["stage", "time"], rows)]
+    lines = [table(["stage", "time"], [[markdown(name), brief(time)] for name, time in manifest.timings.items()])]
     if manifest.scoring and manifest.scoring.tokens_passed:
         lines.append(f"{manifest.scoring.tokens_passed:,} tokens went forward through the model in the scan.")
     cost = manifest.cost
@@ -333,6 +339,11 @@ def _timings(manifest: Manifest) -> str:
             f"{cost['bytes']:,} bytes stored."
         )
     return "\n\n".join(lines)
+
+
+def brief(seconds: float) -> str:
+    """`4.2s`, `3m 05s`: as `duration`, with a digit more of a short time."""
+    return duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"
 
 
 def _made_with(manifest: Manifest) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tov.progress import duration
-from tov.reports.summary import table, versions_line
+from tov.progress import counted, duration
+from tov.reports.summary import note_list, table, versions_line
 from tov.runs.manifest import Manifest
 from tov.sinks import code, line, note
 from tov.tasks import TASKS
@@ -54,7 +54,7 @@ def training_markdown(manifest: Manifest, folder: Path, *, trusted: bool) -> str
     if facts["test"]:
         parts += [f"## Test, {facts['test']['rows']:,} rows", "\n".join(f"- {one}" for one in _test_lines(facts, unit))]
     if facts["notes"]:
-        parts += ["## Notes", "\n".join(f"- {note(one)}" for one in facts["notes"])]
+        parts += ["## Notes", note_list(facts["notes"])]
     snippet = "\n".join(["```python", *_snippet(manifest, folder, trusted), "```"])
     parts += ["## Use it", snippet, "## Made with", versions_line(manifest)]
     return "\n\n".join(parts) + "\n"
@@ -66,7 +66,7 @@ def _unit(manifest: Manifest) -> str:
 
 def _what(facts: dict[str, Any]) -> str:
     return (
-        f"{facts['rows']:,} rows, {facts['epochs']:,} epoch{'s' * (facts['epochs'] != 1)}, {facts['steps']:,} steps, "
+        f"{facts['rows']:,} rows, {counted(facts['epochs'], 'epochs')}, {facts['steps']:,} steps, "
         f"{facts['tokens']:,} tokens "
         f"in {duration(facts['seconds'])}"
     )

@@ -16,7 +16,6 @@ from tov.errors import ConfigError, DataError, did_you_mean
 from tov.progress import counted
 from tov.seeds import generator
 from tov.selection.round_robin import round_robin_of
-from tov.selection.sampling import gumbel_noise
 
 Best = Callable[[int, np.ndarray], tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 """(k, (N,) bool usable) -> for each target row (or sub-task) the row_ids and scores of its k best usable rows, best first."""
@@ -254,6 +253,16 @@ def check_rule(rule: str) -> None:
 def ranked_by(scores: np.ndarray, rule: str, seed: int) -> np.ndarray:
     """(N,) what a rule takes rows by, larger first: the score, or the score with the noise of the draw."""
     return scores + gumbel_noise(len(scores), seed) if rule == "sample" else scores
+
+
+def gumbel_noise(rows: int, seed: int) -> np.ndarray:
+    """(rows,) independent standard Gumbel noise, tied to the row_id: a row keeps its noise whichever others may be drawn.
+
+    The n largest of `log w_i + G_i` are n distinct rows, drawn one after another with probability proportional to weight among
+    those left, in the order of drawing; so the first k of them are the draw of k. Source: Vieira 2014; Kool, van Hoof and
+    Welling 2019, arXiv 1903.06059; used by DSIR, arXiv 2302.03169.
+    """
+    return generator(seed, "gumbel top-k").gumbel(size=rows)
 
 
 def _top_within_quotas(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from tov.data.rows import Layout, layout_of
+from tov.data.rows import Layout
 from tov.errors import ConfigError
 from tov.tasks.base import Task
 from tov.tasks.classification import Classification
 from tov.tasks.instruction import Instruction
 from tov.tasks.ner import NamedEntities
 
-__all__ = ["TASKS", "Task", "all_layouts", "register", "task_of", "titles"]
+__all__ = ["TASKS", "Task", "all_layouts", "register", "titles"]
 
 TASKS: dict[str, Task[Any]] = {}
 """By name, in the order in which messages list them."""
@@ -37,12 +37,6 @@ def register(task: Task[Any]) -> None:
 def all_layouts() -> tuple[Layout, ...]:
     """The layouts of all tasks in the order in which they are tried."""
     return tuple(sorted((layout for task in TASKS.values() for layout in task.layouts), key=lambda layout: layout.last))
-
-
-def task_of(columns: Sequence[str]) -> Task[Any] | None:
-    """The task that a set of columns is of, or None."""
-    layout = layout_of(columns, all_layouts())
-    return TASKS[layout.task] if layout else None
 
 
 def titles(which: Callable[[Task[Any]], bool]) -> str:

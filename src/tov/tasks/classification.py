@@ -23,6 +23,7 @@ class Labelled:
 
     text: str
     label: str
+    repaired: ClassVar[bool] = False
 
     @property
     def content(self) -> list[Any]:
@@ -38,11 +39,6 @@ class Labelled:
     def labels(self) -> set[str]:
         """The label."""
         return {self.label}
-
-    @property
-    def repaired(self) -> bool:
-        """Never."""
-        return False
 
 
 def from_label(row: Mapping[str, Any], reading: Reading) -> Labelled:

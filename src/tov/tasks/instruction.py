@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tov.data.cells import BadRow, NotGold, as_text, check_gold
 from tov.data.rows import Convert, Layout, settled
+from tov.sinks import json_text
 from tov.tasks.base import Defaults, Part, Task
 from tov.tasks.turns import history, read_context, read_turns
 from tov.text.chat import NOTHING, Context, Message, prepare
@@ -36,6 +36,7 @@ class Conversation:
     context: Context = NOTHING
     unscored: frozenset[int] = frozenset()
     rejected: Conversation | None = None
+    repaired: ClassVar[bool] = False
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -67,8 +68,9 @@ class Conversation:
         Calls, tools and documents count too, for what is asked depends on them. Bare text stands for itself.
         """
         turns = [message for message in self.prompt if message["role"] not in ("system", "developer")] or self.messages
-        called = [_as_json(_without_ids(message)) for message in turns if message.get("tool_calls")]
-        beside = [_as_json(settled(value)) for value in (self.context.tools, self.context.documents) if value]
+        calls = [message["tool_calls"] for message in turns if message.get("tool_calls")]
+        called = [json_text([settled(call["function"]) for call in one]) for one in calls]  # without their ids
+        beside = [json_text(settled(value)) for value in (self.context.tools, self.context.documents) if value]
         return [*(str(message["content"]) for message in turns), *called, *beside]
 
     @property
@@ -76,17 +78,12 @@ class Conversation:
         """None: what is predicted is text."""
         return set()
 
-    @property
-    def repaired(self) -> bool:
-        """Never."""
-        return False
-
 
 def _texts(message: Message) -> list[str]:
     """A turn's reasoning, words and calls."""
     said = [str(message["content"])]
     thought = [message["reasoning_content"]] if message.get("reasoning_content") else []
-    return [*thought, *said, *(_as_json(call["function"]) for call in message.get("tool_calls", ()))]
+    return [*thought, *said, *(json_text(call["function"]) for call in message.get("tool_calls", ()))]
 
 
 def _beside(message: Message) -> list[Any]:
@@ -99,14 +96,6 @@ def _beside(message: Message) -> list[Any]:
 def _of_context(context: Context) -> list[Any]:
     pairs = {"tools": context.tools, "documents": context.documents, "chat_template_kwargs": context.settings}
     return [{name: settled(value)} for name, value in pairs.items() if value]
-
-
-def _without_ids(message: Message) -> list[Any]:
-    return [settled(call["function"]) for call in message["tool_calls"]]
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def from_messages(row: Mapping[str, Any]) -> Conversation:
@@ -310,7 +299,9 @@ class Instruction(Task[Conversation]):
 
     def parts(self, row: Conversation) -> list[Part]:
         """The turns by their roles; first what the template is given beside them."""
-        beside = [Part(name, _as_json(value), False) for one in _of_context(row.context) for name, value in one.items()]
+        beside = [
+            Part(name, json_text(value), False) for one in _of_context(row.context) for name, value in one.items()
+        ]
         turns = [
             Part(
                 "text" if row.plain else message["role"],

@@ -91,3 +91,8 @@ def collate(encoded: Encoded, rows: np.ndarray, width: int = 0) -> Batch:
     taken = np.repeat(encoded.offsets[rows] - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
     ids[filled], labels[filled] = encoded.ids[taken], encoded.labels[taken]
     return Batch(rows, ids, labels, lengths)
+
+
+def batches_of(rows: Encoded, batch_tokens: int) -> list[Batch]:
+    """The rows that have a scored token, in batches of at most `batch_tokens` tokens, padding included, longest first."""
+    return [collate(rows, group) for group in plan(rows.lengths, rows.scored_counts > 0, batch_tokens)]

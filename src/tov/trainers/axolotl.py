@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from tov.sinks import json_text
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
 from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
-from tov.trainers.turns import answers, as_text, has, learnt, no_context, pair
+from tov.trainers.turns import answers, bare_text, learnt, no_context, pair, reasoning_notes, tools_of
 
 CONFIG = "axolotl.yaml"
 TRAINED = "train"
@@ -27,16 +28,13 @@ class Axolotl(Trainer):
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
         """A configuration and the rows."""
-        form = {"conversations": _conversation, "pairs": _pair, "text": _text}[kind]
+        form = {"conversations": _conversation, "pairs": _pair, "text": bare_text}[kind]
         taken, formed, left_out = fitted(rows, form, self.title)
         config = _config(kind, formed, facts)
         notes = []
         if kind == "text":
             notes.append("a text over sequence_len is cut into several; tov scored its first tokens alone")
-        if has([chosen.row for chosen in taken], "reasoning_content"):
-            notes.append(
-                "reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it"
-            )
+        notes += reasoning_notes(taken)
         text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=128)
         use = ["pip install axolotl", f"axolotl preprocess {CONFIG}", f"axolotl train {CONFIG}"]
         return Written({DATA: json_lines(formed), CONFIG: text}, taken, left_out, notes, use)
@@ -57,7 +55,7 @@ def _conversation(row: Conversation) -> dict[str, Any]:
     turns, places = learnt(row)
     unscored = {at: {TRAINED: False} for at in answers(turns) if at not in places}
     kept = [{**_turn(turn), **unscored.get(at, {})} for at, turn in enumerate(turns)]
-    return {"messages": kept, **({"tools": as_text(row.context.tools)} if row.context.tools else {})}
+    return {"messages": kept, **tools_of(row)}
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -65,7 +63,7 @@ def _turn(message: Message) -> dict[str, Any]:
     if not message.get("tool_calls"):
         return dict(message)
     calls = [
-        {**call, "function": {**call["function"], "arguments": as_text(call["function"]["arguments"])}}
+        {**call, "function": {**call["function"], "arguments": json_text(call["function"]["arguments"])}}
         for call in message["tool_calls"]
     ]
     return {**message, "tool_calls": calls}
@@ -77,10 +75,6 @@ def _pair(row: Conversation) -> dict[str, Any]:
     if any(set(turn) - {"role", "content"} for turn in (*prompt, chosen, rejected)):
         raise NotTaken("turns of a pair have more than role and content")
     return {"messages": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def _text(row: Conversation) -> dict[str, Any]:
-    return {"text": row.answer}
 
 
 _BITS: dict[int | None, dict[str, Any]] = {

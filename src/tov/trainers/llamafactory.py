@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from tov.sinks import json_text
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
 from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
-from tov.trainers.turns import answers, as_text, learnt, no_context, pair
+from tov.trainers.turns import LINE_BREAK, answers, bare_text, learnt, no_context, pair, tools_of
 
 NAME, INFO, CONFIG = "tov", "dataset_info.json", "llamafactory.yaml"
 SPEAKERS = {"user": "human", "tool": "observation", "assistant": "gpt"}
@@ -34,7 +35,7 @@ class LlamaFactory(Trainer):
         """A description of the data, a configuration and the rows."""
         last = kind == "conversations" and _last_alone(rows)
         forms: dict[str, Callable[[Any], Mapping[str, Any]]] = {
-            "conversations": partial(_conversation, last=last), "pairs": _pair, "text": _text,
+            "conversations": partial(_conversation, last=last), "pairs": _pair, "text": bare_text,
         }  # fmt: skip
         taken, formed, left_out = fitted(rows, forms[kind], self.title)
         config = yaml.safe_dump(_config(kind, facts, last=last), sort_keys=False, allow_unicode=True, width=128)
@@ -78,7 +79,7 @@ def _shared(messages: Sequence[Message], row: Conversation) -> dict[str, Any]:
     asking = [turn["from"] in ("human", "observation") for turn in turns]
     if asking != [place % 2 == 0 for place in range(len(turns))]:
         raise NotTaken("the two sides do not take turns, the user first")
-    return {"conversations": turns, "system": system, "tools": as_text(row.context.tools) if row.context.tools else ""}
+    return {"conversations": turns, "system": system, "tools": "", **tools_of(row)}
 
 
 def _turn(message: Message) -> dict[str, str]:
@@ -93,17 +94,13 @@ def _turn(message: Message) -> dict[str, str]:
     if said.strip():
         raise NotTaken("something is said beside a call")
     calls = [{name: call["function"][name] for name in ("name", "arguments")} for call in message["tool_calls"]]
-    return {"from": "function_call", "value": before + as_text(calls if len(calls) > 1 else calls[0])}
+    return {"from": "function_call", "value": before + json_text(calls if len(calls) > 1 else calls[0])}
 
 
 def _pair(row: Conversation) -> dict[str, Any]:
     no_context(row)
     prompt, chosen, rejected = pair(row)
     return {**_shared(prompt, row), "chosen": _turn(chosen), "rejected": _turn(rejected)}
-
-
-def _text(row: Conversation) -> dict[str, Any]:
-    return {"text": row.answer}
 
 
 def _info(kind: str) -> dict[str, Any]:
@@ -147,9 +144,7 @@ def _notes(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> list
     """In what LLaMA-Factory differs from what was scored."""
     if kind == "text":
         return []
-    notes = [
-        "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
-    ]
+    notes = [LINE_BREAK]
     if facts.template is not None:
         notes.append(
             "the model has no chat template, and LLaMA-Factory does not know the format that stands in for it: the YAML "

@@ -9,12 +9,9 @@ from typing import Any
 from tov.tasks.instruction import Conversation
 from tov.trainers.base import DATA, Chosen, Facts, Form, Trainer, Written, filled, fitted, json_lines
 from tov.trainers.scripts import DENSE, DPO, HEAD, IMPORTED, LARGE, PLAIN, SFT, TAGGER
-from tov.trainers.turns import as_text, by_answer, has, no_context, pair
+from tov.trainers.turns import LINE_BREAK, bare_text, by_answer, has, no_context, pair, reasoning_notes, tools_of
 
 SCRIPT, TEMPLATE = "train.py", "chat_template.jinja"
-LINE_BREAK = (
-    "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
-)
 DPO_RATE = 1e-5
 """TRL's own default, ten times as high because an adapter is trained; tov has not measured it."""
 
@@ -31,16 +28,17 @@ class Trl(Trainer):
         """A script and the rows."""
         if kind in ("ner", "classification"):
             return _with_head(rows, kind, facts)
-        forms: dict[str, Form] = {"conversations": conversation, "pairs": _pair, "text": text}
+        forms: dict[str, Form] = {"conversations": conversation, "pairs": _pair, "text": bare_text}
         taken, formed, left_out = fitted(rows, forms[kind], self.title)
         formed = with_settings(formed)
-        script = _dpo(formed, facts) if kind == "pairs" else sft(SFT, formed, facts)
+        script, rate = (DPO, DPO_RATE) if kind == "pairs" else (SFT, facts.rate)
         notes = notes_on(taken, formed, kind)
         # Older versions pad the arguments of calls, and the properties of tools, with nulls.
         datasets = " 'datasets>=4.8'" if kind != "text" and _with_tools(taken) else ""
         install = f"pip install 'trl>=1.0' peft{datasets}" + " bitsandbytes" * bool(facts.bits)
         return Written(
-            {DATA: json_lines(formed), SCRIPT: script, **template_file(facts, formed)}, taken, left_out, notes,
+            {DATA: json_lines(formed), SCRIPT: filled_in(script, formed, facts, rate), **template_file(facts, formed)},
+            taken, left_out, notes,
             [install, f"python {SCRIPT} --max-steps 2  # a try", f"python {SCRIPT}"],
         )  # fmt: skip
 
@@ -62,15 +60,9 @@ def _pair(row: Conversation) -> dict[str, Any]:
     return {"prompt": prompt, "chosen": [chosen], "rejected": [rejected], **_context(row)}
 
 
-def text(row: Conversation) -> dict[str, Any]:
-    """A text, to which the trainer adds the token that ends it."""
-    return {"text": row.answer}
-
-
 def _context(row: Conversation) -> dict[str, Any]:
-    tools = {"tools": as_text(row.context.tools)} if row.context.tools else {}
     settings = {"chat_template_kwargs": dict(row.context.settings)} if row.context.settings else {}
-    return {**tools, **settings}
+    return {**tools_of(row), **settings}
 
 
 def with_settings(formed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,15 +72,10 @@ def with_settings(formed: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"chat_template_kwargs": {}, **row} for row in formed]
 
 
-def sft(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
-    """A script of SFTTrainer."""
-    script = _opened_alike(_with_template(script, facts, formed), facts)
-    return filled(script, rate=facts.rate, **_values(facts))
-
-
-def _dpo(formed: Sequence[Mapping[str, Any]], facts: Facts) -> str:
-    script = _opened_alike(_with_template(DPO, facts, formed), facts)
-    return filled(script, rate=DPO_RATE, **_values(facts))
+def filled_in(script: str, formed: Sequence[Mapping[str, Any]], facts: Facts, rate: float) -> str:
+    """A script of SFTTrainer or DPOTrainer."""
+    script = script if template_file(facts, formed) else script.replace(PLAIN, "")
+    return filled(_opened_alike(script, facts), rate=rate, **_values(facts))
 
 
 def _values(facts: Facts) -> dict[str, Any]:
@@ -118,10 +105,6 @@ def template_file(facts: Facts, formed: Sequence[Mapping[str, Any]]) -> dict[str
     return {} if facts.template is None or "text" in formed[0] else {TEMPLATE: facts.template}
 
 
-def _with_template(script: str, facts: Facts, formed: Sequence[Mapping[str, Any]]) -> str:
-    return script if template_file(facts, formed) else script.replace(PLAIN, "")
-
-
 def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind: str) -> list[str]:
     """In what TRL differs from what was scored."""
     if kind == "text":
@@ -135,11 +118,7 @@ def notes_on(taken: Sequence[Chosen], formed: Sequence[Mapping[str, Any]], kind:
             f"{several:,} rows have several answers to learn, and are written once for each, behind all turns before it: "
             f"{len(formed):,} lines in all"
         )
-    if has([chosen.row for chosen in taken], "reasoning_content"):
-        notes.append(
-            "reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it"
-        )
-    return notes
+    return notes + reasoning_notes(taken)
 
 
 def _with_head(rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
+from tov.sinks import json_text
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message, is_answer
-from tov.trainers.base import NotTaken
+from tov.trainers.base import Chosen, NotTaken
 
 DOCUMENTS = "documents stand beside the turns"
 SETTINGS = "chat_template_kwargs stand beside the turns"
+LINE_BREAK = (
+    "what the chat template writes behind an end of turn (a line break, in most) is learnt too; tov does not score it"
+)
+REASONING = "reasoning stands under reasoning_content; a template that looks for it elsewhere does not show it"
 
 
 def learnt(row: Conversation) -> tuple[list[Message], list[int]]:
@@ -74,9 +78,19 @@ def no_context(row: Conversation, *, tools: bool = True, settings: bool = False)
         raise NotTaken("tools stand beside the turns")
 
 
-def as_text(value: Any) -> str:
-    """A value as JSON text: what every reader of tables takes for one type, whatever its keys."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+def bare_text(row: Conversation) -> dict[str, Any]:
+    """A text, to which the trainer adds the token that ends it."""
+    return {"text": row.answer}
+
+
+def tools_of(row: Conversation) -> dict[str, Any]:
+    """The tools as JSON text, where there are any: what every reader of tables takes for one type, whatever their keys."""
+    return {"tools": json_text(row.context.tools)} if row.context.tools else {}
+
+
+def reasoning_notes(taken: Sequence[Chosen]) -> list[str]:
+    """What is said where a turn has reasoning."""
+    return [REASONING] if has([chosen.row for chosen in taken], "reasoning_content") else []
 
 
 def has(rows: Sequence[Any], key: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 from tov.tasks.instruction import Conversation
 from tov.trainers.base import DATA, Chosen, Facts, Trainer, Written, fitted, json_lines
 from tov.trainers.scripts import UNSLOTH
-from tov.trainers.trl import SCRIPT, conversation, notes_on, sft, template_file, text, with_settings
+from tov.trainers.trl import SCRIPT, conversation, filled_in, notes_on, template_file, with_settings
+from tov.trainers.turns import bare_text
 
 
 class Unsloth(Trainer):
@@ -21,9 +22,13 @@ class Unsloth(Trainer):
 
     def write(self, rows: Sequence[Chosen], kind: str, facts: Facts) -> Written:
         """A script and the rows."""
-        taken, formed, left_out = fitted(rows, text if kind == "text" else _conversation, self.title)
+        taken, formed, left_out = fitted(rows, bare_text if kind == "text" else _conversation, self.title)
         formed = with_settings(formed)
-        files = {DATA: json_lines(formed), SCRIPT: sft(UNSLOTH, formed, facts), **template_file(facts, formed)}
+        files = {
+            DATA: json_lines(formed),
+            SCRIPT: filled_in(UNSLOTH, formed, facts, facts.rate),
+            **template_file(facts, formed),
+        }
         notes = notes_on(taken, formed, kind)
         return Written(
             files, taken, left_out, notes,

@@ -11,6 +11,7 @@ from typing import Any
 
 from tov.checks.machine import Check, of_cache, of_devices, of_environment, of_hub, of_packages
 from tov.errors import DONE
+from tov.progress import counted
 from tov.sinks import line
 from tov.system import FAILED
 
@@ -96,5 +97,5 @@ def _table(checks: tuple[Check, ...]) -> str:
     Console(file=written, width=width, color_system=None).print(table)
     counts = Counter(check.state for check in checks)
     lines = [text.rstrip() for text in written.getvalue().splitlines()]
-    told = [f"{counts[kind]} {kind}{'s' * (counts[kind] != 1)}" for kind in ("note", "fault")]
+    told = [counted(counts[kind], f"{kind}s") for kind in ("note", "fault")]
     return "\n".join([*lines, "", f"{counts['ok']} ok, {', '.join(told)}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +139,10 @@ def _explain(run: Run, config: InspectConfig, pool: Pool, row_ids: np.ndarray, s
     for role in ("pool", "target"):  # of the run, whose files may be gone: neither is read by them
         given[role] = getattr(run.manifest.inputs, role) or ["-"]
     built = build(SelectConfig, given).for_task(run.manifest.model.task)
-    models = Models()
-    try:
+    with closing(Models()) as models:
         explain(
             shown, row_ids, pool=pool, method=method, run=run, settings=built, models=models, target=same_target(run)
         )
-    finally:
-        models.close()
 
 
 def _better_than(run: Run, table: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -26,7 +26,7 @@ from tov.inputs.read import Indexed, PoolRows, check_n, target_of_row
 from tov.methods.auto import PILOTS
 from tov.methods.base import PoolStats, Stage
 from tov.methods.choice import check_tokens
-from tov.methods.costs import cost_of
+from tov.methods.costs import cost_of, kept_by
 from tov.methods.spec import Variant, has_no_effect, parse_variant, select_settings
 from tov.model.load import located
 from tov.progress import tell
@@ -210,18 +210,11 @@ def _with_sample(cost: Cost, of_sample: Cost) -> Cost:
     (stages, told), (more, also) = cost, of_sample
     if stages is None or more is None:
         return cost
-    sizes = [stage.kept for stage in more]
-    stages = [
-        Stage(
-            SAMPLED, sum(stage.forward for stage in more), sum(stage.backward for stage in more),
-            None if None in sizes else sum(size for size in sizes if size),
-        ),
-        *stages,
-    ]  # fmt: skip
+    sample = Stage(SAMPLED, sum(one.forward for one in more), sum(one.backward for one in more), kept_by(more))
     if told["memory"] is None or also["memory"] is None:
-        return stages, NOT_TIMED
+        return [sample, *stages], NOT_TIMED
     known = None not in (told["seconds"], also["seconds"])
-    return stages, {
+    return [sample, *stages], {
         "seconds": told["seconds"] + also["seconds"] if known else None,
         "stage_seconds": {SAMPLED: also["seconds"], **told["stage_seconds"]},
         "rates": told["rates"],
@@ -376,7 +369,7 @@ def _of_method(variant: Variant, stages: list[Stage] | None, tokens: float) -> d
     if stages is None:
         return {"method": variant.name, **dict.fromkeys(("stages", "forward", "backward", "passes", "bytes"))}
     forward, backward = sum(stage.forward for stage in stages), sum(stage.backward for stage in stages)
-    sizes = [stage.kept for stage in stages]
+    kept = kept_by(stages)
     return {
         "method": variant.name,
         "stages": {
@@ -385,5 +378,5 @@ def _of_method(variant: Variant, stages: list[Stage] | None, tokens: float) -> d
         "forward": round(forward),
         "backward": round(backward),
         "passes": (forward + BACKWARD * backward) / tokens if tokens else None,
-        "bytes": None if None in sizes else round(sum(size for size in sizes if size is not None)),
+        "bytes": None if kept is None else round(kept),
     }

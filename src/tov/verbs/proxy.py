@@ -122,8 +122,7 @@ def score_sample(
         ))  # fmt: skip
         return
     row_ids = np.sort(drawing_order(rows, generator(config.seed, SAMPLED))[:size])
-    identity = {"of": digest(run.manifest.identity), "rows": digest(row_ids.tolist())}
-    sample = PoolRows(rows.pool.subset(row_ids), rows.index.subset(row_ids), rows.excluded[row_ids], rows.skip)
+    identity, sample = {"of": digest(run.manifest.identity), "rows": digest(row_ids.tolist())}, rows.subset(row_ids)
     with (
         run.stage(SAMPLED),
         work_on(run.folder / SAMPLED, command=SAMPLED, identity=identity, settings=settings.shown()) as inner,

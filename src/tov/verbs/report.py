@@ -16,9 +16,8 @@ from tov.config.page import ReportConfig
 from tov.config.settings import build
 from tov.errors import ConfigError, RunError
 from tov.files import checksum, write_text
-from tov.model.builtin import cache_folder
 from tov.objects.mirror import local, named
-from tov.objects.stores import is_url
+from tov.objects.stores import cache_home, is_url
 from tov.progress import file_size
 from tov.reports.html.comparison import comparison_page, grid_page
 from tov.reports.html.page import Page, html
@@ -210,7 +209,7 @@ def write_grid(folder: Path, results: dict[str, Any]) -> None:
 
 
 def _html(page: Page) -> str:
-    return html(page, version=versions()["tov"], cache=cache_folder())
+    return html(page, version=versions()["tov"], cache=cache_home())
 
 
 def _write(page: Page, file: Path, folder: Path) -> None:
@@ -237,7 +236,8 @@ def write_missing(run: Run) -> Run:
 
 def _pair(first: Run, second: Run) -> Page:
     """Of two selections; rows are the same where their content is."""
-    runs, names = (first, second), _told_apart(first.place, second.place)
+    runs, one, two = (first, second), first.place, second.place
+    names = (one.name, two.name) if one.name != two.name else (str(one), str(two))
     chosen, hashes = [], []
     for run in runs:
         rows = training_file.read_selected(run.check_file(training_file.FILE).parent)
@@ -245,10 +245,6 @@ def _pair(first: Run, second: Run) -> Page:
         hashes.append(dict(zip(row_ids.tolist(), read_hashes(run.scores, row_ids, run.stamp), strict=True)))
         chosen.append(dict(zip(hashes[-1].values(), rows["tov_source"], strict=True)))
     return pair_page(names, (chosen[0], chosen[1]), _gained_and_lost(runs, hashes))
-
-
-def _told_apart(one: Path, two: Path) -> tuple[str, str]:
-    return (one.name, two.name) if one.name != two.name else (str(one), str(two))
 
 
 def _gained_and_lost(runs: tuple[Run, Run], hashes: list[dict[int, str]]) -> dict[str, Any] | None:

@@ -82,10 +82,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     scan = _scan_settings(
         config, origin.manifest.scoring.settings if origin.manifest.scoring else {}, before.task or ""
     )
-    settings = build(
-        SelectConfig,
-        {**{name: getattr(before, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
-    )
+    settings = _as_selection(before, scan)
     check_loading(Loading.of(settings), settings.device, new_head=TASKS[settings.task or ""].new_head)
     prompts = np.concatenate([path.prompts for path in paths.values()])
     rows = read_pool(pools, settings, prompts, decontaminate=settings.decontaminate, out=config.out)
@@ -135,6 +132,12 @@ def _fingerprint(paths: Mapping[str, StoredPath]) -> Any:
     if list(paths) == [DEFAULT_TARGET]:
         return paths[DEFAULT_TARGET].fingerprint
     return {name: path.fingerprint for name, path in paths.items()}
+
+
+def _as_selection(before: PathSettings, scan: dict[str, Any]) -> SelectConfig:
+    """The settings of a preparation and of a scan, as those of a selection, of which the rest has no effect here."""
+    prepared = {name: getattr(before, name) for name in PathSettings.model_fields}
+    return build(SelectConfig, {**prepared, **scan, "n": 1, "out": "auto"})
 
 
 def _scan_settings(config: ScoreConfig, of_run: dict[str, Any], task: str) -> dict[str, Any]:
@@ -193,10 +196,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
             seed=config.seed,
         )
         scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config.task or "")
-        settings = build(
-            SelectConfig,
-            {**{name: getattr(config, name) for name in PathSettings.model_fields}, **scan, "n": 1, "out": "auto"},
-        )
+        settings = _as_selection(config, scan)
         models = Models()
         work = Work(
             run=run, name=DEFAULT_TARGET, rows=rows, target=target, settings=settings, method=find_method("tov"), options=None,

@@ -24,7 +24,7 @@ from tov.scores.store import columns_in, read_table
 from tov.scores.table import coded, usable_in
 from tov.seeds import generator
 from tov.selection.choose import Choice, length_bins
-from tov.sinks import json_line
+from tov.sinks import json_line, json_text
 from tov.tasks import TASKS
 
 FILE = "shown.json"
@@ -195,7 +195,7 @@ def texts(pool: Pool, row_ids: np.ndarray) -> Iterator[list[list[Any]]]:
     task = TASKS[pool.task]
     for row_id, row in zip(row_ids.tolist(), pool.each(row_ids), strict=True):
         if isinstance(row, BadRow):
-            raw = json.dumps(pool.original(row_id), ensure_ascii=False, default=str)
+            raw = json_text(pool.original(row_id))
             yield cut([["as it stands in the file", raw, 0]], most)
         else:
             yield cut([[part.name, part.text, int(part.scored)] for part in task.parts(row)], most)

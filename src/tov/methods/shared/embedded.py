@@ -226,12 +226,10 @@ class EmbeddingMethod(Method):
 
     def look_up(self, work: Work, embeddings: Embedded, scores: np.ndarray) -> Scorer:
         """The scorer of (N,) scores."""
-        loaded = embeddings.opened.loaded if embeddings.opened else None
-        on = f", {loaded.dtype} on {loaded.device}" if loaded else ""
         return LookUp(
             model=embeddings.opened.spec if embeddings.opened else None, key=embeddings.key,
             column=self.column, scores=scores,
-            about=f"M = {len(work.target):,} target rows{on}",
+            about=work.about(embeddings.opened),
         )  # fmt: skip
 
     def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:

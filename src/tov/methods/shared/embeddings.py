@@ -18,10 +18,9 @@ from torch.nn import functional
 from tov.errors import NumericError
 from tov.methods.shared.neighbours import normalised
 from tov.model.fitting import passes
-from tov.model.gradients import batches_of
 from tov.model.kernels.joined import scanning
 from tov.model.logloss import filled_mask, is_causal
-from tov.text.batches import Batch, plan
+from tov.text.batches import Batch, batches_of, plan
 from tov.text.encode import Encoded
 
 

@@ -22,9 +22,9 @@ from tov.methods.shared.gradients import Checkpoint, products, projected
 from tov.methods.shared.projection import Projection
 from tov.model.adapters import parameters, write_state
 from tov.model.fitting import passes
-from tov.model.gradients import batches_of, flat_gradients, per_example_gradients
+from tov.model.gradients import flat_gradients, per_example_gradients
 from tov.progress import each
-from tov.text.batches import Batch, collate
+from tov.text.batches import Batch, batches_of, collate
 from tov.text.encode import Encoded
 
 TARGET_NUMBERS = 1 << 30

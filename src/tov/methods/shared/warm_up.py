@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import model_validator
+from torch import Tensor
 
 from tov.engine.models import Models, ModelSpec, Opened
 from tov.errors import ConfigError
@@ -18,6 +17,7 @@ from tov.inputs.draw import draw_rows
 from tov.methods.base import PoolStats, Stage
 from tov.methods.shared.checkpoints import load_checkpoints, save_checkpoints
 from tov.methods.shared.gradients import Checkpoint, moments_by_name
+from tov.methods.shared.influence import target_means
 from tov.methods.shared.options import LoraOptions, option
 from tov.methods.shared.projection import Projection
 from tov.model.adapters import read_state
@@ -237,13 +237,18 @@ def projection_of(work: Work) -> Projection | None:
     return Projection(options.dim, derive(work.settings.seed, "projection"), options.projection, options.nonzeros)
 
 
-@contextmanager
-def target_stage(work: Work, target: Encoded, checkpoints: int) -> Iterator[None]:
-    """The target's gradients at every checkpoint: timed, shown, counted."""
-    rows, tokens = len(target), checkpoints * tokens_of(target)
+def target_measured(
+    work: Work, warm: WarmedUp, target: Encoded, *, unit: bool, subtasks: np.ndarray | None = None
+) -> tuple[Tensor, ...]:
+    """The target's mean gradients at every checkpoint, as of `target_means`: timed, shown, counted."""
+    rows, tokens = len(target), len(warm.checkpoints) * tokens_of(target)
     with work.run.stage("target"), track("target", rows, quiet=work.quiet) as progress, part(progress, rows):
-        yield
+        means = target_means(
+            warm.opened.adapted, warm.checkpoints, target, subtasks=subtasks, unit=unit, projection=projection_of(work),
+            batch_tokens=work.batch_tokens(warm.opened),
+        )  # fmt: skip
     work.spend("target", tokens, tokens)
+    return tuple(means)
 
 
 def _resolved(task: str, options: Any, usable: int) -> tuple[Any, int]:

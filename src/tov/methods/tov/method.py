@@ -35,7 +35,7 @@ from tov.model.kernels.joined import scanning
 from tov.objects.mirror import local, named
 from tov.progress import Progress
 from tov.scores.shard import Shard
-from tov.scores.table import Columns, usable_in
+from tov.scores.table import Columns, column_name, usable_in
 from tov.seeds import generator
 from tov.text.encode import Encoded
 
@@ -150,7 +150,7 @@ class PathMethod(Method):
         total = sum(schedule.base_size if step.data == "base" else len(work.target) for step in steps)
         folder = work.artifact(
             FIT, [work.target.index.fingerprint], opened, lambda folder, progress: _fit(work, opened, folder, progress),
-            rows=total, place=work.own_folder("path"),
+            rows=total, place=work.run.folder / column_name("path", work.name),
         )  # fmt: skip
         stored = open_path(folder)
         for note in stored.manifest["notes"]:

@@ -27,7 +27,7 @@ from tov.model.kernels.attention import walks_rows
 from tov.model.kernels.joined import Refresh
 from tov.model.kernels.packed import UNIT, pack, packable, told_of
 from tov.model.logloss import row_logprobs
-from tov.text.batches import Batch, collate, fill, plan
+from tov.text.batches import Batch, batches_of, collate, fill
 from tov.text.encode import Encoded
 
 MEASURES = (*(f"score_{name}" for name in TRANSFORM_FUNCTIONS), "loss_base", "loss_target", "uncertainty")
@@ -46,13 +46,11 @@ class Scanned:
     """What a scan of some rows gives.
 
     Attributes:
-        tokens: (rows,) the length that bins go by (`Encoded.sizes`).
         epochs: for each epoch, (rows,) a measure of `MEASURES`, NaN for rows without a score.
         passed: tokens that went through the model, padding not counted, all passes of all targets together.
         nearness: (rows,) the largest cosine to any target row, NaN for rows without a score; None where no target was given.
     """
 
-    tokens: np.ndarray
     epochs: list[dict[str, np.ndarray]]
     passed: int
     nearness: np.ndarray | None = None
@@ -65,10 +63,9 @@ class Scanned:
 
 def layout(model: Any, rows: Encoded, batch_tokens: int) -> list[Batch]:
     """The batches of a scan: rows end to end where the model can be fed so (half precision on a GPU), else padded."""
-    wanted = rows.scored_counts > 0
     if walks_rows(model) and packable(model):  # asked alone, the latter speaks of training
-        return [pack(rows, group) for group in fill(rows.lengths, wanted, batch_tokens // UNIT * UNIT)]
-    return [collate(rows, group) for group in plan(rows.lengths, wanted, batch_tokens)]
+        return [pack(rows, group) for group in fill(rows.lengths, rows.scored_counts > 0, batch_tokens // UNIT * UNIT)]
+    return batches_of(rows, batch_tokens)
 
 
 def token_losses(
@@ -157,9 +154,7 @@ def scan_targets(
         raise NumericError("The embedding of a row is zero or not a finite number.", fix="Try --dtype fp32.")
     passed = done * int(rows.lengths[order].sum())
     return {
-        name: Scanned(
-            rows.sizes, measured[name], passed, _in_place(near[name], order, len(rows)) if name in embedded else None
-        )
+        name: Scanned(measured[name], passed, _in_place(near[name], order, len(rows)) if name in embedded else None)
         for name in names
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 START = "start"
@@ -30,45 +31,32 @@ class Step:
     result: str
 
 
-def interleaved(epochs: int) -> tuple[Step, ...]:
-    """The target epoch stays in the trajectory: the next base epoch starts from theta_val_k (Algorithm 1)."""
+_EPOCH: dict[str, tuple[tuple[Literal["base", "target"], str, str], ...]] = {
+    # The target epoch stays in the trajectory: the next base epoch starts from theta_val_k (Algorithm 1).
+    "interleaved": (("base", "target", "base"), ("target", "base", "target")),
+    # The base trajectory never sees the target: each target epoch branches off theta_bas_k and is discarded.
+    "parallel": (("base", "base", "base"), ("target", "base", "target")),
+    # Two full trajectories from theta_0, one with target epochs and one without, compared at each k.
+    "paired": (("base", "base", "base"), ("base", "target", "mixed"), ("target", "mixed", "target")),
+}
+"""The steps of an epoch: data, and the states that it leads from and to; one that the epoch has not made yet is the last's."""
+
+
+def _steps(of_epoch: Sequence[tuple[Literal["base", "target"], str, str]], epochs: int) -> tuple[Step, ...]:
     steps: list[Step] = []
     for k in range(1, epochs + 1):
-        steps += [
-            Step(k, "base", f"target-{k - 1}" if k > 1 else START, f"base-{k}"),
-            Step(k, "target", f"base-{k}", f"target-{k}"),
-        ]
-    return tuple(steps)
-
-
-def parallel(epochs: int) -> tuple[Step, ...]:
-    """The base trajectory never sees the target: each target epoch branches off theta_bas_k and is discarded."""
-    steps: list[Step] = []
-    for k in range(1, epochs + 1):
-        steps += [
-            Step(k, "base", f"base-{k - 1}" if k > 1 else START, f"base-{k}"),
-            Step(k, "target", f"base-{k}", f"target-{k}"),
-        ]
-    return tuple(steps)
-
-
-def paired(epochs: int) -> tuple[Step, ...]:
-    """Two full trajectories from theta_0, one with target epochs and one without, compared at each k."""
-    steps: list[Step] = []
-    for k in range(1, epochs + 1):
-        steps += [
-            Step(k, "base", f"base-{k - 1}" if k > 1 else START, f"base-{k}"),
-            Step(k, "base", f"target-{k - 1}" if k > 1 else START, f"mixed-{k}"),
-            Step(k, "target", f"mixed-{k}", f"target-{k}"),
-        ]
+        made = set[str]()
+        for data, source, result in of_epoch:
+            start = f"{source}-{k}" if source in made else f"{source}-{k - 1}" if k > 1 else START
+            steps.append(Step(k, data, start, f"{result}-{k}"))
+            made.add(result)
     return tuple(steps)
 
 
 VARIANTS: dict[str, Callable[[int], tuple[Step, ...]]] = {
-    "interleaved": interleaved,
-    "parallel": parallel,
-    "paired": paired,
+    name: partial(_steps, of_epoch) for name, of_epoch in _EPOCH.items()
 }
+"""Name -> the steps of a path of so many epochs."""
 
 
 def same_for_all(steps: Sequence[Step]) -> set[str]:

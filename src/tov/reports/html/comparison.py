@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tov.progress import counted
@@ -62,7 +62,7 @@ def comparison_page(results: Mapping[str, Any], manifest: Manifest, folder: str)
 def verdict(results: Mapping[str, Any]) -> str:
     """The first thing to read: the best variant at the largest size, and whether its interval is above random rows."""
     for size in reversed(results["sizes"]):
-        variants = [one for one in size["variants"] if one["role"] == "variant" and one["gain"]["mean"] is not None]
+        variants = _with_gain(size["variants"])
         if not variants:
             continue
         best = max(variants, key=lambda one: one["gain"]["mean"])
@@ -87,9 +87,14 @@ def verdict(results: Mapping[str, Any]) -> str:
     return "No variant has a finished trial beside random rows yet."
 
 
+def _with_gain(variants: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those that were compared with random rows."""
+    return [one for one in variants if one["role"] == "variant" and one["gain"]["mean"] is not None]
+
+
 def _gains(size: Mapping[str, Any], results: Mapping[str, Any]) -> Section:
     n = size["n"]
-    ranked = [one for one in size["variants"] if one["role"] == "variant" and one["gain"]["mean"] is not None]
+    ranked = _with_gain(size["variants"])
     best = ranked[0]["variant"] if ranked else None
     data = gain_bars([(one["variant"], one["gain"], f"{markdown.gain_of(one)} %") for one in ranked], best)
     return Section(
@@ -152,19 +157,10 @@ def grid_page(experiments: Mapping[str, Mapping[str, Any]], folder: str) -> Page
         folder: where it lies.
     """
     sections, wins, cells = [], 0, 0
-    for n in sorted({size["n"] for results in experiments.values() for size in results["sizes"]}):
-        table: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for name, results in experiments.items():
-            for size in results["sizes"]:
-                for one in size["variants"] if size["n"] == n else []:
-                    table.setdefault(one["variant"], {})[name] = one
+    for n, table in markdown.grid_cells(experiments):
         rows = []
         for variant, by_name in table.items():
-            gains = [
-                one["gain"]["mean"]
-                for one in by_name.values()
-                if one["role"] == "variant" and one["gain"]["mean"] is not None
-            ]
+            gains = [one["gain"]["mean"] for one in _with_gain(by_name.values())]
             wins, cells = wins + sum(gain > 0 for gain in gains), cells + len(gains)
             mean = f"{sum(gains) / len(gains):+.1f}" if gains else markdown.NONE
             worse = f"{sum(gain < 0 for gain in gains)} of {len(gains)}" if gains else markdown.NONE

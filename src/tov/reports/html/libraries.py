@@ -26,7 +26,6 @@ def charts_script(cache: Path) -> str:
 
         made = vl_convert.javascript_bundle(GLOBALS)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, made)
         except (OSError, StorageError):  # then it is made each time: a page is worth more than its cache
             return _inert(made)

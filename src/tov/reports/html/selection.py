@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from tov.progress import counted, duration, file_size
+from tov.progress import counted, file_size
 from tov.reports.html import charts
 from tov.reports.html.charts import gain_bars
 from tov.reports.html.page import Chart, Page, Section, Table
@@ -14,10 +14,11 @@ from tov.reports.numbers import QUANTILES
 from tov.reports.summary import (
     FOR_TARGETS,
     amount_lines,
+    brief,
     cluster_lines,
     composition_rows,
     cut_lines,
-    interval,
+    gate_rows,
     lengths_line,
     measured_in,
     number,
@@ -78,12 +79,8 @@ def _compare(folder: str, n: int) -> str:
 
 def _targets(manifest: Manifest) -> str:
     """Several targets by their names, one by its files."""
-    names = list(manifest.targets) if len(manifest.targets) > 1 else _names(manifest.inputs.target)
-    return ", ".join(names) or "the target"
-
-
-def _names(paths: Sequence[str] | None) -> list[str]:
-    return [path.rpartition("/")[2] for path in paths or ()]
+    files = [path.rpartition("/")[2] for path in manifest.inputs.target or ()]
+    return ", ".join(manifest.targets if len(manifest.targets) > 1 else files) or "the target"
 
 
 def verdict(manifest: Manifest) -> str:
@@ -143,18 +140,6 @@ def _gate(gate: Mapping[str, Any]) -> Section:
     data = gain_bars(
         [(one["variant"], one["gain"], one["outcome"]) for one in gate["candidates"] if one["gain"]], gate["chosen"]
     )
-    rows = [
-        [
-            one["variant"],
-            one["gain"].get("pilots", 0),
-            interval(one["gain"]),
-            interval(one["beside"]),
-            duration(one["seconds"]["scoring"]),
-            duration(one["seconds"]["training"]),
-            one["outcome"],
-        ]
-        for one in gate["candidates"]
-    ]
     header = ["candidate", "pilots", unit, "by the other measure", "scoring", "training", "outcome"]
     return Section(
         "gate",
@@ -163,7 +148,7 @@ def _gate(gate: Mapping[str, Any]) -> Section:
             "Pilot trainings were judged on target rows that no score had seen. The interval is the one that the rule goes by."
         ],
         charts=[Chart("gate", charts.gains(), data, words={"gain": unit})] if data else [],
-        tables=[Table("Candidates of auto", header, rows)],
+        tables=[Table("Candidates of auto", header, gate_rows(gate, ("gain", "beside")))],
     )
 
 
@@ -343,9 +328,7 @@ def _table(manifest: Manifest, shown: Mapping[str, Any], folder: str, unit: str)
 
 
 def _cost(manifest: Manifest) -> Section:
-    rows = [
-        [name, duration(seconds) if seconds >= 10 else f"{seconds:.1f}s"] for name, seconds in manifest.timings.items()
-    ]
+    rows = [[name, brief(seconds)] for name, seconds in manifest.timings.items()]
     cost, hardware = manifest.cost, manifest.hardware
     lead = (
         [
