@@ -16,8 +16,10 @@ demo: .venv/demo.stamp  ## choose rows with a small real model, offline
 
 # One thread a process: tiny matrices gain nothing by two, and lose much where a core is busy. A module is
 # one worker's, so that what its tests share is made once; conftest.py has the long ones first.
-test: .venv/test.stamp  ## run the tests (a part of them: make test ARGS="-m 'not model'")
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+# ALL=1 adds what .ci/run has and nobody waits for at a desk: clusters, kills, browsers, real models.
+test: .venv/test.stamp  ## run the tests in five minutes (the long ones too: make test ALL=1; a part: make test ARGS="-k scan")
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+	  $(if $(ALL),,-m "not slow") $(ARGS)
 
 # Every operation of every command: hours. A part of it: make chaos ARGS="-k 'files and train'".
 chaos: .venv/test.stamp  ## kill, fill the disk and flip bits at every place, and print a table

@@ -1029,6 +1029,7 @@ def test_bad_input_is_answered(name: str, bench: Bench, capsys: pytest.CaptureFi
             print(f"\n--- {name} (exit code {code})\n{said.err.strip()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wrong path", "unknown key in YAML", "a broken JSON line", "--out holds another run"])
 def test_bad_input_through_the_real_command(name: str, bench: Bench) -> None:
     args = CASES[name][0](bench)

@@ -24,6 +24,8 @@ from desk import Desk, flip
 from tov.errors import TovError
 from tov.files import read_sealed
 
+pytestmark = pytest.mark.slow
+
 FLIPS = 40 if os.environ.get("TOV_CHAOS") == "all" else 2
 """Bits flipped in a kind of file, one at a time, for each reader."""
 

@@ -261,6 +261,7 @@ def test_excluded_rows_count_for_nothing(tiny_folder: Path, tmp_path: Path) -> N
     assert np.array_equal(found[~np.isnan(found)], other.scores["score_bm25"].to_numpy())
 
 
+@pytest.mark.slow
 def test_variants_of_bm25_share_their_index(tiny_folder: Path, tmp_path: Path) -> None:
     test = asked(["How many dogs?", "Where is Paris?"])
     compared = tov.compare(

@@ -151,6 +151,7 @@ def sentence(path: Path) -> Path:
     return path / "rows.conll"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [spans, columns_of_their_own, keys_of_their_own, keys, turns, wide, sentence])
 def test_large_rows_take_time_by_their_size(make: Any, tmp_path: Path) -> None:
     path, start = make(tmp_path), time.monotonic()

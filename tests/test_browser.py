@@ -65,6 +65,7 @@ def opened(browser: Any, picked: Any) -> Opened:  # noqa: F811
     return Opened(browser, picked.folder / "report.html")
 
 
+@pytest.mark.slow
 def test_nothing_is_complained_of_and_nothing_leaves_the_machine(opened: Opened) -> None:
     opened.page.click("button.open >> nth=0")
     assert opened.said == []
@@ -136,6 +137,7 @@ def test_a_row_without_tokens_says_so_and_has_its_target_rows(browser: Any, tmp_
     assert opened.said == []
 
 
+@pytest.mark.slow
 def test_rows_that_would_do_harm_are_inert_and_readable(opened: Opened) -> None:
     page = opened.page
     page.select_option(".dt-length select", "100")
@@ -172,6 +174,7 @@ def test_it_prints(browser: Any, picked: Any, tmp_path: Path) -> None:  # noqa: 
     assert opened.said == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["selection", "pair", "grid"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_serious_fault(browser: Any, picked: Any, tmp_path: Path, kind: str, scheme: str) -> None:  # noqa: F811
@@ -199,6 +202,7 @@ def shown_of(run: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows(browser: Any, picked: Any, tmp_path: Path) -> None:  # noqa: F811
     """benchmarks/page.py tells how fast they are; here they are all there, and sort."""
     shown = shown_of(picked)

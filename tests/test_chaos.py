@@ -77,6 +77,7 @@ def test_killed_it_ends_with_the_same_files(name: str, scene: Scene, table: dict
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200 if ALL else 600)
 @pytest.mark.parametrize("name", ["select", "less", "score", "train", "compare"] if ALL else ["select", "compare"])
 def test_killed_at_any_moment_it_ends_with_the_same_files(
@@ -93,6 +94,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_files(
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200 if ALL else 600)
 @pytest.mark.parametrize("name", ["select", "from", "train", "compare"] if ALL else ["from", "select"])
 def test_killed_again_while_it_goes_on(name: str, scene: Scene, table: dict[str, Counter[str]]) -> None:
@@ -125,6 +127,7 @@ def test_killed_within_a_line_of_its_log(scene: Scene) -> None:
     assert scene.disturbed("from", [{"kind": "tear", "at": at}])[1] == ""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200 if ALL else 600)
 @pytest.mark.parametrize("name", ["from", "select", "train"] if ALL else ["from", "train"])
 def test_killed_under_force_the_old_run_or_the_new_one_is_whole(name: str, scene: Scene) -> None:

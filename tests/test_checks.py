@@ -270,6 +270,7 @@ def compared(folder: Path, encoder: Path, **more: Any) -> Any:
     return tov.compare(**given)
 
 
+@pytest.mark.slow
 def test_a_trial_holds_what_was_seen_of_its_rows(tmp_path: Path, encoder: Path) -> None:
     result = compared(tmp_path / "run", encoder)
     trained = [one for one in result.trials if one["n"]]
@@ -323,6 +324,7 @@ def test_a_choice_of_rows_without_entities_is_told_in_the_report(tmp_path: Path,
     assert not [note for note in result.results["notes"] if note.startswith("random,")]
 
 
+@pytest.mark.slow
 def test_rows_of_the_test_that_are_kept_are_told(tmp_path: Path, encoder: Path) -> None:
     pool, test = tagged(40, 1, 0.2), tagged(20, 3, 0.2)
     for place, one in enumerate(test):

@@ -133,6 +133,7 @@ def test_scores_equal_those_of_peft_one_row_at_a_time(task: str, amplify: float,
     assert_scores_again(task, picked, str(encoder), make(task, 40, 1), amplify)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.parametrize("task", MAKE)
 def test_scores_of_a_real_encoder_equal_those_of_peft(task: str, minilm: str, tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ def test_a_run_makes_the_same_files_as_any_other(task: str, encoder: Path, tmp_p
     assert unit in (tmp_path / "run" / "summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_head_and_path(encoder: Path, tmp_path: Path) -> None:
     torch.manual_seed(1)
     one = select("ner", tmp_path / "one", str(encoder))

@@ -74,6 +74,7 @@ def trial(compared: Any, variant: str, n: int, seed: int = 0) -> dict[str, Any]:
     return found[0]
 
 
+@pytest.mark.slow
 def test_every_variant_has_one_trial_a_size_and_seed_and_random_its_curve(compared: Any) -> None:
     keys = {(one["variant"], one["n"], one["seed"]) for one in compared.trials}
     assert len(keys) == len(compared.trials)
@@ -86,6 +87,7 @@ def test_every_variant_has_one_trial_a_size_and_seed_and_random_its_curve(compar
     assert all(one["status"] == "done" for one in compared.trials), [one["error"] for one in compared.trials]
 
 
+@pytest.mark.slow
 def test_equal_sizes_have_equal_steps_and_a_seed_its_own_rows(compared: Any) -> None:
     steps = {one["train"]["steps"] for one in compared.trials if one["n"] == 8}
     assert steps == {4}, "32 rows in batches of at most 16 of 8 rows are 4 steps, for every variant"
@@ -113,6 +115,7 @@ def test_highest_and_lowest_loss_choose_the_ends(compared: Any) -> None:
     np.testing.assert_array_equal(lowest(scores, config), -table["loss_base_1"].astype(np.float64))
 
 
+@pytest.mark.slow
 def test_a_finished_comparison_runs_nothing_again_and_more_is_added(
     tmp_path: Path, tiny_folder: Path, small: Path
 ) -> None:
@@ -138,6 +141,7 @@ def test_another_pool_or_rate_is_refused_with_the_difference(tmp_path: Path, tin
         compare(run, tiny_folder, seeds=1, pool=make_rows(41, seed=9))
 
 
+@pytest.mark.slow
 def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path, tiny_folder: Path) -> None:
     methods = ["tov", "tov/learning_rate=1e30", "random"]
     compared = compare(tmp_path / "run", tiny_folder, methods=methods, seeds=1, base_size=32)
@@ -152,6 +156,7 @@ def test_a_failed_trial_is_a_line_of_the_table_and_is_tried_again(tmp_path: Path
     assert len(again.trials) == lines + 1, "the failed trial, and no other, is tried again"
 
 
+@pytest.mark.slow
 def test_report_only_shows_what_is_finished_and_touches_nothing_else(
     tmp_path: Path, tiny_folder: Path, small: Path
 ) -> None:
@@ -212,6 +217,7 @@ def test_what_a_library_makes_of_an_interrupt_is_no_failed_trial(
     assert {one["status"] for one in done.trials} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_point_of_the_curve_beyond_the_pool_is_left_out_and_not_tried_again(
     tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -256,6 +262,7 @@ def test_a_part_of_a_comparison_is_no_run_to_go_out_from(compared: Any) -> None:
             tov.reselect(place, n=4, out=compared.folder.parent / "again")
 
 
+@pytest.mark.slow
 def test_a_run_can_be_compared_without_naming_anything_again(tmp_path: Path, tiny_folder: Path) -> None:
     """In bf16 throughout, which no other comparison here is."""
     files = {name: write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
@@ -276,6 +283,7 @@ def test_a_run_can_be_compared_without_naming_anything_again(tmp_path: Path, tin
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_killed_three_times_it_ends_with_the_table_of_an_undisturbed_one(tmp_path: Path, tiny_folder: Path) -> None:
     """Killed while the first scores are written, in the first seed's trials (really), and in the second's."""
@@ -464,6 +472,7 @@ def test_a_grid_extends_another_and_names_its_unset_variable(tmp_path: Path, mon
         read_grid(tmp_path / "quick.yaml", ("b",))
 
 
+@pytest.mark.slow
 def test_a_grid_runs_and_joins_its_tables(tmp_path: Path, tiny_folder: Path) -> None:
     for name, rows, seed in (("pool", 40, 1), ("target", 6, 2), ("test", 5, 3)):
         write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
@@ -556,6 +565,7 @@ def test_a_checkpoint_with_its_own_order_of_labels_is_compared_as_well(encoder: 
     assert trial(compared, "rds", 8)["loss"] < trial(compared, "zero-shot", 0)["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ner", "classification"])
 def test_classifiers_are_compared_with_their_metric(task: str, encoder: Path, tmp_path: Path) -> None:
     def rows(count: int, seed: int) -> list[dict[str, Any]]:

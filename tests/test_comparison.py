@@ -465,6 +465,7 @@ def test_the_report_holds_every_variant_its_numbers_and_the_notes():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", PICTURES)
 def test_pictures_are_the_same_bytes_each_time(draw, tmp_path):
     lines = many_variants(14)

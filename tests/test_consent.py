@@ -20,6 +20,8 @@ from tov.model.consent import check_consent, code_of, fingerprint, read_settings
 from tov.model.load import load_model
 from tov.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM

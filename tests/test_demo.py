@@ -91,6 +91,7 @@ def test_the_data_is_the_same_every_time(task: str, written: tuple[str, list[str
         )
 
 
+@pytest.mark.slow
 def test_the_last_page_tells_what_happened(task: str, written: tuple[str, list[str]], tmp_path: Path) -> None:
     (target, pool), make = written, {"instruction": tiny_model_folder, "ner": tiny_encoder_folder}[task]
     picked = tov.select(

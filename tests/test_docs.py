@@ -12,6 +12,7 @@ import errors_page
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+@pytest.mark.slow
 def test_the_python_page_runs_as_it_stands(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -40,6 +41,7 @@ def test_the_page_of_errors_is_what_the_code_says() -> None:
     assert page == errors_page.page(errors_page.entries()), "make docs writes it anew"
 
 
+@pytest.mark.slow
 def test_every_error_is_a_sentence_and_says_what_to_do() -> None:
     """A capital, a flag or a name first; last a full stop, a command, or another's words after a colon."""
     first, last = re.compile(r"[A-Z\[/'-]|tov |\w+_\w+ |\w+="), re.compile(r"\.[])]?$|: ?\S.*$|:$|[A-Z]$", re.DOTALL)

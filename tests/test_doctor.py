@@ -31,6 +31,7 @@ def by_name(checks: Any) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
+@pytest.mark.slow
 def test_every_line_has_a_state_and_every_one_that_is_not_ok_says_what_to_do(found: Diagnosis) -> None:
     assert {check.state for check in found.checks} <= {"ok", "note", "fault"}
     for check in found.checks:
@@ -164,6 +165,7 @@ def test_the_command_ends_with_1_at_a_fault(
             assert "1 ok, 0 notes, 1 fault" in shown
 
 
+@pytest.mark.slow
 def test_the_command_runs_as_a_user_gives_it(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tov", "doctor", "--json"], capture_output=True, text=True, cwd=tmp_path, timeout=300,

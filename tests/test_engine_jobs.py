@@ -25,6 +25,8 @@ from tov.engine.processes import ProcessEngine, _Processes
 from tov.errors import DataError, NumericError
 from troubled import Meeting, Troubled
 
+pytestmark = pytest.mark.slow
+
 FEW: dict[str, Any] = {"methods": ["random", "zero-shot"], "seeds": 1, "dtype": "fp32"}
 """No scans, so that all workers train; five trials."""
 

@@ -57,6 +57,7 @@ def test_no_shards_need_no_worker() -> None:
     assert computed(Troubled(Path("nowhere")), count=0) == {}
 
 
+@pytest.mark.slow
 def test_a_lost_worker_costs_its_shards_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = Troubled(tmp_path, {1: ("dies", 1), 3: ("fails", 1)})
     assert computed(task, count=8) == {number: number**2 for number in range(8)}
@@ -64,6 +65,7 @@ def test_a_lost_worker_costs_its_shards_alone(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.count("a worker was lost") == 1
 
 
+@pytest.mark.slow
 def test_a_shard_that_fails_everywhere_is_an_error_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "TRIES", 2)
     found: dict[int, Any] = {}
@@ -79,6 +81,7 @@ def test_a_shard_that_fails_everywhere_is_an_error_at_the_end(tmp_path: Path, mo
     assert "--on-bad-row quarantine" in told.value.fix
 
 
+@pytest.mark.slow
 def test_or_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "TRIES", 1)
     monkeypatch.setattr(crew, "LOSSES", 2)
@@ -94,6 +97,7 @@ def test_or_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_users_is_raised_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(DataError) as told:
         computed(Troubled(tmp_path, {2: ("is the user's", 1)}))
@@ -101,6 +105,7 @@ def test_an_error_of_the_users_is_raised_as_it_is(tmp_path: Path) -> None:
     assert told.value.fix == "Correct the row."
 
 
+@pytest.mark.slow
 def test_a_slow_worker_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "SLOW_SECONDS", 0.5)
     begun = time.monotonic()
@@ -109,6 +114,7 @@ def test_a_slow_worker_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     assert time.monotonic() - begun < 300
 
 
+@pytest.mark.slow
 def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "STILLBORN", 1)
     with pytest.raises(
@@ -117,6 +123,7 @@ def test_workers_that_all_die_are_an_error_and_not_a_loop(monkeypatch: pytest.Mo
         computed(Stillborn(), given_up=print)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 @pytest.mark.parametrize("moment", ["they start", "they work"])
 def test_workers_end_with_a_killed_driver(moment: str, tmp_path: Path, tiny_folder: Path) -> None:
@@ -226,6 +233,7 @@ def picked(out: Path, model: Path, method: str, **more: Any) -> Any:
     return tov.select(**{"model": str(model), **inputs, "out": out, "method": method, **given, **more})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_several_processes_leave_the_files_of_one(method: str, tmp_path: Path, tiny_folder: Path) -> None:
     if method == "bm25":
@@ -236,6 +244,7 @@ def test_several_processes_leave_the_files_of_one(method: str, tmp_path: Path, t
     assert (several.folder / "selected.jsonl").read_bytes() == (one.folder / "selected.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_cluster_leaves_the_files_of_one_process(tmp_path: Path, tiny_folder: Path) -> None:
     skip_without("ray", install="pip install 'tov[ray]'")
     from tov.engine.on_ray import connected

@@ -606,6 +606,7 @@ def test_none_that_can_be_taken_is_an_error(runs: Runs, tmp_path: Path) -> None:
         tov.export(picked, to="trl", out=tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_command_line(runs: Runs, tmp_path: Path) -> None:
     run = runs.of("single").folder
     told, as_json, wrong = run_commands([

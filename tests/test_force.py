@@ -120,6 +120,7 @@ def test_links_and_the_folder_that_one_is_in(copy: Path, force: bool, monkeypatc
     assert len(again.dataset) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", ["config.yaml", "path/manifest.json", "scores/rows-000000000010.parquet", "selected.jsonl", "manifest.json"]
 )

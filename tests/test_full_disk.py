@@ -62,6 +62,7 @@ def some(count: int, of: int) -> list[int]:
     return list(range(1, of + 1)) if ALL else [1 + (2 * at + 1) * of // (2 * count) for at in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200 if ALL else 600)
 @pytest.mark.parametrize("name", SIZES)
 def test_on_a_small_disk(name: str, scene: Scene) -> None:
@@ -84,6 +85,7 @@ def test_on_a_small_disk(name: str, scene: Scene) -> None:
     assert not faults, "\n".join(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200 if ALL else 600)
 @pytest.mark.parametrize("name", SIZES)
 def test_from_an_operation_on_nothing_can_be_created(name: str, scene: Scene) -> None:

@@ -52,6 +52,7 @@ def picked(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Any:
     return select(tmp_path_factory.mktemp("auto") / "run", tiny_folder)
 
 
+@pytest.mark.slow
 def test_the_pilots_have_a_page_and_stand_on_that_of_the_selection(picked: Any, tmp_path: Path) -> None:
     alone = report(picked.folder / "gate", out=tmp_path / "gate.html")
     for text in (alone.file.read_text("utf-8"), (picked.folder / "report.html").read_text("utf-8")):
@@ -130,6 +131,7 @@ def test_the_decision_is_the_rule_on_the_pilots_and_is_told_everywhere(picked: A
     assert manifest.spent["pilots"][0] > 0
 
 
+@pytest.mark.slow
 def test_the_rows_are_those_of_the_method_taken(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
     """Whatever the pilots say: here they are made to say dsir, and the rows are those of dsir alone."""
     monkeypatch.setattr(gate, "best_of", lambda gains: "dsir" if "dsir" in gains else None)
@@ -144,6 +146,7 @@ def test_the_rows_are_those_of_the_method_taken(tmp_path: Path, tiny_folder: Pat
     assert by_auto.manifest.scoring.method == "dsir"
 
 
+@pytest.mark.slow
 def test_where_nothing_is_sure_the_candidate_that_is_half_random_is_taken(
     tmp_path: Path, tiny_folder: Path, monkeypatch: Any
 ) -> None:
@@ -175,6 +178,7 @@ def test_a_finished_run_is_returned_and_other_candidates_are_another_run(picked:
         select(picked.folder, tiny_folder, candidates=["dsir", "rds"])
 
 
+@pytest.mark.slow
 def test_killed_in_any_pilot_it_goes_on_and_decides_alike(tmp_path: Path, tiny_folder: Path, picked: Any) -> None:
     out = tmp_path / "killed"
     for call in (3, 4):
@@ -222,6 +226,7 @@ def test_what_cannot_be_is_told_before_anything_is_scored(tmp_path: Path, tiny_f
     assert not (tmp_path / "wrong" / "gate").exists()
 
 
+@pytest.mark.slow
 def test_choosing_again_keeps_the_method_and_rule_that_were_taken(
     tmp_path: Path, tiny_folder: Path, monkeypatch: Any
 ) -> None:
@@ -234,6 +239,7 @@ def test_choosing_again_keeps_the_method_and_rule_that_were_taken(
     assert again.manifest.gate == first.manifest.gate
 
 
+@pytest.mark.slow
 def test_a_comparison_has_auto_beside_the_others_and_it_trains_on_what_it_took(
     tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -252,6 +258,7 @@ def test_a_comparison_has_auto_beside_the_others_and_it_trains_on_what_it_took(
     assert "auto" in done.report
 
 
+@pytest.mark.slow
 def test_sizes_and_variants_of_auto_in_one_comparison_have_pilots_of_their_own(
     tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -326,6 +333,7 @@ def test_rows_like_the_fold_are_told_in_whatever_order_they_are_asked_for() -> N
     assert sorted(asked[like_test(read, test, config)(asked)].tolist()) == list(range(3, 20, 4))
 
 
+@pytest.mark.slow
 def test_a_base_set_as_large_as_the_pilots_pool_leaves_rows_to_choose(tmp_path: Path, tiny_folder: Path) -> None:
     rows = make_rows(400, seed=1)
     done = select(tmp_path / "run", tiny_folder, pool=rows, base_size=190, n=16, candidates=["tov", "dsir"])
@@ -372,6 +380,7 @@ def test_the_decision_can_be_computed_again_from_the_pilots(picked: Any) -> None
         assert told["gain"]["pilots"] == len(gains)
 
 
+@pytest.mark.slow
 def test_a_choice_from_a_choice_of_auto_keeps_its_own_rule(tmp_path: Path, tiny_folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(gate, "best_of", lambda gains: "tov/score-only" if "tov/score-only" in gains else None)
     monkeypatch.setattr(gate, "halved", lambda gains, least=2, stay=(): list(gains))
@@ -388,6 +397,7 @@ def test_a_run_that_failed_before_its_first_pilot_gives_way(tmp_path: Path, tiny
     assert select(tmp_path / "run", tiny_folder, candidates=["dsir"]).manifest.gate["chosen"] in ("dsir", "random")
 
 
+@pytest.mark.slow
 def test_classifiers_are_judged_by_their_metric(tmp_path: Path) -> None:
     rows = make("ner", 60, 3)
     done = tov.select(
@@ -431,6 +441,7 @@ def test_what_pilots_cost_beside_scoring_the_whole_pool(task: str, usable: int, 
     assert least < (pilots.forward + 2 * pilots.backward) / whole < most
 
 
+@pytest.mark.slow
 def test_the_plan_foretells_the_pilots(tmp_path: Path, tiny_folder: Path) -> None:
     given = {
         "model": str(tiny_folder), "pool": make_rows(40, seed=1), "target": make_rows(9, seed=2), "methods": ["auto"],
@@ -470,6 +481,7 @@ def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_pilots_are_judged_by_the_users_own_metric_of_generated_answers(
     tmp_path: Path, tiny_folder: Path, metrics: str
 ) -> None:

@@ -235,6 +235,7 @@ def test_the_sparse_matrix_is_the_written_one(size, nonzeros, seed):
     assert ((found != 0).sum(1) == nonzeros).all()
 
 
+@pytest.mark.slow
 @given(
     cuts=st.lists(st.integers(0, 90), max_size=4), block=st.integers(1, 5000), kind=st.sampled_from(["rademacher", "sjlt"])
 )  # fmt: skip

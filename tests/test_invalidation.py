@@ -555,6 +555,7 @@ def test_what_a_scan_depends_on_is_refused_with_from(
     assert not (tmp_path / "again").exists()
 
 
+@pytest.mark.slow
 def test_from_takes_the_settings_of_the_choice_and_rescans_nothing(
     given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

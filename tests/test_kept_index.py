@@ -100,6 +100,7 @@ def result(folder: Path) -> dict[str, bytes]:
 # Taken over
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_reads_no_row_of_its_pool_for_the_index(fresh: Desk, reading: Reading) -> None:
     whole = result(fresh.select("whole").folder)
     assert reading.taken() == (24, 1)
@@ -355,6 +356,7 @@ def test_rows_of_a_task_of_another_package_are_not_kept(fresh: Desk, tmp_path: P
 # Broken, and killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [INDEX, INDEXED])
 @pytest.mark.parametrize("fault", ["gone", "empty", "cut", "bit", "other"])
 def test_a_broken_index_is_made_again(name: str, fault: str, fresh: Desk, reading: Reading) -> None:
@@ -375,6 +377,7 @@ def test_a_broken_index_is_made_again(name: str, fault: str, fresh: Desk, readin
     assert reading.taken() == (0, 0), "it is not mended"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flipped", range(12))
 def test_a_bit_flipped_anywhere_changes_nothing_that_is_taken_over(flipped: int, fresh: Desk) -> None:
     whole, folder = result(fresh.select("whole").folder), begun(fresh)
@@ -383,6 +386,7 @@ def test_a_bit_flipped_anywhere_changes_nothing_that_is_taken_over(flipped: int,
     assert result(fresh.select().folder) == whole
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 @pytest.mark.parametrize("name", [INDEX, INDEXED])
 def test_a_kill_while_it_is_written_leaves_a_run_that_goes_on(name: str, fresh: Desk, reading: Reading) -> None:

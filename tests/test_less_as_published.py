@@ -42,8 +42,8 @@ def test_the_benchmark_scales_each_stage_by_what_it_passes():
 
     from methods import PUBLISHED, passes, ratios, summary, table, with_published
 
-    assert passes("instruction", "tov", "fit", 20_000, 256, small=False) == 4 * (4096 + 256)
-    assert passes("ner", "tov", "fit", 1000, 100, small=True) == 4 * (250 + 100)
+    assert passes("instruction", "tov", "fit", 20_000, 256, small=False) == 2 * (4096 + 256)
+    assert passes("ner", "tov", "fit", 1000, 100, small=True) == 2 * (250 + 100)
     assert passes("instruction", "less", "warm-up", 64, 8, small=True) == 16
     assert passes("instruction", "less", "warm-up", 20_000, 256, small=False) == 1000
     assert passes("ner", "target-path", "fit", 1000, 256, small=False) == 8 * 256
@@ -53,7 +53,7 @@ def test_the_benchmark_scales_each_stage_by_what_it_passes():
     less = [{"stages": {"warm-up": 1.0, "target": 1.0, "scan": 8.0}, **cost}]
     made = {name: summary(runs, args, name, 1000) for name, runs in (("tov", tov), ("less", less))}
     assert made["tov"]["seconds"] == 14.0
-    assert made["tov"]["scaled_stages"] == {"fit": round(4 * (4096 + 256) / 350, 1), "scan": 200.0}
+    assert made["tov"]["scaled_stages"] == {"fit": round(4 * (2 * (4096 + 256)) / (2 * 350), 1), "scan": 200.0}
     found = {"seconds_a_row_and_checkpoint": {"all": 0.5, "gradients": 0.1}, "peak_mib": 1, "bytes_a_row": 65_536}
     with_published(made, found, args, 1000)
     assert made[PUBLISHED]["seconds"] == 1.0 + 4 * 0.5 * 1100

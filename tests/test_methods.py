@@ -134,6 +134,7 @@ def test_the_verb_lists_tells_and_speaks_json(capsys: pytest.CaptureFixture[str]
 # Select
 
 
+@pytest.mark.slow
 def test_all_methods_fill_one_kind_of_table(picked: dict[str, Any]) -> None:
     common = ["row_id", "source", "hash", "tokens", "length", "lost", "in_base", "excluded"]
     wanted = picked["tov"].scores
@@ -151,6 +152,7 @@ def test_all_methods_fill_one_kind_of_table(picked: dict[str, Any]) -> None:
     assert Counter(wanted["excluded"].to_pylist())["no scored tokens"] == 1
 
 
+@pytest.mark.slow
 def test_each_is_chosen_by_its_authors_rule_and_told_alike(picked: dict[str, Any]) -> None:
     for name, one in picked.items():
         settings = one.manifest.identity["settings"]
@@ -230,6 +232,7 @@ def test_rds_takes_in_turn_what_a_loop_takes(picked: dict[str, Any]) -> None:
     assert list(picked["rds"].dataset["tov_row_id"]) == taken
 
 
+@pytest.mark.slow
 def test_a_sentence_encoder_embeds_instead_of_the_model(tiny_folder: Path, encoder: Path, tmp_path: Path) -> None:
     """The mean of its last hidden states, one text at a time; RDS+ and TSDS share it; the model being tuned is not run."""
     pytest.importorskip("sentence_transformers", reason="pip install 'tov[encoder]'")
@@ -304,6 +307,7 @@ def test_sub_tasks_of_less(tiny_folder: Path, tmp_path: Path) -> None:
     assert list(one.dataset["tov_row_id"]) == taken
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_rate_0_costs_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     """One batch an epoch, and a linear rise from 0: the first checkpoint is the initial state with weight 0."""
     one = select(tmp_path / "run", tiny_folder, "less/lora_r=2/batch_size=64/epochs=3")
@@ -434,6 +438,7 @@ def of_two_targets(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCORED)
 def test_two_targets_in_one_run_are_scored_as_each_in_its_own(
     name: str, of_two_targets: dict[str, Scored], tiny_folder: Path, tmp_path: Path
@@ -470,6 +475,7 @@ with open(sys.argv[2], "wb") as file:
 """
 
 
+@pytest.mark.slow
 def test_a_scorer_is_sent_to_another_process_and_scores_there_alike(
     of_two_targets: dict[str, Scored], tmp_path: Path
 ) -> None:
@@ -508,6 +514,7 @@ def store_files(folder: Path) -> dict[Path, bytes]:
     return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*.*") if file.suffix in SUFFIXES}
 
 
+@pytest.mark.slow
 def test_a_store_of_gradients_serves_every_target(tiny_folder: Path, tmp_path: Path) -> None:
     store, other = tmp_path / "store", {"target": make_rows(6, seed=9)}
     first = select(tmp_path / "first", tiny_folder, f"{STORED}/store={store}")
@@ -529,6 +536,7 @@ def test_a_store_of_gradients_serves_every_target(tiny_folder: Path, tmp_path: P
     assert len(list(store.iterdir())) == 4, "another seed has a warm-up and a projection of its own"
 
 
+@pytest.mark.slow
 def test_a_store_that_was_killed_goes_on_from_its_last_shard(tiny_folder: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
 
@@ -591,6 +599,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_files(
 # Compare
 
 
+@pytest.mark.slow
 def test_every_method_is_compared_and_chooses_as_select_does(
     picked: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -617,6 +626,7 @@ def test_every_method_is_compared_and_chooses_as_select_does(
         tov.compare(**{**given, "methods": ["dsir"], "rule": "score+random"})
 
 
+@pytest.mark.slow
 def test_a_size_of_a_comparison_chooses_as_select_does_whatever_the_other_sizes(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -656,6 +666,7 @@ def test_the_test_of_a_comparison_is_in_no_warm_up_of_a_store(tiny_folder: Path,
     assert any("1 rows that the target excludes are in the store" in one for one in compared.trials[-1]["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["instruction", "ner"])
 def test_random_rows_of_a_selection_are_a_comparison_s(
     task: str, tiny_folder: Path, encoder: Path, tmp_path: Path
@@ -681,6 +692,7 @@ def test_random_rows_of_a_selection_are_a_comparison_s(
     assert task == "ner" or 7 not in rows, "a row without a scored token"
 
 
+@pytest.mark.slow
 def test_random_rows_are_a_run_like_any_other(tiny_folder: Path, tmp_path: Path, picked: dict[str, Any]) -> None:
     made = select(tmp_path / "run", tiny_folder, "random")
     summary = (made.folder / "summary.md").read_text(encoding="utf-8")
@@ -700,6 +712,7 @@ def test_random_rows_are_a_run_like_any_other(tiny_folder: Path, tmp_path: Path,
     assert {trial["variant"] for trial in compared.trials} == {"random"}
 
 
+@pytest.mark.slow
 def test_a_cap_and_a_rule_are_options_of_any_variant(tiny_folder: Path, tmp_path: Path) -> None:
     pool = [write_jsonl(tmp_path / f"{name}.jsonl", make_rows(20, seed=at)) for at, name in enumerate(("a", "b"))]
     given = {"pool": [str(one) for one in pool], "target": make_rows(6, seed=2), "n": 10}
@@ -860,6 +873,7 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
+@pytest.mark.slow
 def test_another_package_s_method_is_a_method_like_any_other(plugged: Any, tiny_folder: Path, tmp_path: Path) -> None:
     plugged(longest="tov_longest:Longest")
     one = select(tmp_path / "run", tiny_folder, "longest")
@@ -877,6 +891,7 @@ def test_another_package_s_method_is_a_method_like_any_other(plugged: Any, tiny_
     assert "### longest" not in page.whole_page(), "the documents are of what is in the box"
 
 
+@pytest.mark.slow
 def test_the_method_of_the_page_is_one_file_that_works(
     plugged: Any, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,8 @@ from desk import Desk, flip
 from faults import killed
 from tov.errors import TovError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:

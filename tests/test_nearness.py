@@ -81,6 +81,7 @@ def alone(folder: Path, state: Path, rows: list[dict[str, str]]) -> np.ndarray:
     return np.array([one / np.linalg.norm(one) for one in sums])
 
 
+@pytest.mark.slow
 def test_the_column_is_the_largest_cosine_under_the_first_base_state(run: Any, tiny_folder: Path) -> None:
     states = run.folder / "path" / "epoch-1" / "base", run.folder / "path" / "epoch-2" / "base"
     first, second = ((alone(tiny_folder, one, POOL) @ alone(tiny_folder, one, TARGET).T).max(1) for one in states)

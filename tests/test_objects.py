@@ -170,6 +170,7 @@ def another_machine() -> None:
     mirrors._PULLED.clear()
 
 
+@pytest.mark.slow
 def test_a_run_at_a_url_has_the_files_of_a_local_one(files: Path, here: Any) -> None:
     run = tov.select(**settings(files), out="s3://bucket/runs/a/")
     assert shards_of(run.folder) == shards_of(here.folder)
@@ -192,6 +193,7 @@ def test_a_run_at_a_url_has_the_files_of_a_local_one(files: Path, here: Any) -> 
     assert set(run.scores["source"].to_pylist()) == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_another_machine_reads_it_chooses_again_and_trains(files: Path, here: Any, tmp_path: Path) -> None:
     tov.select(**settings(files), out="s3://bucket/runs/read")
     another_machine()
@@ -224,6 +226,7 @@ with open(sys.argv[2], "wb") as file:
 """
 
 
+@pytest.mark.slow
 def test_a_worker_of_another_machine_fetches_what_it_needs(files: Path, tmp_path: Path) -> None:
     """A scorer of a run at a URL, opened by a process with an empty cache."""
     run = tov.select(**settings(files), out="s3://bucket/runs/worker")
@@ -243,6 +246,7 @@ def test_a_worker_of_another_machine_fetches_what_it_needs(files: Path, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_a_page_is_put_into_the_run(files: Path, tmp_path: Path) -> None:
     tov.select(**settings(files, page=False), out="s3://bucket/runs/page")
     assert not store().exists("bucket/runs/page/report.html")
@@ -255,6 +259,7 @@ def test_a_page_is_put_into_the_run(files: Path, tmp_path: Path) -> None:
         tov.report("s3://bucket/runs/page", out="s3://bucket/page.html")
 
 
+@pytest.mark.slow
 def test_a_comparison_at_a_url_goes_on_elsewhere(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tov.comparison import trainings
 
@@ -286,6 +291,7 @@ def test_a_comparison_at_a_url_goes_on_elsewhere(files: Path, monkeypatch: pytes
     assert 0 < len(made) == len(lines) - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2])
 def test_a_driver_that_is_killed_loses_no_finished_shard_on_another_machine(
     after: int, files: Path, here: Any, tmp_path: Path, machine: Path
@@ -321,6 +327,7 @@ def test_a_driver_that_is_killed_loses_no_finished_shard_on_another_machine(
     assert (run.folder / "selected.jsonl").read_bytes() == (here.folder / "selected.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_drivers_do_not_work_in_one_run(files: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "s3://bucket/runs/two"
     place = mirrors.local(url)
@@ -376,6 +383,7 @@ def test_a_lease_that_is_over_is_taken_and_its_holder_writes_no_more(
             other.check()
 
 
+@pytest.mark.slow
 def test_a_line_that_is_cut_for_a_while_is_waited_for(files: Path, here: Any, line: Line) -> None:
     before = line.refused
     timer = threading.Timer(1.0, lambda: setattr(line, "cut", 3))
@@ -416,6 +424,7 @@ def test_names_patterns_and_folders_are_sources_as_files_are(files: Path) -> Non
     assert (folder.name, len(folder.table), folder.location) == ("pool", 64, "s3://bucket/pool")
 
 
+@pytest.mark.slow
 def test_force_replaces_a_run_and_leaves_nothing_of_it(files: Path) -> None:
     tov.select(**settings(files), out="s3://bucket/runs/force")
     tov.select(**{**settings(files), "shard_rows": 32}, out="s3://bucket/runs/force", force=True)

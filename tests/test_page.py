@@ -285,6 +285,7 @@ def test_two_selections_side_by_side(picked: Any, tmp_path: Path) -> None:
     assert "The chosen rows are in selected.jsonl of each run." in text
 
 
+@pytest.mark.slow
 def test_a_comparison_has_a_page(tmp_path: Path, tiny_folder: Path) -> None:
     done = tov.compare(
         model=str(tiny_folder), pool=make_rows(40, seed=1), target=make_rows(8, seed=2), test=make_rows(8, seed=3),

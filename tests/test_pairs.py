@@ -97,6 +97,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_margin_is_the_difference_of_two_scans(tmp_path: Path, tiny_folder: Path) -> None:
     """Of the chosen and of the rejected answers with the same path; rows keep both answers."""
     rows = pairs(30)

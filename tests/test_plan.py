@@ -55,6 +55,7 @@ def test_a_plan_is_what_the_run_spends(
     assert planned["bytes"] == pytest.approx(small, rel=0.25, abs=20_000), "adapters, checkpoints and embeddings"
 
 
+@pytest.mark.slow
 def test_a_plan_of_sentences_is_what_the_run_spends(tmp_path: Path, encoder: Path) -> None:
     variants = {"tov": "tov/epochs=2/base_size=8", "tracin": VARIANTS["tracin"], "rds": "rds"}
     found = {one["method"]: one for one in plan(encoder, list(variants.values()), "ner").facts["methods"]}
@@ -156,6 +157,7 @@ def test_a_method_that_does_not_tell_is_said_to(tiny_folder: Path, monkeypatch: 
     assert line.count("?") == 6
 
 
+@pytest.mark.slow
 def test_what_a_run_would_refuse_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
     with pytest.raises(DataError, match="--n asks for 39"):
         plan(tiny_folder, ["tov"], n=39)

@@ -75,7 +75,7 @@ def test_l_follows_from_the_base_set_without_a_cap(base_size: int, epochs: int) 
     config = build(SelectConfig, {**GIVEN, "n": 5, "preset": "paper", "base_size": base_size}).for_task("ner")
     assert schedule_for(config, base_size_for(config, 10**6)).epochs == epochs
     capped = build(SelectConfig, {**GIVEN, "n": 5, "base_size": base_size}).for_task("ner")
-    assert schedule_for(capped, base_size).epochs == min(epochs, 4)
+    assert schedule_for(capped, base_size).epochs == min(epochs, 2)
 
 
 def test_a_variant_has_what_follows_from_its_own_settings() -> None:
@@ -109,6 +109,7 @@ def test_an_unknown_one_is_answered_with_the_nearest(tmp_path: Path, capsys: pyt
 SMALL: dict[str, Any] = {"preset": "paper", "base_size": 8, "epochs": 2, "lora_r": 2}
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_was_and_is_repeated_from_its_record(tiny_folder: Path, tmp_path: Path) -> None:
     files = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", rows)) for role, rows in inputs().items()}
     made = select(tmp_path / "run", tiny_folder, "tov", **files, **SMALL)
@@ -128,6 +129,7 @@ def test_a_run_says_what_it_was_and_is_repeated_from_its_record(tiny_folder: Pat
     assert list(by_hand.dataset["tov_row_id"]) == list(made.dataset["tov_row_id"])
 
 
+@pytest.mark.slow
 def test_a_comparison_of_a_run_has_its_preset_or_another_in_its_place(tiny_folder: Path, tmp_path: Path) -> None:
     files = {role: str(write_jsonl(tmp_path / f"{role}.jsonl", rows)) for role, rows in inputs().items()}
     with_preset = select(tmp_path / "paper", tiny_folder, "tov", **files, **SMALL)

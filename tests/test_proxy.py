@@ -63,6 +63,7 @@ def test_the_scores_are_those_of_a_run_with_the_proxy_as_its_model(
     assert bool(mine.summary["proxy"]["agreement"]) == (name != "tsds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tov", "less", "rds", "target-path"])
 def test_the_sample_has_the_scores_that_the_model_gives_it_in_the_whole_pool(
     name: str, tmp_path: Path, tiny_folder: Path, small: Path
@@ -80,6 +81,7 @@ def test_the_sample_has_the_scores_that_the_model_gives_it_in_the_whole_pool(
     assert inner.manifest.model == whole.manifest.model == mine.manifest.chosen_for
 
 
+@pytest.mark.slow
 def test_agreement_is_of_the_ranked_column_and_chosen_again_with_it(
     tmp_path: Path, tiny_folder: Path, small: Path
 ) -> None:
@@ -104,6 +106,7 @@ def test_agreement_is_of_the_ranked_column_and_chosen_again_with_it(
     assert "was not measured" in str(last)
 
 
+@pytest.mark.slow
 def test_summary_page_and_json_say_that_a_proxy_scored(picked: Any, tiny_folder: Path, small: Path) -> None:
     texts = {
         "terminal": str(picked),
@@ -126,6 +129,7 @@ def test_a_doubtful_agreement_is_warned_of(picked: Any) -> None:
     assert any(warning in one for one in picked.manifest.checks.warnings)
 
 
+@pytest.mark.slow
 def test_the_model_is_trained_and_exported_and_compared(picked: Any, tmp_path: Path, tiny_folder: Path) -> None:
     pool = inputs()["pool"]
     trained = tov.train(picked, out=tmp_path / "trained", pool=pool, num_train_epochs=1, device="cpu", quiet=True)
@@ -141,6 +145,7 @@ def test_the_model_is_trained_and_exported_and_compared(picked: Any, tmp_path: P
     assert compared.manifest.model.name == str(tiny_folder)
 
 
+@pytest.mark.slow
 def test_a_model_that_has_changed_since_is_not_trained(tmp_path: Path, small: Path) -> None:
     folder = tiny_model_folder(tmp_path, name="model")
     picked = select(tmp_path / "run", folder, small)
@@ -150,6 +155,7 @@ def test_a_model_that_has_changed_since_is_not_trained(tmp_path: Path, small: Pa
         tov.train(picked, out=tmp_path / "trained", pool=inputs()["pool"], num_train_epochs=1, device="cpu", quiet=True)
 
 
+@pytest.mark.slow
 def test_without_a_sample_the_model_is_not_opened(tmp_path: Path, small: Path) -> None:
     """Its tokenizer and configuration are enough: the weights are not there."""
     folder = tiny_model_folder(tmp_path, name="model")
@@ -162,6 +168,7 @@ def test_without_a_sample_the_model_is_not_opened(tmp_path: Path, small: Path) -
     assert (picked.manifest.chosen_for.max_length, picked.manifest.chosen_for.fingerprint) == (64, None)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_with_the_sample_that_is_there(
     picked: Any, tmp_path: Path, tiny_folder: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +200,7 @@ def test_another_proxy_or_sample_is_another_run(picked: Any, tiny_folder: Path, 
         select(picked.folder, tiny_folder, None, proxy_sample=...)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_when_both_models_are_gone(tmp_path: Path, tiny_folder: Path, small: Path) -> None:
     model, proxy = (shutil.copytree(one, tmp_path / name) for one, name in ((tiny_folder, "m"), (small, "p")))
     files = {name: write_jsonl(tmp_path / f"{name}.jsonl", inputs()[name]) for name in ("pool", "target")}
@@ -238,6 +246,7 @@ def test_the_model_is_no_proxy_of_itself(tmp_path: Path, tiny_folder: Path) -> N
         select(tmp_path / "run", tiny_folder, tiny_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tov", "less", "rds", "target-path"])
 def test_a_plan_foretells_the_stages_of_both_models(name: str, tmp_path: Path, tiny_folder: Path, small: Path) -> None:
     whole = {**inputs(), **PLAIN, "n": 8, "probe": False, "proxy_model": str(small)}

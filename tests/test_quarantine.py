@@ -56,6 +56,7 @@ def test_unreadable_rows_are_listed_as_they_stand(given: dict[str, Any]) -> None
     assert listed(scored) == found, "a pool that is scored later has its own list"
 
 
+@pytest.mark.slow
 def test_skipped_rows_are_scored_around_alike(given: dict[str, Any]) -> None:
     one = tov.select(**given, on_bad_row="quarantine")
     other = tov.select(**{**given, "out": given["out"].with_name("other")}, on_bad_row="skip")

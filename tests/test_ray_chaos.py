@@ -24,7 +24,7 @@ from tiny import make_rows, write_jsonl
 MOST = int(os.environ.get("TOV_RAY_KILLS", "8"))
 """Workers that are killed."""
 DRIVERS = 2
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,6 @@ def by_one_process(folder: Path, model: Path) -> tuple[Path, Path, Any]:
     return pool, target, picked(folder / "whole", model, "tov", shard_rows=1, pool=pool, target=target)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
     whole = picked(tmp_path / "whole", tiny_folder, "tov", shard_rows=1)
@@ -69,7 +68,6 @@ def test_workers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
         assert runs < 20, f"only {killed} workers were killed"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
     pool, target, whole = by_one_process(tmp_path, tiny_folder)
@@ -89,7 +87,6 @@ def test_drivers_killed_at_random_lose_nothing(tmp_path: Path, tiny_folder: Path
     assert gone("ray::_Worker", mark), "workers go on without their driver"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_node_that_goes_with_all_its_workers_loses_nothing(tmp_path: Path, tiny_folder: Path, mark: str) -> None:
     """A cluster of two nodes, one of which is killed with what runs on it while it has shards in work."""

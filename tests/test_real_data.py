@@ -15,6 +15,7 @@ from tov.text.encode import IGNORED
 ROWS = 40
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.model
 def test_every_source_scores_its_answers_and_nothing_else(shared_data: Path, smollm2: str) -> None:
@@ -36,6 +37,7 @@ def test_every_source_scores_its_answers_and_nothing_else(shared_data: Path, smo
             )
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_matched_prompts_are_found_across_files(shared_data: Path) -> None:
     """alpaca_gpt4 and alpaca_gpt35 share 979 prompts (data README), whatever their answers."""

@@ -85,6 +85,7 @@ def test_two_processes_do_not_work_in_one_folder_and_a_kill_frees_it(tmp_path: P
         assert not half.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_it_made_anything_gives_way(tmp_path: Path, tiny_folder: Path) -> None:
     rows = {"target": make_rows(6, seed=2), "pool": make_rows(40, seed=1), "base_size": 8, "epochs": 1, "quiet": True}
     with pytest.raises(ModelError):
@@ -167,6 +168,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [[], [".lock"], [".manifest.json.4321.tmp", ".lock"]])
 def test_what_a_kill_before_the_first_manifest_leaves_is_gone_on_with(
     tmp_path: Path, tiny_folder: Path, left: list[str]
@@ -197,6 +199,7 @@ def test_a_folder_of_other_things_is_refused_untouched(tmp_path: Path, tiny_fold
 # The same command again
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_without_reading_a_row(
     tmp_path: Path, tiny_folder: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +220,7 @@ def test_a_finished_run_is_returned_without_reading_a_row(
         select(tmp_path / "run", tiny_folder, **given, seed=1)
 
 
+@pytest.mark.slow
 def test_files_that_have_rested_are_told_by_their_stamps_and_not_read_again(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +254,7 @@ def test_a_file_that_has_just_been_written_has_no_stamp(tmp_path: Path) -> None:
     assert stamp_of(file) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pool", "target"])
 @pytest.mark.parametrize("rested", [False, True])
 def test_other_content_under_the_same_size_and_time_is_noticed(
@@ -351,6 +356,7 @@ def mutate_weights(model: Path) -> None:
     file.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutate", [mutate_template, mutate_vocabulary, mutate_weights])
 def test_whatever_changes_a_score_is_noticed(tmp_path: Path, tiny_folder: Path, mutate: Callable[[Path], None]) -> None:
     """Each input alone, under the same size and time where it can be: a stored path is not used with it."""
@@ -421,6 +427,7 @@ def test_a_column_that_the_model_does_not_see_is_written_as_it_is_today(tmp_path
     assert contents(again.folder) == before, "the second time nothing was to be done"
 
 
+@pytest.mark.slow
 def test_choosing_again_from_a_changed_pool_names_the_first_row(tmp_path: Path, tiny_folder: Path) -> None:
     """Also where the changed row is none of those chosen; another column may change."""
     rows = make_rows(40, seed=1)
@@ -435,6 +442,7 @@ def test_choosing_again_from_a_changed_pool_names_the_first_row(tmp_path: Path, 
         tov.reselect(first, n=4, out=tmp_path / "third", quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_gone_on_with_in_another_dtype(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -476,6 +484,7 @@ def test_a_run_is_not_gone_on_with_in_another_dtype(
 # What is taken over
 
 
+@pytest.mark.slow
 def test_more_rows_are_chosen_as_the_first_ones_were(tmp_path: Path, tiny_folder: Path) -> None:
     pool = make_rows(40, seed=1)
     first = select(
@@ -519,6 +528,7 @@ def test_the_path_of_a_scored_pool_is_that_it_was_scored_with(tmp_path: Path, ti
     assert scored.path.fingerprint == fitted.path.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_a_killed_scoring_goes_on_and_ends_with_the_same_files(
     tmp_path: Path, tiny_folder: Path, files: dict[str, str]
@@ -544,6 +554,7 @@ def test_a_killed_scoring_goes_on_and_ends_with_the_same_files(
 # What a report tells
 
 
+@pytest.mark.slow
 def test_a_comparison_tells_what_its_choices_note_and_of_which_variants(tmp_path: Path, tiny_folder: Path) -> None:
     variants = [LESS, LESS.replace("batch_size=8", "batch_size=4"), "tov", "tov/abs"]
     notes = compare(tmp_path / "run", tiny_folder, methods=variants, seeds=2).results["notes"]
@@ -555,6 +566,7 @@ def test_a_comparison_tells_what_its_choices_note_and_of_which_variants(tmp_path
     assert few == "tov, tov/abs: 4 rows by score for 10 length bins: only 4 bins are used"
 
 
+@pytest.mark.slow
 def test_trials_of_several_versions_are_told_and_a_finished_one_is_not_undone(
     tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -650,6 +662,7 @@ def test_a_plan_says_that_the_folder_is_not_free(tmp_path: Path, tiny_folder: Pa
         run_plan(build(PlanConfig, {**given, "method": "less"}))
 
 
+@pytest.mark.slow
 def test_a_grid_that_leaves_the_task_to_the_data_is_not_judged_by_another(tmp_path: Path) -> None:
     """A ratio of 0.1 is the default of instruction tuning, and another variant with named entities."""
     encoder = tiny_encoder_folder(tmp_path / "encoder")

@@ -170,6 +170,7 @@ def too_small(monkeypatch: pytest.MonkeyPatch, most: int, *, from_pass: int = 0)
     return refused
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_in_memory_is_halved_and_scores_stay(monkeypatch):
     refused = too_small(monkeypatch, 60)
     scanned = scan(subject()[1])
@@ -182,6 +183,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_scores_stay(monkeypat
     assert len(refused) == 2 * tried, "what did not fit once was tried again in a later pass"
 
 
+@pytest.mark.slow
 def test_both_states_walk_one_layout_even_if_memory_ends_between_them(monkeypatch):
     _, rows, base, _ = subject()
     refused = too_small(
@@ -251,6 +253,7 @@ def column(picked, name: str) -> np.ndarray:
     return np.array(picked.scores[name].to_pylist(), float)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{"shard_rows": 7}, {"batch_tokens": 40}, {"batch_tokens": 10_000, "shard_rows": 1}])
 def test_a_runs_scores_do_not_depend_on_shards_or_batches(given, tmp_path, tiny_folder, tiny_pool, tiny_target):
     one, two = (
@@ -323,6 +326,7 @@ def result_files(out: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path, tiny_folder, tiny_pool, tiny_target):
     """Killed while fitting, before the first shard, in the middle (really: half a file stays behind), and near the end."""
@@ -346,6 +350,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_files(tmp_path, tiny_folder
     assert not list(out.rglob("*.tmp")), "half-written files were left behind"
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_scanned_again_and_no_other(tmp_path, tiny_folder, tiny_pool, tiny_target):
     """What is there is not touched: only the row blocks without a file go through the model."""
     whole = run(tmp_path / "run", tiny_folder, tiny_pool, tiny_target, shard_rows=10)
@@ -362,6 +367,7 @@ def test_a_missing_shard_is_scanned_again_and_no_other(tmp_path, tiny_folder, ti
     assert touched == [False, False, True, False], f"shards written again: {touched}"
 
 
+@pytest.mark.slow
 def test_tokens_that_passed_before_a_kill_are_counted(tmp_path, tiny_folder, tiny_pool, tiny_target):
     """Those of the shards that a killed scan left, once each."""
     whole = run(tmp_path / "whole", tiny_folder, tiny_pool, tiny_target, shard_rows=10)

@@ -86,6 +86,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_no_page_of_the_site_fetches_anything(site: Path) -> None:
     fetched = re.compile(r"<(?:script|img|iframe|link)[^>]+(?:src|href)=\"?(?:https?:)?//")
     pages = list(site.rglob("*.html"))
@@ -101,6 +102,7 @@ def test_the_results_have_live_pages(site: Path) -> None:
         assert 'id="page-data"' in (site / "results" / link).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["index.html", "results/index.html"])
 def test_the_search_works_from_files(site: Path, browser: Any, page: str) -> None:  # noqa: F811
     opened, asked = browser.new_page(), list[str]()

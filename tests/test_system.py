@@ -49,6 +49,7 @@ def told(command: str, **environment: str) -> tuple[int, str, str]:
 # Streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["methods", "--help"])
 def test_a_full_standard_output_is_told(words: str) -> None:
     code, _, err = told(f"tov {words} > /dev/full")
@@ -56,6 +57,7 @@ def test_a_full_standard_output_is_told(words: str) -> None:
     assert "The result could not be printed: No space left on device (standard output)." in err
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_and_closed_streams_are_no_errors() -> None:
     code, out, err = told(
         "tov methods | head -1; echo ${PIPESTATUS[0]}; tov --help | head -1; echo ${PIPESTATUS[0]};"

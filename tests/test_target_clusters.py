@@ -95,6 +95,7 @@ def split_of(run: Any) -> dict[str, list[int]]:
 # What the clusters are
 
 
+@pytest.mark.slow
 def test_clusters_of_a_target_of_two_kinds_are_the_kinds(clustered: Any) -> None:
     rows, split = mixed(), split_of(clustered)
     assert ["+" in rows[row]["prompt"] for row in split["cluster-1"]] == [True] * SUMS
@@ -108,6 +109,7 @@ def words_of(text: str) -> list[str]:
     return text.split()
 
 
+@pytest.mark.slow
 def test_of_a_real_encoder_too(minilm: str, tmp_path: Path) -> None:
     """Named entities: reports of matches and of courts."""
     draw = random.Random(3)
@@ -132,6 +134,7 @@ def test_of_a_real_encoder_too(minilm: str, tmp_path: Path) -> None:
     assert split_of(run) == {"cluster-1": [*range(0, 20, 2), 20, 21, 22], "cluster-2": list(range(1, 20, 2))}
 
 
+@pytest.mark.slow
 @given(sizes=st.lists(st.integers(1, 30), min_size=2, max_size=5), k=st.integers(2, 6), seed=st.integers(0, 9))
 def test_every_row_is_in_one_cluster_and_none_is_too_small(sizes: list[int], k: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).normal(size=(sum(sizes), 8)) / 20
@@ -161,6 +164,7 @@ def test_rows_that_are_all_alike_are_one_cluster() -> None:
     assert [len(rows) for rows in found.rows] == [20]
 
 
+@pytest.mark.slow
 def test_what_is_merged_and_what_has_no_token_is_told_and_kept(files: Path, tmp_path: Path) -> None:
     """Of three kinds one has three rows; of two rows the answer lies beyond --max-length."""
     few = [{"prompt": "!?" * 15 + "!" * number, "completion": "?!" * 5} for number in range(3)]
@@ -183,6 +187,7 @@ def test_what_is_merged_and_what_has_no_token_is_told_and_kept(files: Path, tmp_
     assert {SUMS + VERSES + 3, SUMS + VERSES + 4} <= set(split_of(run)["cluster-1"])
 
 
+@pytest.mark.slow
 def test_a_target_of_one_kind_is_not_split(files: Path, tmp_path: Path) -> None:
     same = [{"prompt": "say it", "completion": "it"}] * 20
     run = tov.select(**given_to(files, target=same, rule="round-robin"), out=tmp_path / "run")
@@ -195,6 +200,7 @@ def test_a_target_of_one_kind_is_not_split(files: Path, tmp_path: Path) -> None:
 # What is scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["tov", "rds", LESS])
 def test_a_cluster_is_scored_as_a_target_with_its_rows(method: str, files: Path, tmp_path: Path) -> None:
     """To the last bit, and the parts of the choice are in proportion to the rows."""
@@ -288,6 +294,7 @@ def test_another_pool_is_scored_for_the_clusters(clustered: Any, files: Path, tm
     assert chosen.summary["clusters"] == clustered.summary["clusters"]
 
 
+@pytest.mark.slow
 def test_a_fit_has_a_path_for_each_cluster(clustered: Any, files: Path, tmp_path: Path) -> None:
     settings = {
         name: value
@@ -302,6 +309,7 @@ def test_a_fit_has_a_path_for_each_cluster(clustered: Any, files: Path, tmp_path
         np.testing.assert_array_equal(scored.scores[name].to_numpy(), clustered.scores[name].to_numpy())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_split(
     files: Path, tmp_path: Path, clustered: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,6 +338,7 @@ def test_a_killed_run_goes_on_with_its_split(
     assert (run.folder / "selected.jsonl").read_bytes() == (clustered.folder / "selected.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_comparison_has_variants_with_clusters(files: Path, tmp_path: Path) -> None:
     settings = {
         name: value
@@ -348,6 +357,7 @@ def test_a_comparison_has_variants_with_clusters(files: Path, tmp_path: Path) ->
     assert sorted("score_positive@cluster-2" in one for one in columns) == [False, True]
 
 
+@pytest.mark.slow
 def test_auto_decides_with_clusters(files: Path, tmp_path: Path) -> None:
     settings = given_to(files, method="auto", candidates=("tov", "bm25"), pilot_folds=2, pilot_train_rows=16, epochs=1)
     run = tov.select(**settings, out=tmp_path / "run")

@@ -69,6 +69,7 @@ def parallel(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 # What is scored
 
 
+@pytest.mark.slow
 def test_several_targets_are_scored_as_each_alone(parallel: Any, files: Path, tmp_path: Path) -> None:
     """To the last bit: the base states are the same, and so are the passes."""
     together = parallel.scores
@@ -79,6 +80,7 @@ def test_several_targets_are_scored_as_each_alone(parallel: Any, files: Path, tm
                 np.testing.assert_array_equal(together[f"{column}@{name}"].to_numpy(), alone[column].to_numpy(), column)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("optimizer", ["fresh", "carry"])
 def test_targets_share_what_no_target_has_a_part_in(variant: str, optimizer: str, files: Path, tmp_path: Path) -> None:
@@ -100,6 +102,7 @@ def test_targets_share_what_no_target_has_a_part_in(variant: str, optimizer: str
     assert again == trained - of_base
 
 
+@pytest.mark.slow
 def test_a_plan_tells_what_several_targets_take(parallel: Any, files: Path, tmp_path: Path) -> None:
     settings = {name: value for name, value in given_to(files, *NAMES).items() if name not in ("explain_rows", "page")}
     for variant in VARIANTS:
@@ -134,6 +137,7 @@ def test_a_pool_is_embedded_once_for_all_targets(method: str, files: Path, tmp_p
     assert planned["bytes"] == pytest.approx(run.manifest.cost["bytes"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_a_broken_or_lost_embedding_is_no_source_of_another_targets(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +304,7 @@ def test_shares_of_all_targets_must_be_the_whole() -> None:
 # What a user names
 
 
+@pytest.mark.slow
 def test_files_without_a_name_are_one_target_and_so_are_those_of_one_name(files: Path, tmp_path: Path) -> None:
     settings = given_to(files, *NAMES, n=8, epochs=1)
     plain = tuple(str(files / f"{name}.jsonl") for name in NAMES)
@@ -311,6 +316,7 @@ def test_files_without_a_name_are_one_target_and_so_are_those_of_one_name(files:
     assert {name: record.rows for name, record in mixed.manifest.targets.items()} == {"target": 12, "law": 6}
 
 
+@pytest.mark.slow
 def test_targets_in_memory_have_names_by_a_mapping(parallel: Any, files: Path, tmp_path: Path) -> None:
     settings = given_to(files, *NAMES, path_variant="parallel", n=12)
     settings["target"] = {"sums": rows_of("sums", 6), "law": files / "law.jsonl", "verse": [str(files / "verse.jsonl")]}
@@ -321,6 +327,7 @@ def test_targets_in_memory_have_names_by_a_mapping(parallel: Any, files: Path, t
         tov.select(**{**settings, "target": {"two words": rows_of("sums", 6)}}, out=tmp_path / "no")
 
 
+@pytest.mark.slow
 def test_a_target_is_kept_out_of_the_pool_whosever_it_is(files: Path, tmp_path: Path) -> None:
     settings = given_to(files, "sums", "law", n=8, epochs=1, path_variant="parallel")
     leaked = [*make_rows(40, seed=0), *rows_of("sums", 2), *rows_of("law", 2)]
@@ -331,6 +338,7 @@ def test_a_target_is_kept_out_of_the_pool_whosever_it_is(files: Path, tmp_path: 
 # What comes after
 
 
+@pytest.mark.slow
 def test_another_pool_is_scored_for_all_targets(parallel: Any, files: Path, tmp_path: Path) -> None:
     again = tov.score(parallel, pool=str(files / "web.jsonl"), out=tmp_path / "scored", quiet=True)
     wanted = parallel.scores.slice(0, 40)
@@ -341,6 +349,7 @@ def test_another_pool_is_scored_for_all_targets(parallel: Any, files: Path, tmp_
     assert sorted(chosen.dataset["tov_target"]) == sorted(["sums", "law", "verse"] * 2)
 
 
+@pytest.mark.slow
 def test_a_fit_for_targets_scores_a_pool_as_the_selection_does(parallel: Any, files: Path, tmp_path: Path) -> None:
     settings = given_to(files, *NAMES, path_variant="parallel")
     plain = {name: settings[name] for name in settings if name not in ("explain_rows", "page", "shard_rows")}
@@ -376,6 +385,7 @@ def test_page_and_inspect_say_for_which_target_a_row_was_chosen(parallel: Any, t
     assert "12 rows for sums, law, verse" in text
 
 
+@pytest.mark.slow
 def test_a_comparison_chooses_for_all_targets(files: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "test.jsonl", [row for name in NAMES for row in rows_of(name, 9)[6:]])
     settings = given_to(files, *NAMES, path_variant="parallel")
@@ -395,6 +405,7 @@ def test_a_comparison_chooses_for_all_targets(files: Path, tmp_path: Path) -> No
     assert all(f"score_positive@{name}" in names for name in NAMES)
 
 
+@pytest.mark.slow
 def test_auto_decides_for_all_targets_together(files: Path, tmp_path: Path) -> None:
     """One target is so small that a fold may hold all of its rows: the others decide in that pilot."""
     settings = given_to(files, "sums", "law", n=8, method="auto", candidates=("tov", "bm25"), pilot_folds=2)
@@ -427,6 +438,7 @@ def test_a_target_whose_rows_are_all_rejected_is_told() -> None:
         read_inputs(settings, [rows], list_inputs(target))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_targets_that_are_fitted(
     files: Path, tmp_path: Path, parallel: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +462,7 @@ def test_a_killed_run_goes_on_with_the_targets_that_are_fitted(
     assert (run.folder / "selected.jsonl").read_bytes() == (parallel.folder / "selected.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_targets_with_names(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_fourth_task_is_chosen_for_and_trained_on(pairs: Pairs, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 def test_methods_are_compared_on_a_fourth_task(pairs: Pairs, tmp_path: Path) -> None:
     pool, target = (str(write_jsonl(tmp_path / f"{seed}.jsonl", pair_rows(24 // seed, seed))) for seed in (1, 2))
     compared = tov.compare(

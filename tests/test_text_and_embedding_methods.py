@@ -71,6 +71,7 @@ def dsir(pool, target, *, ngrams=WORDS_AND_MARKS, block_rows=BLOCK_ROWS, **optio
     return row_weights(pool, ratio, ngrams=ngrams, block_rows=block_rows, **options)
 
 
+@pytest.mark.slow
 @given(texts, texts, st.sampled_from([1, 7, 10_000]))
 def test_dsir_weights_are_those_of_a_loop_over_every_ngram(pool, target, buckets):
     assume(any(wordpunct(text) for text in pool) and any(wordpunct(text) for text in target))
@@ -114,6 +115,7 @@ def test_hashing_matters_only_where_ngrams_share_a_bucket():
     np.testing.assert_allclose(both[0], both[1], rtol=1e-12, err_msg="the fast hash of pairs loses or moves n-grams")
 
 
+@pytest.mark.slow
 def test_the_mixed_hash_spreads_bigrams_evenly():
     unigrams, counts = ngram_counts(["a"], ngrams=Ngrams(buckets=50)), np.zeros(50)
     for one in range(0, 4000, 40):
@@ -135,6 +137,7 @@ def test_a_bigram_has_an_order_and_ends_with_its_row(hashing):
     assert apart.sum() == 2, "two rows of one token make a bigram across their border"
 
 
+@pytest.mark.slow
 @given(texts, texts, st.integers(1, 15), st.sampled_from(["mixed", "sha256"]), st.sampled_from(["sum", "mean"]))
 def test_neither_block_size_nor_pool_order_changes_a_weight(pool, target, block_rows, hashing, over):
     assume(any(wordpunct(text) for text in pool) and any(wordpunct(text) for text in target))
@@ -253,6 +256,7 @@ def test_a_draw_is_the_largest_of_log_weight_and_noise(weights, data):
         drawn_rows(weights, most + 1, seed)
 
 
+@pytest.mark.slow
 def test_draws_have_the_probabilities_of_drawing_without_replacement():
     """P(i, j) = w_i w_j / (1 - w_i) for ordered pairs of four rows; chi-square with 11 degrees of freedom."""
     w = np.array([0.1, 0.2, 0.3, 0.4])

@@ -114,6 +114,7 @@ def causal_losses(model: Any, rows: list[dict[str, str]], max_length: int = 96) 
     return losses
 
 
+@pytest.mark.slow
 def test_the_adapter_gives_the_reported_loss_in_plain_peft(trained: final.Trained) -> None:
     facts, rows = trained.summary["test"], MAKE["instruction"](6, 3)
     model = loaded(trained)
@@ -155,6 +156,7 @@ def said_of(model: Any, tokenizer: Any, row: dict[str, Any]) -> Any:
     return [names[encoded.word_ids().index(word)] for word in range(len(words))] if words else names[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "metric"), [("ner", "entity F1"), ("classification", "accuracy")])
 def test_a_classifier_learns_and_its_head_is_stored(tmp_path: Path, task: str, metric: str) -> None:
     encoder = tiny_encoder_folder(tmp_path)
@@ -311,6 +313,7 @@ def test_a_finished_training_is_returned_at_once(
     assert again.manifest == trained.manifest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 @pytest.mark.parametrize("really", [False, True])
 def test_a_killed_training_starts_over(
