@@ -86,7 +86,7 @@ def write_pool(folder: Path, rows: int) -> list[str]:
     return files
 
 
-def write_scores(store: ShardStore, reader: ShardReader, base: np.ndarray) -> None:
+def write_scores(store: ShardStore, reader: ShardReader, base: np.ndarray, epochs_scored: int) -> None:
     """The score table of a pool: gains and losses of a plausible size, some rows without a scored token."""
     import numpy as np
 
@@ -102,7 +102,7 @@ def write_scores(store: ShardStore, reader: ShardReader, base: np.ndarray) -> No
         tokens = np.maximum(1, draw.lognormal(4.0, 1.0, size).astype(np.int32))
         scored = np.where(draw.random(size) < WITHOUT_TOKENS, 0, tokens)
         epochs = []
-        for _ in range(EPOCHS):
+        for _ in range(epochs_scored):
             loss = draw.gamma(4.0, 0.5, size)
             gain, spread = draw.normal(0.05, 0.2, size), draw.gamma(2.0, 0.05, size)
             measures = (gain, np.abs(gain) + spread, np.maximum(gain, 0) + spread / 2, loss, loss - gain, -loss)
@@ -152,7 +152,7 @@ def make_run(folder: Path, rows: int) -> dict[str, Any]:
         with timed(seconds, "score table"):
             encode: Any = None  # no row is read
             reader = ShardReader(pool, index, excluded, encode, SHARD_ROWS)
-            write_scores(ShardStore(run.scores, fingerprint), reader, base)
+            write_scores(ShardStore(run.scores, fingerprint), reader, base, EPOCHS)
         with timed(seconds, "numbers of the scores"):
             summary = {"scores": facts_of(run)}
         run.note(

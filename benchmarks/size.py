@@ -16,7 +16,7 @@ memory, in which the kernel counts the pages of the pool's files that it has map
 - `stopped`: the same command that dies when half of its shards are there.
 - `resumed`: the same command again, up to the first shard that is to be scored; `read` is what the pool takes of it.
 - `resumed anew`: likewise, where the run has kept no index of its pool, as before it kept one.
-- `bytes a row`: of the run folder; and of a score table with ToV's 30 numbers a row, whose last bits are random.
+- `bytes a row`: of the run folder; and of a score table with ToV's 18 numbers a row, whose last bits are random.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ from reselect import commit, write_scores
 
 MODEL, TARGETS, CHOSEN, SHARD_ROWS = "smollm2-135m", 64, 100, 2048
 
+DEFAULT_EPOCHS = 2
+"""Of ToV: a mean and two epochs, of six numbers each."""
 PARTS = ["index", "plan", "tokenise", "table", "select", "resumed"]
 
 
@@ -223,7 +225,7 @@ def table_bytes(pool: str, work: str) -> dict[str, Any]:
     encode: Any = None  # no row is read
     store = ShardStore(Path(work) / "table", "size")
     reader = ShardReader(rows, found, np.zeros(len(rows), np.uint8), encode, SHARD_ROWS)
-    write_scores(store, reader, np.sort(found.content[::1000]))
+    write_scores(store, reader, np.sort(found.content[::1000]), DEFAULT_EPOCHS)
     size = bytes_in(store.folder)
     shutil.rmtree(store.folder)
     return {"bytes_a_row": round(size / len(rows), 1)}
