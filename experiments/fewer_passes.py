@@ -11,6 +11,7 @@ RUNS holds the finished score tables. Every way sees a part of the numbers of th
     halving        after each epoch the better half, by the mean of the epochs so far, goes on
     quarter        the best quarter after the first epoch goes on, through all the others
     first-half     the first L / 2 epochs of the path of L epochs
+    first of two, last of two  one epoch of a path of two (tov/epochs=2 in RUNS)
     landmarks      a quarter of the rows, drawn at random, is scored in full; a ridge regression on the embedding half way up
                    the first base state and the loss under it gives the score of the others
     first+landmarks  the same with the first epoch's score of every row, which two passes cost, beside these
@@ -250,6 +251,9 @@ def ways_of(bench: Bench, tables: dict[int | None, Table], bins: int) -> Iterato
     yield by_dropping(table, "halving", halves, bins)
     yield by_dropping(table, "quarter", (QUARTER[0], *(1.0,) * (most - 2)), bins)
     yield Way("first-half", table.epochs[: most // 2].mean(0), most // 2 / most)
+    if 2 in tables:
+        for name, scores in zip(("first of two", "last of two"), tables[2].epochs, strict=True):
+            yield Way(name, scores, 1 / most)
     embedded = embed_base(bench, table)
     yield by_landmarks(table, embedded, seed, first_epoch=False)
     yield by_landmarks(table, embedded, seed, first_epoch=True)
