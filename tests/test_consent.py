@@ -20,8 +20,6 @@ from tov.model.consent import check_consent, code_of, fingerprint, read_settings
 from tov.model.load import load_model
 from tov.tasks import TASKS
 
-pytestmark = pytest.mark.slow
-
 CODE = """
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -146,6 +144,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place(folder, told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["select, not asked", "score", "train", "compare", "resume", "dsir"])
 def test_no_file_consents(place: Place, name: str) -> None:
     ended = place.told[name]
@@ -155,6 +154,7 @@ def test_no_file_consents(place: Place, name: str) -> None:
     assert FLAG in ended.err
 
 
+@pytest.mark.slow
 def test_nothing_of_it_has_run(place: Place) -> None:
     assert [name for name, ended in place.told.items() if ended.there] == [
         "train, asked", "train, printed again"
@@ -162,12 +162,14 @@ def test_nothing_of_it_has_run(place: Place) -> None:
     assert place.told["reselect"].code == 0, "choosing needs no model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["settings", "grid"])
 def test_a_settings_file_that_consents_is_refused(place: Place, name: str) -> None:
     assert place.told[name].code == 2
     assert "no file can allow a model's code for you" in place.told[name].err
 
 
+@pytest.mark.slow
 def test_with_the_flag_it_runs(place: Place) -> None:
     for name in ("select", "train, asked"):
         assert place.told[name].code == 0, place.told[name]
@@ -175,6 +177,7 @@ def test_with_the_flag_it_runs(place: Place) -> None:
     assert "trust_remote_code" not in place.told["train, printed again"].out, "the one who gave it is another"
 
 
+@pytest.mark.slow
 def test_consent_is_not_stored(place: Place) -> None:
     for folder in ("trained", "again"):
         kept = [file for file in (place / folder).rglob("*") if file.suffix in (".json", ".yaml")]

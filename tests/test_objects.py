@@ -32,12 +32,13 @@ from tov.config.records import SelectConfig
 from tov.config.settings import build
 from tov.engine.models import Models, ModelSpec
 from tov.errors import ConfigError, DataError, RunError, StorageError
+from tov.files import write_text
 from tov.inputs.read import read_pool
 from tov.methods.registry import find_method
 from tov.objects import lease as leases
 from tov.objects import mirror as mirrors
 from tov.objects import stores
-from tov.runs.folder import open_run
+from tov.runs.folder import open_run, work_on
 from tov.scores.shard import ShardReader
 
 PLAIN: dict[str, Any] = {
@@ -454,6 +455,23 @@ def test_what_cannot_be_is_told(changed: dict[str, Any], kind: type[Exception], 
     with pytest.raises(kind, match=said):
         tov.select(**{**settings(files), "out": "s3://bucket/runs/wrong", **changed})
     assert not [path for path in store().find("bucket/runs/wrong") if ".lease" not in path]
+
+
+def test_a_refusal_beside_a_cache_that_is_gone_takes_nothing_from_the_store(line: Line) -> None:
+    folder = mirrors.local("s3://bucket/runs/gone")
+    name = "scores/rows-000000000000.parquet"
+
+    def refused() -> None:
+        with work_on(folder, command="select", identity={}, settings={}):
+            write_text(folder / name, "work")
+            shutil.rmtree(folder)
+            raise RunError("gone")
+
+    with pytest.raises(RunError, match="gone"):
+        refused()
+    assert store().exists(f"bucket/runs/gone/{name}")
+    shutil.rmtree(folder)
+    assert (mirrors.local("s3://bucket/runs/gone") / name).read_text() == "work"
 
 
 def test_a_package_that_is_missing_is_named(files: Path) -> None:

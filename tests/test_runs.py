@@ -276,6 +276,58 @@ def test_other_content_under_the_same_size_and_time_is_noticed(
     assert contents(first.folder) == before
 
 
+def test_a_refusal_that_is_killed_at_any_moment_leaves_a_folder_that_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever `unmake` was about to remove when it ended."""
+    real, left = Path.unlink, [0]
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if not path.name.endswith(".tmp") and path.parent == folder:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        real(path, missing_ok=missing_ok)
+
+    def refused() -> None:
+        with work_on(folder, command="select", identity={}, settings={}):
+            monkeypatch.setattr(Path, "unlink", unlink)
+            raise ConfigError("no")
+
+    kills = 0
+    for kills in range(10):
+        folder, left[0] = tmp_path / str(kills), kills
+        try:
+            refused()
+        except KeyboardInterrupt:
+            monkeypatch.undo()
+            with work_on(folder, command="train", identity={}, settings={}, force=True) as run:
+                run.finish()
+            assert run.manifest.command == "train"
+            continue
+        except ConfigError:
+            break
+        finally:
+            monkeypatch.undo()
+    assert kills >= 3, "manifest, settings, events"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "n: 1", "model: {", "model: before"])
+def test_a_folder_of_any_command_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    """Also where its settings name no model, or are no longer settings."""
+    given: dict[str, Any] = {"settings": {"model": "now"}}
+    with work_on(tmp_path / "run", command="train", identity={"model": "1"}, settings={}) as run:
+        run.finish()
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    names = "of before -> of now" if text == "model: before" else "of now"
+    with (
+        pytest.raises(RunError, match=rf"model: 1 -> 2 \(content of its files: {names}\)"),
+        work_on(tmp_path / "run", command="select", identity={"model": "2"}, **given),
+    ):
+        pass
+
+
 def test_a_run_that_is_there_says_so(
     tmp_path: Path, tiny_folder: Path, files: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -304,7 +356,10 @@ def test_a_run_that_is_there_says_so(
         choose(pool=make_rows(40, seed=1))
     assert said(lambda: select(tmp_path / "new", tiny_folder, **given, method="random", quiet=False)) == ("nothing", "")
     again = {"n": 3, "out": tmp_path / "again"}
-    assert said(lambda: tov.reselect(folder, **again))[0] == "nothing"
+    with killed(naming="selected.parquet"):
+        tov.reselect(folder, **again, quiet=True)
+    on = f"Going on with {again['out']}."
+    assert said(lambda: tov.reselect(folder, **again)) == ("unfinished", on), "its scores are another run's"
     assert said(lambda: tov.reselect(folder, **again)) == ("finished", finished.replace(str(folder), str(again["out"])))
 
 
@@ -333,6 +388,21 @@ def test_a_file_that_has_changed_is_named(tmp_path: Path, tiny_folder: Path, mon
         select(tmp_path / "run", model, **{**given, "target": other})
     assert f"{given['target']}: read -> not read" in str(error.value)
     assert f"{other}: not read -> read" in str(error.value)
+    in_memory = {"pool": make_rows(40, seed=1), "target": given["target"]}
+    select(tmp_path / "memory", model, **in_memory, method="bm25")
+    with pytest.raises(RunError, match=r"targets\.target\.fingerprint") as error:
+        select(tmp_path / "memory", model, **{**in_memory, "target": other}, method="bm25")
+    assert "read -> " not in str(error.value), "nothing is known of what was read"
+    assert "put its files back" not in error.value.fix
+    whole = tmp_path / "pool"
+    whole.mkdir()
+    shutil.copy(pool, whole)
+    (whole / "README.md").write_text("no rows")
+    select(tmp_path / "whole", model, **{**given, "pool": str(whole)}, method="bm25")
+    with pytest.raises(RunError) as error:
+        select(tmp_path / "whole", model, **{**given, "pool": str(whole), "target": other}, method="bm25")
+    assert f"{other}: not read -> read" in str(error.value)
+    assert "README.md" not in str(error.value), "it never had rows"
     mutate_template(model)
     with pytest.raises(RunError, match=rf"model: .*content of its files: of {re.escape(str(model))}\)"):
         select(tmp_path / "run", model, **given)

@@ -20,7 +20,7 @@ from typing import Any
 
 import filelock
 
-from tov.errors import ConfigError, StorageError, TovError
+from tov.errors import ConfigError, TovError
 from tov.files import TEMPORARY, atomic, copying, write_json
 from tov.objects.lease import LEASES, Lease, at_work
 from tov.objects.stores import cache_folder, is_url, listed, mark, opened, short, tried
@@ -114,10 +114,9 @@ def _held(folder: Path, url: str) -> Iterator[None]:
                     with copying(folder, mirror.put):
                         yield
                 except TovError:
-                    if (
-                        not mirror.has_files()
-                    ):  # the command was refused before it made anything, and has removed its run
-                        with suppress(StorageError):
+                    # The command was refused before it made anything, and has removed its run.
+                    if not mirror.has_files():
+                        with suppress(TovError):  # the refusal matters more
                             mirror.push()
                     raise
                 mirror.push()
@@ -214,7 +213,7 @@ class _Mirror:
         self.lease.check()
         for name in sorted(files, key=lambda name: (name.endswith("manifest.json"), name)):
             self._put(files[name])
-        for name in self.known.keys() - files.keys():
+        for name in sorted(self.known.keys() - files.keys(), key=lambda name: (name.endswith("manifest.json"), name)):
             with suppress(FileNotFoundError):
                 tried("written", self.url, partial(self.fs.rm_file, f"{self.root}/{name}"))
             del self.known[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,10 @@ def _with_model(text: str, folder: Path, model: str) -> str:
     """The line on the content of a model with the names that it has."""
     if not text.startswith("model: ") or not model:
         return text
-    then: Any = None
+    settings: Any = None
     with suppress(OSError, ValueError, yaml.YAMLError):
-        then = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["model"]
+        settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    then = settings.get("model") if isinstance(settings, dict) else None  # many commands take it from another run
     names = f"of {model}" if then in (None, model) else f"of {then} -> of {model}"
     return text.replace("(content of its files)", f"(content of its files: {names})")
 
@@ -69,12 +70,19 @@ def changed_files(record: InputsRecord, reads: Sequence[Path] = ()) -> list[str]
     """
     lines = [*_changed(record)]
     now = {os.path.abspath(path) for path in reads if path.is_file()}
-    if now:
-        there = [name for name in record.files if os.path.exists(name)]
+    if now and record.files:  # none are recorded where an input was in memory or on the Hub
+        there = [name for name in record.files if os.path.exists(name) and not _in_folder_of(name, now, record)]
         lines += [f"{name}: read -> not read" for name in there if name not in now]
         lines += [f"{name}: not read -> read" for name in sorted(now - record.files.keys())]
     more = len(lines) - MOST
     return [*lines[:MOST], *([f"and {more:,} files more"] if more > 0 else [])]
+
+
+def _in_folder_of(name: str, now: Collection[str], record: InputsRecord) -> bool:
+    """Whether a file lies in a folder that was named as a whole and still is read: it may never have had rows."""
+    named = {one.rpartition("=")[2] for one in [*(record.pool or ()), *(record.target or ())]}
+    folders = {Path(place) for one in named for place in (one, one.rpartition(":")[0]) if os.path.isdir(place)}
+    return any(folder in Path(name).parents and any(folder in Path(one).parents for one in now) for folder in folders)
 
 
 def _changed(record: InputsRecord) -> Iterator[str]:

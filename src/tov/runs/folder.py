@@ -249,7 +249,7 @@ def work_on(
             with listing(run.folder, writer_of(run.folder)):
                 yield run
         except TovError as error:
-            if error.exit_code == USER_ERROR and not there and made_nothing(folder):
+            if error.exit_code == USER_ERROR and not there and (folder / FILE).exists() and made_nothing(folder):
                 unmake(folder, made)
                 raise
             # What went wrong matters more than that it could not be noted (on a full disk both fail).

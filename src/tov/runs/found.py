@@ -11,7 +11,9 @@ from tov.runs.made import TABLES
 from tov.runs.manifest import Manifest
 
 BEGUN_AGAIN = ("train", "export")
-"""Commands that keep nothing of what was interrupted."""
+"""Commands that keep nothing of a run that is not whole."""
+SCORE = ("select", "score")
+"""Commands that fill shards of their own."""
 TRIALS = "trials.jsonl"
 
 
@@ -28,15 +30,17 @@ def say_found(folder: Path, manifest: Manifest) -> None:
     elif manifest.status == "finished":
         say_finished(folder)
     elif command in BEGUN_AGAIN:
-        tell(f"The run in {place} was interrupted: it is made anew.")
+        tell(f"The run in {place} is not whole: it is made anew.")
     else:
         tell(f"Going on with {place}{_shards(folder, manifest)}.")
 
 
 def _shards(folder: Path, manifest: Manifest) -> str:
     scoring = manifest.scoring
+    if manifest.command not in SCORE:
+        return ""
     if scoring is None or "shard_rows" not in scoring.settings:
-        return ", which was interrupted before a row was scored" if manifest.command != "fit" else ""
+        return ": no shard is there yet"
     whole = math.ceil(scoring.rows / scoring.settings["shard_rows"])
     there = len(list((folder / TABLES).glob("rows-*.parquet")))
     return f": {there:,} of {whole:,} shards are there"

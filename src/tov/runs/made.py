@@ -233,6 +233,8 @@ def unmake(folder: Path, made: Iterable[Path]) -> None:
     """Removes what a run that has made nothing has written, then what is empty of the folders that were made for it."""
     with suppress(OSError):
         bare = [file for file in folder.rglob("*") if file.name in BARE]
+        # The manifest late: what a kill leaves without one is no run, and not empty. The lock last: nobody begins before that.
+        bare.sort(key=lambda file: (file.name == LOCK, file.name == FILE))
         remove(folder, [str(file.relative_to(folder)) for file in bare])
         below = sorted((place for place in folder.rglob("*") if place.is_dir()), reverse=True)
         for place in (*below, *made):
