@@ -21,7 +21,7 @@ from typing import Any
 
 import tov
 from tov.cli.demo_data import write_styles
-from tov.model.builtin import cache_folder
+from tov.objects.stores import cache_home
 from tov.reports.html.page import html
 from tov.reports.html.selection import selection_page
 from tov.runs.folder import open_run
@@ -71,7 +71,7 @@ def measured(run: Any, shown: dict[str, Any], file: Path, repeats: int) -> dict[
     writing = []
     for _ in range(repeats):
         start = time.perf_counter()
-        text = html(selection_page(run.manifest, shown, "runs/demo"), version=tov.__version__, cache=cache_folder())
+        text = html(selection_page(run.manifest, shown, "runs/demo"), version=tov.__version__, cache=cache_home())
         file.write_text(text, "utf-8")
         writing.append(time.perf_counter() - start)
     record: dict[str, Any] = {"bytes": file.stat().st_size, "writing": statistics.median(writing)}
