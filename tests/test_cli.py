@@ -673,6 +673,15 @@ def test_errors_are_also_the_builtin_ones_a_caller_expects(place: Path) -> None:
     assert "did you mean 'epochs'?" in str(caught.value)
 
 
+def test_a_key_of_a_settings_file_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("model: minilm\n# a comment\n'batchsize': 3\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["select", str(file), "--n", "3"])
+    assert stop.value.code == 2
+    assert f"{file}, line 3: There is no setting 'batchsize' (did you mean 'batch_size'?)." in capsys.readouterr().err
+
+
 def test_of_many_settings_only_the_nearest_are_named() -> None:
     with pytest.raises(tov.ConfigError) as caught:
         tov.select(model="m", pool="p", target="t", n=1, lora_rank=3)

@@ -206,10 +206,13 @@ def test_columns_that_the_model_does_not_see_are_named(tiny_folder: Path) -> Non
     ]
     given = {"pool": rows, "target": rows[:4]}
     notes = plan(tiny_folder, ["dsir"], columns={"output": "response"}, decontaminate=False, **given).facts["notes"]
-    assert "pool memory: the model does not see the columns context, category; --columns says which is which" in notes
+    assert (
+        "pool memory: the model does not see the columns context, category; --columns says which columns it sees"
+        in notes
+    )
     mapped = {"output": "response", "input": "context"}
     notes = plan(tiny_folder, ["dsir"], columns=mapped, decontaminate=False, **given).facts["notes"]
-    assert "pool memory: the model does not see the columns category; --columns says which is which" in notes
+    assert "pool memory: the model does not see the columns category; --columns says which columns it sees" in notes
 
 
 def test_brackets_of_a_token_are_told_from_those_around_what_is_scored() -> None:

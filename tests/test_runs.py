@@ -314,10 +314,10 @@ def test_a_refusal_that_is_killed_at_any_moment_leaves_a_folder_that_can_be_used
 
 
 @pytest.mark.parametrize("text", ["", "- 1", "n: 1", "model: {", "model: before"])
-def test_a_folder_of_any_command_is_refused_in_words(tmp_path: Path, text: str) -> None:
-    """Also where its settings name no model, or are no longer settings."""
+def test_another_model_is_told_whatever_its_settings_file_says(tmp_path: Path, text: str) -> None:
+    """Also where that names no model, or holds no settings any more."""
     given: dict[str, Any] = {"settings": {"model": "now"}}
-    with work_on(tmp_path / "run", command="train", identity={"model": "1"}, settings={}) as run:
+    with work_on(tmp_path / "run", command="select", identity={"model": "1"}, settings={}) as run:
         run.finish()
     (tmp_path / "run" / "config.yaml").write_text(text)
     names = "of before -> of now" if text == "model: before" else "of now"
@@ -326,6 +326,21 @@ def test_a_folder_of_any_command_is_refused_in_words(tmp_path: Path, text: str) 
         work_on(tmp_path / "run", command="select", identity={"model": "2"}, **given),
     ):
         pass
+
+
+@pytest.mark.parametrize("status", ["finished", "failed"])
+def test_a_run_of_another_command_stays_and_is_told_in_a_line(tmp_path: Path, status: str) -> None:
+    """One that failed and made nothing gives way to its own command alone."""
+    given: dict[str, Any] = {"identity": {"model": "1", "settings": {"seed": 0}}, "settings": {"model": "now"}}
+    with work_on(tmp_path / "run", command="select", **given) as run:
+        run.finish()
+        run.note(status=status)
+    before = (tmp_path / "run" / "manifest.json").read_bytes()
+    with pytest.raises(RunError) as told, work_on(tmp_path / "run", command="export", identity={}, settings={}):
+        pass
+    assert str(told.value).split("differs in:\n")[1].splitlines()[0].strip() == "command: select -> export"
+    assert "settings.seed" not in str(told.value)
+    assert (tmp_path / "run" / "manifest.json").read_bytes() == before
 
 
 def test_a_run_that_is_there_says_so(

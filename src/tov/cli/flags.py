@@ -14,8 +14,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from tov.cli.completion import OF_SETTING, OPEN_LIST, argument
-from tov.config.settings import EVERY_SOURCE, Settings, declared_by
-from tov.config.yaml_files import read_yaml
+from tov.config.settings import EVERY_SOURCE, Settings, declared_by, no_setting
+from tov.config.yaml_files import line_of, read_yaml
 from tov.errors import ConfigError
 
 _FLAGS = {"json_output": "json", "from_run": "from"}
@@ -203,6 +203,10 @@ def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
     for name, short in _FLAGS.items():
         if short in settings:
             settings[name] = settings.pop(short)
+    unknown = next((key for key in settings if key not in flags), None)
+    if config and unknown is not None:
+        verb = click.get_current_context().info_name or ""
+        raise no_setting(unknown, flags, verb, f"{config}{line_of(unknown, Path(config))}: ")
     refuse_consent(config, settings)
     return {**settings, **given}
 

@@ -5,7 +5,7 @@ Knows no setting by its meaning but for those whose values may be written in sev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -184,16 +184,27 @@ def build(record: type[S], given: Mapping[str, Any], *, place: str = "--") -> S:
 
 
 def _unknown(key: str, record: type[Settings]) -> ConfigError:
-    """There is no such setting; of many only the nearest are named."""
-    names, verb = sorted(record.model_fields), record.__name__.removesuffix("Config").lower()
+    name = record.__name__
+    verb = "select" if name == "ReselectConfig" else name.removesuffix("Config").lower() * name.endswith("Config")
+    return no_setting(key, record.model_fields, verb)
+
+
+def no_setting(key: str, known: Iterable[str], verb: str, place: str = "") -> ConfigError:
+    """There is no such setting; of many only the nearest are named.
+
+    Args:
+        key: that was given.
+        known: names of settings.
+        verb: whose help lists them all; "" for none.
+        place: where it stands, with a colon and a blank.
+    """
+    names = sorted(known)
     near = names if len(names) <= FEW_NAMES else nearest(key, names)
-    all_of = (
-        f" All are listed by: tov {'select' if verb == 'reselect' else verb} --help (in Python and YAML with _ for -)."
-    )
+    all_of = f" All are listed by: tov {verb} --help (in Python and YAML with _ for -)."
     return ConfigError(
-        f"There is no setting '{key}'{did_you_mean(key, names)}.",
+        f"{place}There is no setting '{key}'{did_you_mean(key, names)}.",
         allowed=", ".join(near) + ", ..." * (near != names),
-        fix="Correct the name." + all_of * (near != names and record.__name__.endswith("Config")),
+        fix="Correct the name." + all_of * (near != names and bool(verb)),
     )
 
 

@@ -59,6 +59,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return with_text_keys(value, path)
 
 
+def line_of(key: str, path: Path) -> str:
+    """`, line 3` where the key of a settings file is seen to stand, else ""."""
+    pattern = re.compile(rf"""\s*['"]?{re.escape(key).replace("_", "[-_]")}['"]?\s*:""")
+    lines = enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+    return next((f", line {number}" for number, line in lines if pattern.match(line)), "")
+
+
 def with_text_keys(settings: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """Settings under their names, `-` for `_` allowed.
 

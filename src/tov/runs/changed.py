@@ -37,15 +37,19 @@ def another_run(
         reads: what the command reads.
         model: as the command names it.
     """
+    if manifest.command != command:
+        differs = [f"command: {manifest.command} -> {command}"]
     lines = [_with_model(one, folder, model) for one in differs]
-    content = any(".fingerprint: " in one or ".excluded: " in one for one in differs)
+    content = [one for one in differs if ".fingerprint: " in one or ".excluded: " in one]
     files = changed_files(manifest.inputs, reads if manifest.command in READS_ALL else ()) if content else []
     lines += files
+    nothing_else = bool(files) and not any(one.startswith(("settings.", "model", "command")) for one in differs)
+    anew = command == manifest.command == "select" and manifest.status == "finished" and not files
     fix = "Choose another --out, or overwrite the run with --force."
     return RunError(
         f"{named(folder)} holds another run. It differs in:\n" + "\n".join(f"    {one}" for one in lines),
-        fix="To go on with that run, put its files back as they were. " * bool(files) + fix
-        + " To choose anew from its scores, use select --from." * (command == "select"),
+        fix="To go on with that run, put its files back as they were. " * nothing_else + fix
+        + " To choose anew from its scores, use select --from." * anew,
     )  # fmt: skip
 
 

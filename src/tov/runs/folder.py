@@ -236,7 +236,7 @@ def work_on(
             run.found = "finished"
             yield run
             return
-        if changed and not _gives_way(run):
+        if changed and not _gives_way(run, command):
             raise another_run(folder, run.manifest, changed, command, reads, model)
     made = make(folder)
     with alone_in(folder):
@@ -275,7 +275,7 @@ def _own(folder: Path, *, identity: dict[str, Any], command: str, settings: Mapp
                 run.manifest.status, run.found = "running", "unfinished"
                 run.event("resumed")
             return run
-        if not replaces and not _gives_way(run):
+        if not replaces and not _gives_way(run, command):
             raise another_run(folder, run.manifest, changed, command)
     if replaces:
         remove_new(folder)
@@ -300,9 +300,9 @@ def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_text(folder / CONFIG, yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True))
 
 
-def _gives_way(run: Run) -> bool:
-    """Whether a run failed before it made anything."""
-    return run.manifest.status == "failed" and made_nothing(run.folder)
+def _gives_way(run: Run, command: str) -> bool:
+    """Whether a run of the same command failed before it made anything."""
+    return run.manifest.status == "failed" and run.manifest.command == command and made_nothing(run.folder)
 
 
 def watch_run(folder: Path, *, command: str, identity: Mapping[str, Any]) -> Run:

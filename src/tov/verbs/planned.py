@@ -217,7 +217,8 @@ def _unseen(**pools: Pool) -> list[str]:
         for name, columns in pool.unseen().items():
             more = f" and {len(columns) - SHOWN_COLUMNS} more" * (len(columns) > SHOWN_COLUMNS)
             shown = ", ".join(columns[:SHOWN_COLUMNS]) + more
-            notes.append(f"{role} {name}: the model does not see the columns {shown}; --columns says which is which")
+            of = role if role == name else f"{role} {name}"
+            notes.append(f"{of}: the model does not see the columns {shown}; --columns says which columns it sees")
     return notes
 
 

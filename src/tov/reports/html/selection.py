@@ -350,7 +350,10 @@ def _again(manifest: Manifest, folder: str) -> Section:
         "scores": manifest.scoring.fingerprint if manifest.scoring else None,
         "model": manifest.to_train.fingerprint if manifest.to_train else None,
         "proxy": manifest.model.fingerprint if manifest.model and manifest.chosen_for else None,
-        **{f"target {name}": target.fingerprint for name, target in manifest.targets.items()},
+        **{
+            f"target {name}" if len(manifest.targets) > 1 else "target": target.fingerprint
+            for name, target in manifest.targets.items()
+        },
     }
     lines = [f"{name} {value}" for name, value in prints.items() if value]
     n = to_choose(manifest.summary["scores"]["usable"])
