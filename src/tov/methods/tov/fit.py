@@ -56,7 +56,8 @@ def schedule_for(settings: PathSettings, base_size: int) -> Schedule:
     epochs = settings.epochs or min(MOST_EPOCHS, max(1, round(exact)))
     if settings.epochs is None and epochs != exact:
         notes.append(
-            f"L = 16*1024/|U| = {exact:.4g}, taken as {epochs} (at most {MOST_EPOCHS}: each is two passes over the pool)"
+            f"scoring epochs: {epochs}, each of two passes over the pool; the paper's rule 16*1024/|U| gives {exact:.4g} "
+            "(--epochs sets them)"
         )
     steps = math.ceil(base_size / settings.batch_size)
     rates = [
