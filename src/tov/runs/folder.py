@@ -203,9 +203,9 @@ def work_on(
 ) -> Iterator[Run]:  # fmt: skip
     """A new run, or the one in `folder` if it has the same identity, for as long as the block; no other process works there.
 
-    A finished run is handed out as it is. A run that failed before it made anything gives way, so that the corrected command
-    may be given. An error of ours leaves the run marked as failed; where it is the user's (a wrong option, say) and this call
-    has begun the run and made nothing, it leaves no folder.
+    A finished run is handed out as it is. A run of the same command that failed before it made anything gives way, so that the
+    corrected one may be given. An error of ours leaves the run marked as failed; where it is the user's (a wrong option, say)
+    and this call has begun the run and made nothing, it leaves no folder.
 
     Args:
         folder: of the run.
