@@ -459,6 +459,23 @@ def test_the_first_token_is_never_scored(name: str) -> None:
         assert not encode(tokenizer, [row], max_length=64).scored[0]
 
 
+def test_what_is_known_of_one_template_is_not_taken_for_another() -> None:
+    """What holds for every row of a template is found once; a tokenizer may get another template."""
+    tokenizer = tokenizer_of(CASES["chatml"])
+    chatml = tokenizer.chat_template
+    only_opened = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% endfor %}"
+    rows = [ROWS["multi"]]
+    alone = {}
+    for template in (chatml, only_opened):
+        fresh = tokenizer_of(CASES["chatml"])
+        fresh.chat_template = template
+        alone[template] = scored_runs(fresh, encode(fresh, rows, max_length=4096))
+    assert alone[chatml] != alone[only_opened]
+    for template in (only_opened, chatml, only_opened):
+        tokenizer.chat_template = template
+        assert scored_runs(tokenizer, encode(tokenizer, rows, max_length=4096)) == alone[template]
+
+
 def test_no_rows_give_an_empty_shard() -> None:
     encoded = encode(tokenizer_of(CASES["chatml"]), [], max_length=64)
     assert len(encoded) == 0
