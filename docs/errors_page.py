@@ -71,7 +71,7 @@ PLAIN = {
     "MSG": "ERROR", "NEAR": "", "ODD": "NAME", "ONE": "VALUE", "PLAIN": "NUMBER", "RECORD": "MODEL", "RESOLVED": "METHOD",
     "SAID": "ERROR",
     "SELF": "VALUE", "SHOWN": "TEXT", "TAKEN": "COLUMN", "THEIR": "YOURS", "TOTAL": "NUMBER", "TWICE": "NAME",
-    "UNMATCHED": "OURS=YOURS", "USABLE": "NUMBER",
+    "UNMATCHED": "OURS=YOURS", "USABLE": "NUMBER", "WHY-A-MODEL": "",
 }  # fmt: skip
 """Names of variables that say nothing to a user, in capitals, and what is said for them."""
 
@@ -178,6 +178,12 @@ class _Module:
                 return ", ".join(constants) if len(constants) == len(words) else ""
         return ""
 
+    def added(self, node: ast.expr) -> str:
+        """A text that stands behind another; one that is multiplied by a condition is not always there."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            return _either(self.words(node.left), "")
+        return self.words(node)
+
     def words(self, node: ast.expr) -> str:
         """A text in one version."""
         if isinstance(node, ast.Constant):
@@ -191,7 +197,7 @@ class _Module:
         if isinstance(node, ast.BinOp) and (_is_text(node.left) or _is_text(node.right)):
             if isinstance(node.op, ast.Mult):
                 return _either(self.words(node.left), "")
-            return self.words(node.left) + self.words(node.right)
+            return self.words(node.left) + self.added(node.right)
         if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or):
             return next((text for text in map(self.words, node.values) if text), "")
         if isinstance(node, ast.BoolOp):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def test_targets_share_what_no_target_has_a_part_in(variant: str, optimizer: str
     of_base = sum(entry["tokens"] for entry in alone.path.manifest["log"] if entry["to"] in shared)
     assert bool(shared) == (variant == "paired" or (variant == "parallel" and optimizer == "fresh"))
     assert again == trained - of_base
+
+
+def test_paths_of_other_numbers_of_epochs_are_not_walked_together(parallel: Any) -> None:
+    paths = {name: open_path(folder) for name, folder in fitted_paths(open_run(parallel.folder)).items()}
+    longer = paths["law"].epochs + 1
+    paths["law"] = replace(paths["law"], manifest={**paths["law"].manifest, "epochs": longer})
+    with pytest.raises(RunError, match=f"law {longer}"):
+        base_groups(paths)
 
 
 @pytest.mark.slow

@@ -206,7 +206,7 @@ def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
     unknown = next((key for key in settings if key not in flags), None)
     if config and unknown is not None:
         verb = click.get_current_context().info_name or ""
-        raise no_setting(unknown, flags, verb, f"{config}{line_of(unknown, Path(config))}: ")
+        raise no_setting(unknown, flags, verb, f"{config}{line_of(unknown, Path(config))}")
     refuse_consent(config, settings)
     return {**settings, **given}
 

@@ -196,13 +196,13 @@ def no_setting(key: str, known: Iterable[str], verb: str, place: str = "") -> Co
         key: that was given.
         known: names of settings.
         verb: whose help lists them all; "" for none.
-        place: where it stands, with a colon and a blank.
+        place: where it stands; "" where that is the command.
     """
     names = sorted(known)
     near = names if len(names) <= FEW_NAMES else nearest(key, names)
     all_of = f" All are listed by: tov {verb} --help (in Python and YAML with _ for -)."
     return ConfigError(
-        f"{place}There is no setting '{key}'{did_you_mean(key, names)}.",
+        f"{f'{place}: ' if place else ''}There is no setting '{key}'{did_you_mean(key, names)}.",
         allowed=", ".join(near) + ", ..." * (near != names),
         fix="Correct the name." + all_of * (near != names and bool(verb)),
     )

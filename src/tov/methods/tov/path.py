@@ -99,7 +99,7 @@ def epochs_again(paths: Mapping[str, StoredPath], amplify: float) -> Callable[[]
     """What gives the epochs of several paths any number of times: from memory where they are at most `HELD_BYTES`.
 
     Args:
-        paths: by target, of equally many epochs; base states of the same bytes are one.
+        paths: by target; base states of the same bytes are one.
         amplify: c, as of `StoredPath.pairs`.
     """
     files = [file for path in paths.values() for file in path.folder.glob("epoch-*/*/adapter_model.safetensors")]
@@ -117,7 +117,18 @@ def _epochs(paths: Mapping[str, StoredPath], amplify: float) -> Iterator[Epoch]:
 
 
 def base_groups(paths: Mapping[str, StoredPath]) -> list[list[list[str]]]:
-    """For each epoch, the names of the paths that have one base state in common, together."""
+    """For each epoch, the names of the paths that have one base state in common, together.
+
+    Raises:
+        RunError: their numbers of epochs differ.
+    """
+    counts = {name: path.epochs for name, path in paths.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise RunError(
+            f"The targets' paths have different numbers of scoring epochs ({told}): they were fitted under other settings.",
+            fix="Fit them again (--force), or set --out to another folder.",
+        )
     epochs = []
     for epoch in range(1, next(iter(paths.values())).epochs + 1):
         groups = dict[str, list[str]]()
