@@ -333,6 +333,24 @@ def test_a_file_name_with_an_equals_sign_is_a_file(tmp_path: Path) -> None:
     assert len(open_pool([str(path)])) == len(PAIRS)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("data/pol.jsonl", "data/pool.jsonl"), ("dat/pol.jsonl", "data/pool.jsonl"), ("data/pol", "data/pool"),
+        ("dat/pool", "data/pool"),
+    ],
+)  # fmt: skip
+def test_a_mistyped_path_names_the_one_that_was_meant(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it might be the id of a Hub dataset, and where the mistake is in a folder's name."""
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "data" / "pool" / "a.jsonl", PAIRS)
+    lines(tmp_path / "data" / "pool.jsonl", PAIRS)
+    with pytest.raises(DataError, match=f"did you mean '{meant}'"):
+        open_pool([given])
+
+
 def test_path_objects_and_home_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = lines(tmp_path / "data.jsonl", PAIRS)

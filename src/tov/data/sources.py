@@ -182,8 +182,7 @@ def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> 
     split_folder, _, split = location.rpartition(":")
     if split_folder and Path(split_folder).is_dir():
         return _from_folder(name, Path(split_folder), columns, split)
-    hub = _HUB_ID.match(location)
-    if hub and path.suffix not in BUILDERS:
+    if (hub := _HUB_ID.match(location)) and path.suffix not in BUILDERS:
         return _from_hub(name, location, hub)
     raise DataError(f"There is no file, folder or Hub dataset '{location}'{_near(path)}.", fix="Check the path.")
 
@@ -233,10 +232,13 @@ def _from_store(name: str | None, url: str, columns: Mapping[str, str]) -> list[
 
 
 def _near(path: Path) -> str:
-    folder = path.parent
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" (did you mean '{folder / near[0]}'?)" if near else ""
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        names = os.listdir(found) if found.is_dir() else []
+        if not (near := [part] if (found / part).exists() else difflib.get_close_matches(part, names, n=1)):
+            return ""
+        found /= near[0]
+    return f" (did you mean '{found}'?)"
 
 
 def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split: str | None = None) -> Source:
@@ -392,7 +394,7 @@ def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:
             ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"'{location}' is no file here, and the Hub did not send it: {reason}",
+            f"'{location}' is no file here{_near(Path(location))}, and the Hub did not send it: {reason}",
             fix="Check the path. A Hub dataset needs a connection, or HF_HUB_OFFLINE=1 and a filled cache.",
         ) from None
     return Source(name or hub["name"].rpartition("/")[2], location, ArrowTable(table, location))
