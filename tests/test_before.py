@@ -118,7 +118,7 @@ def test_the_commands_that_score_warn_of_a_small_target_in_the_words_of_the_plan
     fitted = tov.fit(str(tiny_folder), topics["ai"][:31], pool=pool, out=tmp_path / "fit", **given)
     for run in (made[31], scored[31], again, fitted):
         assert said in run.summary["notes"]
-        assert f"note: {said}" in str(run)
+        assert f"warning: {said}" in str(run)
     for run in (made[32], scored[32]):
         assert not [note for note in run.summary["notes"] if "usable rows. Under" in note]
     drawn = tov.select(

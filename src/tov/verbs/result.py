@@ -21,6 +21,7 @@ from tov.scores.store import read_table
 from tov.scores.table import DEFAULT_TARGET, column_name
 from tov.sinks import argument, line
 from tov.verbs import training_file
+from tov.verbs.looked import few
 
 if TYPE_CHECKING:
     import os
@@ -84,9 +85,17 @@ class Result:
             **({"gate": manifest.gate} if manifest.gate else {}),
         }  # fmt: skip
 
+    @property
+    def told(self) -> list[str]:
+        """Its notes, a line each; what a plan warns of, and what the looks at the chosen rows do, is a warning."""
+        checks = self.manifest.checks
+        doubts = {*few(self.run), *(checks.warnings if checks else ())}
+        notes = self.summary.get("notes", ())
+        return [f"{'warning' if one in doubts else 'note'}: {line(one)}" for one in notes]
+
     def __str__(self) -> str:
         """What the command prints: what there is, and what to do next."""
-        notes = [f"note: {line(one)}" for one in self.summary.get("notes", ())]
+        notes = self.told
         if "scores" not in self.summary:
             return "\n".join([
                 f"path of {counted(self.summary['epochs'], 'epochs')} in {line(joined(self.place, 'path'))}", *notes,
@@ -146,7 +155,7 @@ class Picked(Result):
             *(["", target_table(choice, line)] if "targets" in choice else []),
             *(line(one) for one in cluster_lines(self.summary.get("clusters", ()))),
             *amount_lines(choice),
-            *(f"note: {line(note)}" for note in self.summary["notes"]),
+            *self.told,
             "",
             f"{choice['n']:,} rows in {line(joined(self.place, 'selected.jsonl'))} (and .parquet)",
             f"report: {line(joined(self.place, 'summary.md'))}",
