@@ -70,7 +70,9 @@ def main() -> None:
             mine = {trial: value for trial, value in of.items() if trial[0].startswith(kind)}
             both = [gains[AUTO][trial] - value for trial, value in mine.items() if trial in gains[AUTO]]
             if mine:
-                print(f"{kind} {name}: {told(list(mine.values()))}" + f"; auto less this: {told(both)}" * (name != AUTO))
+                print(
+                    f"{kind} {name}: {told(list(mine.values()))}" + f"; auto less this: {told(both)}" * (name != AUTO)
+                )
 
 
 if __name__ == "__main__":
