@@ -279,6 +279,12 @@ def _(b: Bench) -> list[str]:
     return b.select(pool=b.raw("pool.jsonl", f"{good}\n{good}\n{good[:-4]}\n{good}\n".encode()))
 
 
+@bad("a JSON line that is a form feed", "pool.jsonl:2", "broken JSON", "x0c", "Correct or delete the line")
+def _(b: Bench) -> list[str]:
+    good = json.dumps(POOL[0])
+    return b.select(pool=b.raw("pool.jsonl", f"{good}\n\x0c\n{good}\n".encode()))
+
+
 @bad("a JSON line that is a list", "pool.jsonl:2", "list", "one JSON object a line")
 def _(b: Bench) -> list[str]:
     good = json.dumps(POOL[0])

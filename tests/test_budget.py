@@ -31,6 +31,7 @@ from tov.selection.budget import choose_tokens
 from tov.selection.choose import Choice, choose, gumbel_noise, quotas_for
 from tov.selection.round_robin import top_candidates
 from tov.selection.shares import choose_by_source, parts_of
+from tov.selection.targets import OfTarget, choose_by_target
 
 RULES = ("score+random", "score-only", "sample", "round-robin")
 NAMES = ("a", "b", "c")
@@ -234,6 +235,38 @@ def test_each_source_with_a_share_is_chosen_from_by_itself(table, data, rule, bi
     assert (np.diff(by_score.astype(int)) <= 0).all(), "rows by score stand before those by chance"
     if rule in ("score+random", "score-only"):
         assert (np.diff(table["scores"][chosen[by_score]]) <= 0).all()
+
+
+def test_what_one_part_leaves_over_is_not_asked_of_a_part_that_has_no_more():
+    """Here `a` spends 480 of 500 tokens, and `b` has just the 500 that are its own."""
+    lengths = np.array([40] * 20 + [50] * 10)
+    given = {
+        "scores": np.linspace(1, 0, 30), "tokens": lengths, "in_base": np.zeros(30, bool), "usable": np.ones(30, bool),
+        "rule": "score-only", "bins": 1, "seed": 0,
+    }  # fmt: skip
+    codes = np.array([0] * 20 + [1] * 10)
+    choice = choose_by_source(
+        shares={"a": 0.5}, caps={}, codes=codes, names=["a", "b"], n=1000, lengths=lengths, best=None, **given
+    )
+    assert np.bincount(codes[choice.row_ids], lengths[choice.row_ids]).tolist() == [480, 500]
+    assert any("20 tokens that were left over elsewhere" in note for note in choice.notes)
+    with pytest.raises(DataError, match=r"asks for 520|at most 500 can be had"):
+        choose_by_source(
+            shares={"a": 0.5}, caps={}, codes=codes, names=["a", "b"], n=1040, lengths=lengths, best=None, **given
+        )
+
+
+def test_what_one_target_leaves_over_is_not_asked_of_one_that_has_no_more():
+    lengths = np.array([40] * 9 + [50] * 10)
+    of = np.array([0] * 9 + [1] * 10)
+    scores = [np.where(of == target, 1.0, np.nan) for target in (0, 1)]
+    targets = [OfTarget(name, values, None) for name, values in zip("ab", scores, strict=True)]
+    choice = choose_by_target(
+        targets, shares={"a": 0.35}, source_shares={}, caps={}, codes=np.zeros(19, int), names=["all"], n=760,
+        lengths=lengths, tokens=lengths, in_base=np.zeros(19, bool), usable=np.ones(19, bool), rule="score-only", bins=1,
+        seed=0,
+    )  # fmt: skip
+    assert np.bincount(of[choice.row_ids], lengths[choice.row_ids]).tolist() == [240, 450]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import tov
 from faults import killed
 from test_classifiers import make
-from tiny import make_rows, tiny_encoder_folder
+from tiny import make_rows, tiny_encoder_folder, write_jsonl
 from tov.cli.main import main
 from tov.comparison import gate
 from tov.comparison.bench import Bench
@@ -341,6 +341,20 @@ def test_a_base_set_as_large_as_the_pilots_pool_leaves_rows_to_choose(tmp_path: 
     assert done.manifest.gate["pool"] < 190, "else the base set leaves rows anyway"
     assert mine
     assert all(one["by_score"] > 0 for one in mine), [one["by_score"] for one in mine]
+
+
+@pytest.mark.parametrize("caps", [{"small": 0.5}, {"small": 0.5, "*": 0.9}], ids=["of the small one", "of all"])
+def test_caps_that_a_pilots_part_of_the_pool_cannot_keep(
+    caps: dict[str, float], tmp_path: Path, tiny_folder: Path
+) -> None:
+    """A small source may have no row there, and the others then too few within their caps."""
+    rows = make_rows(401, seed=1)
+    pool = [
+        f"small={write_jsonl(tmp_path / 'a.jsonl', rows[:1])}",
+        f"large={write_jsonl(tmp_path / 'b.jsonl', rows[1:])}",
+    ]
+    done = select(tmp_path / "run", tiny_folder, pool=pool, candidates=["dsir"], source_cap=caps)
+    assert [one["status"] for one in pilots_of(done.folder)] == ["done"] * 4
 
 
 def test_where_all_candidates_fail_the_first_fault_is_told(tmp_path: Path, tiny_folder: Path) -> None:

@@ -187,11 +187,27 @@ def test_a_sentence_that_cannot_be_used_says_why(row: dict[str, Any], said: str)
         ([{"start": 0, "label": "X"}], "must have start, end and label"),
         ([{"start": 0, "end": 2, "label": 7}], "an int for a label"),
         (None, "entities is missing"),
+        ({"start": 0, "end": 4, "label": "LOC"}, "an object whose start is an int, but must be a list of entities"),
+        ({"start": [0], "end": None, "label": ["LOC"]}, "an object whose end is missing"),
+        ({"start": [0], "end": [4, 5], "label": ["LOC"]}, "different lengths .1 of start, 2 of end, 1 of label."),
     ],
 )
 def test_spans_that_cannot_be_used_say_why(entities: Any, said: str) -> None:
     with pytest.raises(BadRow, match=said):
         from_spans({"text": "some text", "entities": entities}, Reading())
+
+
+def test_a_type_that_is_named_o_is_a_type() -> None:
+    """As with P, L and O; only what a label map maps to O is left out."""
+    row = {"tokens": ["Anna", "joined", "Acme", "Corp"], "ner_tags": ["B-P", "O", "B-O", "I-O"]}
+    assert from_tags(row, Reading()).tags == ("B-P", "O", "B-O", "I-O")
+    assert from_tags(row, Reading()).labels == {"P", "O"}
+    assert from_tags(row, Reading(mapping={"O": "ORG"})).tags == ("B-P", "O", "B-ORG", "I-ORG")
+    assert from_tags(row, Reading(mapping={"P": "O"})).tags == ("O", "O", "B-O", "I-O")
+    spans = {"text": "Acme hires", "entities": [[0, 4, "O"]]}
+    assert from_spans(spans, Reading()).tags == ("B-O", "O")
+    columns = {"start": [0], "end": [4], "label": ["O"]}
+    assert from_spans({**spans, "entities": columns}, Reading()).tags == ("B-O", "O")
 
 
 @given(st.text("ab .,'é", min_size=1, max_size=30), st.data())

@@ -14,6 +14,7 @@ from oracle import summary as oracle
 from tov.config.choice import RuleSettings
 from tov.config.records import ReselectConfig
 from tov.config.settings import build
+from tov.errors import RunError
 from tov.methods import Method
 from tov.methods.choice import choose_rows, columns_for
 from tov.methods.registry import find_method
@@ -176,3 +177,11 @@ def test_hashes_of_any_rows_in_any_order(tmp_path, row_ids, shard_rows):
     if not folder.exists():
         write(folder, table, shard_rows)
     assert read_hashes(folder, np.array(row_ids, np.int64)) == [table["hash"][row] for row in row_ids]
+
+
+@pytest.mark.parametrize("lost", [0, 10, 20])
+def test_a_lost_shard_is_told_whichever_it_is(tmp_path, lost):
+    write(tmp_path, a_table(30, np.random.default_rng(4)), 10)
+    next(tmp_path.glob(f"rows-*{lost:02}.parquet")).unlink()
+    with pytest.raises(RunError, match=f"lacks the scores of row_id {lost} to"):
+        read_hashes(tmp_path, np.array([lost + 3, 15], np.int64) if lost != 10 else np.array([13], np.int64))

@@ -24,7 +24,7 @@ import numpy as np
 from tov.comparison.bench import Bench, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved, safest_of
 from tov.comparison.records import DONE, keeper, key_of, read_trials
-from tov.comparison.split import Split, check_column, folds_of, like_test
+from tov.comparison.split import Split, caps_within, check_column, folds_of, like_test
 from tov.comparison.variants import BASELINE, Trial, check_distinct, check_pattern
 from tov.config.records import CompareConfig
 from tov.config.settings import build
@@ -150,12 +150,10 @@ def decide(
     }  # fmt: skip
     with work_on(folder, command="gate", identity=identity, settings=settings.shown()) as run:
         if not run.finished:
+            splits = [_split(rows, target, fold, sizes, settings, config.seed) for fold in folds]
             benches = [
-                Bench(
-                    settings.model_copy(update={"seed": config.seed + number * PILOT_SEEDS}),
-                    _split(rows, target, fold, sizes, settings, config.seed), labels, models or Models(), expected,
-                )
-                for number, fold in enumerate(folds, 1)
+                Bench(_of_pilot(settings, config.seed + number * PILOT_SEEDS, one), one, labels, models or Models(), expected)
+                for number, one in enumerate(splits, 1)
             ]  # fmt: skip
             records = _run_pilots(run, benches, candidates)
             verdict = _verdict(records, candidates, benches, sizes)
@@ -219,6 +217,12 @@ def _split(
             fix="Lower --pilot-rows, add rows to the pool, or name a method in place of auto.",
         )
     return Split(rows.subset(np.sort(np.concatenate(parts))), subset_of(target, others), test, ())
+
+
+def _of_pilot(settings: CompareConfig, seed: int, split: Split) -> CompareConfig:
+    """A pilot's settings: its seed, and the caps of sources that its part of the pool can keep."""
+    caps = caps_within(split.rows, settings.source_cap, settings.sizes[0])
+    return settings.model_copy(update={"seed": seed, "source_cap": caps})
 
 
 def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant]) -> list[dict[str, Any]]:

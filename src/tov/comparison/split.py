@@ -6,7 +6,7 @@ of a test row are neither target nor pool, unless they are to be kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -15,6 +15,7 @@ import numpy as np
 from scipy.cluster.hierarchy import DisjointSet  # type: ignore[import-untyped]
 
 from tov.config.records import CompareConfig
+from tov.config.settings import EVERY_SOURCE
 from tov.data.decontamination import NEAR_TEST, USABLE, exclusions
 from tov.data.near import Near, question_text
 from tov.data.pool import Index, Pool, index_rows
@@ -22,6 +23,7 @@ from tov.data.sources import Input
 from tov.errors import ConfigError, DataError, did_you_mean
 from tov.inputs.read import Indexed, PoolRows, open_rows, read_target, subset_of
 from tov.seeds import generator
+from tov.selection.choose import quotas_for
 
 IsNear: TypeAlias = Callable[[Pool, np.ndarray], np.ndarray]
 """From a pool and (n,) row ids to (n,) bool, whether each row is to be kept from the test as a near duplicate."""
@@ -267,3 +269,15 @@ def _sample(
             parts.append(kept)
             wanted, near = wanted - len(kept), near + len(block) - len(kept)
     return np.sort(np.concatenate(parts)), near
+
+
+def caps_within(rows: PoolRows, caps: Mapping[str, float], n: int) -> dict[str, float]:
+    """Of the caps of sources, those that a choice of n of these rows can keep.
+
+    A part of a pool may have no row of a small source. Where the caps together leave fewer than n rows of it, there are none.
+    """
+    row_ids, sources = np.arange(len(rows)), rows.pool.sources
+    there = {EVERY_SOURCE, *(source.name for source in sources if len(source.table))}
+    own = {name: cap for name, cap in caps.items() if name in there}
+    quotas = quotas_for(rows.pool.source_index(row_ids), [source.name for source in sources], own, n)
+    return own if quotas is None or quotas.of(row_ids) >= n else {}

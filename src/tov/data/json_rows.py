@@ -22,6 +22,8 @@ from tov.data.text_files import decode_line, head, lines_of, open_plain
 from tov.errors import DataError, kind_of
 
 BOM = b"\xef\xbb\xbf"
+BLANK = " \t\r\n"
+"""White space of JSON; a form feed is none."""
 
 
 class JsonTable(Table):
@@ -77,7 +79,7 @@ class _Lines:
         at = len(BOM) if self._file.read(len(BOM)) == BOM else 0
         self._file.seek(at)
         for number, line in lines_of(self._file, self.path):
-            if line.strip():
+            if line.strip(BLANK.encode()):
                 starts.append(at)
                 numbers.append(number)
                 columns.update(dict.fromkeys(_first_read(line, self.path, number)))
@@ -117,7 +119,7 @@ def _first_read(line: bytes, path: Path, number: int) -> dict[str, Any]:
             f" If it goes on in the next line, write each object in one: jq -c . {path.name} > NEW.jsonl" * goes_on
         )
         raise DataError(
-            f"{place}: the line is broken JSON ({error.msg} at column {error.colno}): {text.strip()[:60]!r}",
+            f"{place}: the line is broken JSON ({error.msg} at column {error.colno}): {text.strip(BLANK)[:60]!r}",
             fix=f"Correct or delete the line.{one_line}",
         ) from None
     except (_Twice, RecursionError, ValueError) as error:

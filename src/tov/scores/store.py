@@ -215,6 +215,8 @@ def read_rows(
     """(n,) rows of the table, in this order, no column of all rows in memory. Arguments and errors as of `read_table`."""
     files = _files(folder)
     starts = np.array([_first_row(file) for file in files])
+    if len(row_ids) and row_ids.min() < starts[0]:
+        _check_gap(folder, 0, int(starts[0]))
     shard_of = np.searchsorted(starts, row_ids, side="right") - 1
     order = np.argsort(shard_of, kind="stable")
     touched, first = np.unique(shard_of[order], return_index=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -160,19 +160,41 @@ def choose_by_source(
     )
     most = {name: int(there[code]) if code < len(there) else 0 for code, name in enumerate(names)}
     check_parts(parts, most, "rows" if lengths is None else "tokens", "--n" if lengths is None else "--tokens")
-    for part in parts:
+    for before, part in zip([0, *(part.until for part in parts)], parts, strict=False):
         mine = usable & np.isin(codes, [names.index(name) for name in part.sources])
-        wanted = part.until - spent
-        if not wanted:
+        if part.until == spent:
             continue
+        pay = partial(one, quotas=None if part.share is not None else quotas, usable=mine)
         try:
-            choice = one(n=wanted, quotas=None if part.share is not None else quotas, usable=mine)
+            choice = choose_part(pay, part.until - spent, part.until - before)
         except DataError as error:
             raise DataError(f"{part.asked}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
         spent += len(choice.row_ids) if lengths is None else int(lengths[choice.row_ids].sum())
         choices.append(Choice(choice.row_ids, choice.reasons, choice.bin_edges, _told(part, choice)))
     keys = ranked_by(given["scores"], given["rule"], given["seed"])
     return _not_empty(_joined(choices, None if given["rule"] == "round-robin" else keys), n)
+
+
+def choose_part(pay: Callable[..., Choice], wanted: int, own: int) -> Choice:
+    """The choice of one part of several, which may spend what those before it left over of their tokens.
+
+    Args:
+        pay: what chooses rows (or tokens) of a number `n`.
+        wanted: its own share, and what was left over.
+        own: its own share, which alone is taken where it has no more.
+
+    Raises:
+        DataError: as of `pay`, for its own share.
+    """
+    try:
+        return pay(n=wanted)
+    except DataError:
+        if wanted <= own:
+            raise
+    choice = pay(n=own)
+    return replace(
+        choice, notes=(*choice.notes, f"{wanted - own:,} tokens that were left over elsewhere were not spent here")
+    )
 
 
 def _told(part: Part, choice: Choice) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tov.config.choice import written
 from tov.errors import ConfigError, DataError, did_you_mean
 from tov.selection.choose import BY_SCORE, Best, Choice, among
 from tov.selection.round_robin import top_candidates, turns
-from tov.selection.shares import choose_by_source, parts_of, whole_numbers
+from tov.selection.shares import choose_by_source, choose_part, parts_of, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,13 @@ def choose_by_target(
     names = [one.name for one in targets]
     ends = list(itertools.accumulate(target_numbers(shares, {one.name: one.weight for one in targets}, n)))
     free, spent, choices = given["usable"].copy(), 0, dict[str, Choice]()
-    for one, end in zip(targets, ends, strict=True):
+    for one, start, end in zip(targets, [0, *ends[:-1]], ends, strict=True):
         if end == spent:
             continue
         own = {**given, "usable": free, "scores": one.scores, "best": one.best or as_one(one.scores)}
+        pay = partial(choose_by_source, shares=source_shares, lengths=lengths, **own)
         try:
-            choice = choose_by_source(shares=source_shares, n=end - spent, lengths=lengths, **own)
+            choice = choose_part(pay, end - spent, end - start)
         except DataError as error:
             raise DataError(f"The target {one.name}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
         spent += len(choice.row_ids) if lengths is None else int(lengths[choice.row_ids].sum())

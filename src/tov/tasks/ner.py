@@ -134,14 +134,19 @@ def _tagged(words: Sequence[Any], tags: list[str], reading: Reading) -> Tagged:
 
 
 def _mapped(tag: str, mapping: Mapping[str, str]) -> str:
-    """A BIO2 tag by its entity type; an entry that names a whole tag (`PER: I-PER`) has been applied before."""
-    ours = mapping.get(tag[2:], tag[2:]) if tag != OUTSIDE else OUTSIDE
-    return OUTSIDE if ours == OUTSIDE else tag if TAG.fullmatch(ours) else f"{tag[:2]}{ours}"
+    """A BIO2 tag by its entity type; an entry that names a whole tag (`PER: I-PER`) has been applied before.
+
+    A type that is itself named `O` (of P, L and O) is a type: only one that is mapped to `O` is left out.
+    """
+    if tag == OUTSIDE or mapping.get(tag[2:]) == OUTSIDE:
+        return OUTSIDE
+    ours = mapping.get(tag[2:], tag[2:])
+    return tag if TAG.fullmatch(ours) else f"{tag[:2]}{ours}"
 
 
 def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
-    if isinstance(entities, Mapping):  # how `datasets` gives a sequence of records
-        entities = [dict(zip(entities, values, strict=True)) for values in zip(*entities.values(), strict=True)]
+    if isinstance(entities, Mapping):
+        entities = _records(entities)
     spans = []
     for place, entity in enumerate(as_list(entities, "entities"), 1):
         start, end, label = _span(entity, place)
@@ -163,6 +168,20 @@ def _spans(entities: Any, text: str) -> list[tuple[int, int, str]]:
         if earlier[1] > later[0]:
             raise BadRow(f"entities at {earlier[0]}:{earlier[1]} and {later[0]}:{later[1]} overlap")
     return spans
+
+
+def _records(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A list of records that is written as a record of lists, as `datasets` gives it."""
+    fix = 'Write them as [{"start": 0, "end": 4, "label": "LOC"}].'
+    for name, values in columns.items():
+        if not isinstance(values, list | tuple):
+            raise BadRow(
+                f"entities is an object whose {name} is {named_kind(values)}, but must be a list of entities", fix
+            )
+    if len({len(values) for values in columns.values()}) > 1:
+        told = ", ".join(f"{len(values)} of {name}" for name, values in columns.items())
+        raise BadRow(f"entities is an object of lists of different lengths ({told})", fix)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _span(entity: Any, place: int) -> Sequence[Any]:
