@@ -32,6 +32,7 @@ from tov.config.settings import build
 from tov.errors import ConfigError, DataError, RunError, explain, note_interrupts
 from tov.methods.registry import built_in
 from tov.methods.spec import parse_variant
+from tov.runs.made import alone_in
 from tov.scores.store import read_table
 from tov.verbs.compare import run_grid
 
@@ -131,6 +132,16 @@ def test_a_finished_comparison_runs_nothing_again_and_more_is_added(
     assert {one["variant"] for one in added if one["seed"] == 1} == {"random", "tov", "lowest-loss", "zero-shot"}
     fresh = compare(tmp_path / "fresh", tiny_folder, methods=["tov", "lowest-loss", "zero-shot"], seeds=2)
     assert table_of(more.report) == table_of(fresh.report)
+
+
+def test_no_two_processes_add_to_a_finished_comparison(tmp_path: Path, tiny_folder: Path, small: Path) -> None:
+    run = copy_of(small, tmp_path)
+    before = (run / "trials.jsonl").read_bytes()
+    with alone_in(run), pytest.raises(RunError, match="Another process is at work"):
+        compare(run, tiny_folder, seeds=2)
+    assert (run / "trials.jsonl").read_bytes() == before
+    with alone_in(run):
+        assert compare(run, tiny_folder, seeds=1, report_only=True).results["sizes"]
 
 
 def test_another_pool_or_rate_is_refused_with_the_difference(tmp_path: Path, tiny_folder: Path, small: Path) -> None:

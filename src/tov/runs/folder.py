@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -199,7 +199,7 @@ def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
 @contextmanager
 def work_on(
     folder: Path, *, command: str, identity: Mapping[str, Any], settings: Mapping[str, Any], force: bool = False,
-    reads: Sequence[Path] = (), tells: bool = False,
+    reads: Sequence[Path] = (), tells: bool = False, adds: bool = False,
 ) -> Iterator[Run]:  # fmt: skip
     """A new run, or the one in `folder` if it has the same identity, for as long as the block; no other process works there.
 
@@ -215,6 +215,7 @@ def work_on(
         force: whether another run, or a finished one, is replaced, once this one is finished.
         reads: what the command reads, which must not be removed.
         tells: whether a run that is found there is told of on standard error.
+        adds: whether the block may add to a finished run, so that no other process may work there then either.
 
     Raises:
         RunError: the folder holds another run (with the differences) or files that are no run, `force` would delete what is
@@ -233,8 +234,8 @@ def work_on(
         if run.finished and not changed and run.is_whole():
             if tells:
                 say_found(folder, run.manifest)
-            run.found = "finished"
-            yield run
+            with alone_in(folder) if adds else nullcontext():
+                yield Run(folder, read_manifest(folder), found="finished")
             return
         if changed and not _gives_way(run, command):
             raise another_run(folder, run.manifest, changed, command, reads, model)

@@ -211,6 +211,7 @@ def run_compare(
         force=config.force,
         tells=not config.quiet,
         reads=reads,
+        adds=True,
     ) as run:
         return _compared(run, data, config)
 
