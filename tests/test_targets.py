@@ -128,6 +128,30 @@ def test_a_plan_tells_what_several_targets_take(parallel: Any, files: Path, tmp_
         assert planned["bytes"] == pytest.approx(run.manifest.cost["bytes"], rel=0.5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["less/dim=64", "less/dim=64/store=STORE", "tracin"])
+def test_targets_share_the_warm_up_and_the_gradients_that_are_stored(method: str, files: Path, tmp_path: Path) -> None:
+    given = {
+        name: value for name, value in given_to(files, *NAMES).items()
+        if name in ("model", "pool", "target", "max_length", "dtype", "seed")
+    }  # fmt: skip
+    method = method.replace("STORE", str(tmp_path / "store"))
+    run = tov.select(**given, method=method, n=12, page=False, quiet=True, out=tmp_path / "run")
+    spent = run.manifest.spent
+    made = {"warm-up", "gradients"} if "store" in method else {"warm-up"}
+    assert {stage for stage in spent if stage.partition("@")[0] in ("warm-up", "gradients")} == made, "one for all targets"
+    [planned] = tov.plan(**given, method=method, n=12, probe=False).facts["methods"]
+    for stage in made:
+        assert planned["stages"][stage]["forward"] == pytest.approx(spent[stage][0], rel=0.1)
+    if "store" in method:
+        given["target"] = given["target"][:1]
+        again = tov.select(**given, method=method, n=4, page=False, quiet=True, out=tmp_path / "one")
+        assert again.run.artifacts["gradients"].name == run.run.artifacts["gradients"].name, "found by one target's run"
+        together, alone = run.scores["score_less@sums"].to_numpy(), again.scores["score_less"].to_numpy()
+        np.testing.assert_array_equal(together[np.isfinite(together)], alone[np.isfinite(together)])
+        assert len(list((tmp_path / "store").glob("gradients*"))) == 1
+
+
 @pytest.mark.parametrize("method", ["rds", "tsds"])
 def test_a_pool_is_embedded_once_for_all_targets(method: str, files: Path, tmp_path: Path) -> None:
     given = {

@@ -47,7 +47,7 @@ def check_here(settings: Any, *, reads_model: bool = True) -> None:
     Raises:
         ConfigError: a device that is named is not here.
     """
-    if settings.out != AUTO and (local(settings.out) / FILE).exists():
+    if settings.out != AUTO and (local(settings.out, whole=True) / FILE).exists():
         return
     if getattr(settings, "devices", None):
         from tov.engine.processes import check_devices

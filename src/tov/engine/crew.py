@@ -177,8 +177,9 @@ class _Walk:
     def _outcome(self, worker: int, start: int, outcome: Outcome) -> None:
         if start in self.held[worker]:
             self.held[worker].remove(start)
-        if self.held[worker]:
-            self.work[self.held[worker][0]].since = time.monotonic()  # it has only now begun
+        begun = self.work.get(self.held[worker][0]) if self.held[worker] else None
+        if begun is not None:  # else another worker was faster with that one too
+            begun.since = time.monotonic()  # it has only now begun
         found = self.work.get(start)
         if found is None:  # another worker was faster
             return

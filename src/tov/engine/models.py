@@ -189,7 +189,7 @@ class Models:
 
     Attributes:
         opened: the model and its initial state, by its description; at most one.
-        fingerprints: of every model that was opened, by its description as it was given, device and dtype not yet named.
+        fingerprints: of every model that was opened, by its description as it was given, and with device and dtype named.
     """
 
     opened: dict[ModelSpec, tuple[Opened, State]] = field(default_factory=dict)
@@ -203,7 +203,8 @@ class Models:
             opened = spec.open(expected)
             self.opened[spec] = opened, read_state(opened.adapted)
         opened, start = self.opened[spec]
-        self.fingerprints[given] = opened.fingerprint
+        # Under both: a task may be sent with either, and a worker is asked for the one that it opens.
+        self.fingerprints[given] = self.fingerprints[spec] = opened.fingerprint
         write_state(opened.adapted, start)
         return opened
 

@@ -180,7 +180,7 @@ def unchanged_run(out: str, *, command: str, **inputs: Sequence[Input]) -> Run |
     """
     if out == "auto" or not all(isinstance(one, (str, Path)) for several in inputs.values() for one in several):
         return None
-    run = finished_run(local(out), command=command)
+    run = finished_run(local(out, whole=True), command=command)
     if run is None or not run.manifest.inputs.files:
         return None
     record = run.manifest.inputs

@@ -29,9 +29,11 @@ from tov.methods.shared.influence import influence, row_features
 from tov.methods.shared.options import option
 from tov.methods.shared.projection import Projection
 from tov.methods.shared.warm_up import (
+    STORED,
     ProjectedOptions,
     checkpoints_in,
     projection_of,
+    spared,
     target_measured,
     warm_up_cost,
     warmed_up,
@@ -42,6 +44,7 @@ from tov.model.gradients import per_example_gradients
 from tov.objects.mirror import local, named
 from tov.progress import Progress
 from tov.scores.store import ShardStore, features_of
+from tov.scores.table import DEFAULT_TARGET
 from tov.selection.choose import Best
 from tov.selection.round_robin import top_candidates
 from tov.text.batches import batches_of
@@ -124,8 +127,6 @@ def epoch_weights(checkpoints: Sequence[Checkpoint]) -> list[float]:
 
 OF_SUBTASK = "score_less:"
 """Columns of a sub-task's score, where there are several."""
-STORED = "gradients"
-"""The artifact, and the stage, of stored gradients."""
 
 
 class LessOptions(ProjectedOptions):
@@ -290,6 +291,10 @@ class Less(Method):
         """The warm-up, then target and pool forward and backward at each checkpoint that has a rate; for one sub-task."""
         return warm_up_cost(stats)
 
+    def shared(self, stats: PoolStats) -> list[Stage]:
+        """The warm-up, and the gradients in a store."""
+        return [*spared(stats), *super().shared(stats)]
+
 
 def _shared(work: Work) -> Work:
     """Where gradients are stored, the work as every target shares it: artifacts in the store, of all rows but a test's."""
@@ -300,7 +305,8 @@ def _shared(work: Work) -> Work:
     more = int((excluded == USABLE).sum() - work.rows.usable.sum())
     if more:
         work.note(f"{more:,} rows that the target excludes are in the store and may be in its warm-up; none is chosen")
-    return replace(work, rows=replace(work.rows, excluded=excluded), artifacts=Path(work.options.store))
+    rows = replace(work.rows, excluded=excluded)
+    return replace(work, name=DEFAULT_TARGET, rows=rows, artifacts=Path(work.options.store))
 
 
 def _stored(

@@ -24,6 +24,7 @@ from tov.methods.shared.warm_up import (
     ProjectedOptions,
     checkpoints_in,
     projection_of,
+    spared,
     target_measured,
     warm_up_cost,
     warmed_up,
@@ -106,3 +107,7 @@ class Tracin(Method):
     def cost(self, stats: PoolStats) -> list[Stage]:
         """The warm-up, then target and pool forward and backward at each checkpoint that has a rate."""
         return warm_up_cost(stats)
+
+    def shared(self, stats: PoolStats) -> list[Stage]:
+        """The warm-up."""
+        return [*spared(stats), *super().shared(stats)]

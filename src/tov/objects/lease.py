@@ -49,6 +49,8 @@ class Lease:
     url: str
     lost: str = ""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _place: str = field(init=False, default="", repr=False)
+    _renewed: float = field(init=False, default=0.0, repr=False)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -59,7 +61,8 @@ class Lease:
             StorageError: the store cannot be read or written.
         """
         place, over = self._acquire(), threading.Event()
-        thread = threading.Thread(target=self._renew, args=(place, over), daemon=True)
+        self._place, self._renewed = place, time.time()
+        thread = threading.Thread(target=self._keep, args=(over,), daemon=True)
         thread.start()
         try:
             yield
@@ -71,7 +74,9 @@ class Lease:
                     self.fs.rm_file(place)
 
     def check(self) -> None:
-        """Raises RunError if another process has taken it over."""
+        """Raises RunError if another process has taken it over; one that has slept for longer than the lease looks first."""
+        if not self.lost and self._place and time.time() - self._renewed > LEASE:
+            self._renew()
         if self.lost:
             raise at_work(self.url, self.lost)
 
@@ -124,21 +129,23 @@ class Lease:
                  "until": time.time() + LEASE}  # fmt: skip
         return json.dumps(lease).encode()
 
-    def _renew(self, place: str, over: threading.Event) -> None:
-        held = time.time()
-        while not over.wait(RENEW):
-            number = int(place.rpartition("-")[2])
-            try:
-                newer = max(self._leases(), default=number)
-                if newer > number:
-                    self.lost = "it has taken over, as this one's lease had ended"
-                    return
-                self.fs.pipe_file(place, self._content())
-                held = time.time()
-            except Exception:  # tried again at the next turn, while the lease holds
-                if time.time() - held > LEASE:
-                    self.lost = "the lease could not be renewed"
-                    return
+    def _keep(self, over: threading.Event) -> None:
+        while not self.lost and not over.wait(RENEW):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Renews the lease if it is still this holder's: who took over may have ended since, and taken its own away."""
+        number = int(self._place.rpartition("-")[2])
+        try:
+            newer, mine = max(self._leases(), default=0) > number, self._read(self._place)
+            if newer or not mine or mine["id"] != self.id:
+                self.lost = "it has taken over, as this one's lease had ended"
+                return
+            self.fs.pipe_file(self._place, self._content())
+            self._renewed = time.time()
+        except Exception:  # tried again at the next turn, while the lease holds
+            if time.time() - self._renewed > LEASE:
+                self.lost = "the lease could not be renewed"
 
 
 def _machine() -> str:

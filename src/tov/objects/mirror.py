@@ -29,6 +29,8 @@ READ_ONLY = ("hf", "http", "https")
 """Schemes that no run folder can be at: each file would be a commit, or cannot be written."""
 LOCAL = re.compile(rf"\.lock|\.index\.(npz|json)|{LEASES.pattern}|{TEMPORARY.pattern}")
 """Names that are no part of a run: locks, what a kill has left, and what is known of files of this machine."""
+NEXT = ".tov-new/manifest.json"
+"""Of a run under --force, until it takes the other's place (`tov.runs.made`)."""
 FRESH = 10.0
 """Seconds for which a reader takes a mirror as it is."""
 _MIRRORS: dict[Path, str] = {}
@@ -50,8 +52,12 @@ def named(path: Path) -> str:
     return str(path)
 
 
-def local(place: str | os.PathLike[str]) -> Path:
+def local(place: str | os.PathLike[str], *, whole: bool = False) -> Path:
     """The local folder of a run, or of a part of one: of one at a URL its mirror, with what the store has now.
+
+    Args:
+        place: a folder, or a URL.
+        whole: whether it is a run of its own, also where it lies below the URL of another one.
 
     Raises:
         StorageError: the store cannot be read.
@@ -61,10 +67,11 @@ def local(place: str | os.PathLike[str]) -> Path:
     if not is_url(text):
         return Path(text)
     url = text.rstrip("/")
-    for mirror, known in _MIRRORS.items():  # a part of a run that this process has
-        if url.startswith(f"{known}/") and cache_folder().absolute() in mirror.parents:
-            return mirror / url.removeprefix(f"{known}/")
     mirror = (cache_folder() / "runs" / short(url) / "run").absolute()
+    if mirror not in _MIRRORS and not whole:  # a part of a run that this process has
+        for other, known in _MIRRORS.items():
+            if url.startswith(f"{known}/") and cache_folder().absolute() in other.parents:
+                return other / url.removeprefix(f"{known}/")
     _MIRRORS[mirror] = url
     mirror.parent.mkdir(parents=True, exist_ok=True)
     if not mirror.exists() or time.monotonic() - _PULLED.get(mirror, -FRESH) >= FRESH:
@@ -212,8 +219,10 @@ class _Mirror:
         files = {str(file.relative_to(self.folder)): file for file in self._files()}
         self.lease.check()
         for name in sorted(files, key=lambda name: (name.endswith("manifest.json"), name)):
+            self.lease.check()
             self._put(files[name])
-        for name in sorted(self.known.keys() - files.keys(), key=lambda name: (name.endswith("manifest.json"), name)):
+        for name in sorted(self.known.keys() - files.keys(), key=_order_of_removal):
+            self.lease.check()
             with suppress(FileNotFoundError):
                 tried("written", self.url, partial(self.fs.rm_file, f"{self.root}/{name}"))
             del self.known[name]
@@ -221,6 +230,11 @@ class _Mirror:
 
     def _remember(self) -> None:
         write_json(self.list, self.known)
+
+
+def _order_of_removal(name: str) -> tuple[bool, bool, str]:
+    """Manifests last, but that of a run that was to take another's place first: what is left of that one is then no run."""
+    return name != NEXT, name.endswith("manifest.json"), name
 
 
 def _state(file: Path) -> list[int]:

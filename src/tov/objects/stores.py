@@ -113,10 +113,11 @@ def fetched(url: str) -> list[Path]:
     place = cache_folder() / "inputs" / short(url)
     try:
         if any(sign in path for sign in "*?["):
-            found = tried("read", url, lambda: sorted(fs.glob(path)))
-            if not found:
+            found = tried("read", url, lambda: fs.glob(path, detail=True))
+            files = sorted(one for one, facts in found.items() if facts["type"] == "file" and not one.endswith("/"))
+            if not files:
                 raise DataError(f"No object matches '{url}'.", fix="Check the pattern, and quote it.")
-            return [_fetch(fs, one, url, place) for one in found if not one.endswith("/")]
+            return [_fetch(fs, one, url, place) for one in files]
         if tried("read", url, lambda: fs.isdir(path)):
             files = tried("read", url, lambda: fs.find(path))
             folder = place / path.rstrip("/").rpartition("/")[2]

@@ -193,7 +193,7 @@ class Run:
 
 def run_folder(out: str, identity: Mapping[str, Any]) -> Path:
     """Where a run lies: as asked for, or under `auto` a folder named by what it is made from."""
-    return Path("tov-runs") / digest(identity) if out == "auto" else local(out)
+    return Path("tov-runs") / digest(identity) if out == "auto" else local(out, whole=True)
 
 
 @contextmanager

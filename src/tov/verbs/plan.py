@@ -68,7 +68,7 @@ def plan(
     pool: Inputs,
     target: Inputs,
     n: int | None = None,
-    methods: Sequence[str] = ("tov",),
+    methods: Sequence[str] = (),
     **settings: Any,
 ) -> Plan:
     """What `select` would take with each of the methods: seconds, memory, tokens that pass the model, bytes that stay.
@@ -82,7 +82,7 @@ def plan(
         pool: rows to choose from, as `select` takes them.
         target: examples of what is wanted, likewise.
         n: rows to choose, to be checked; or name `tokens`, a budget of tokens.
-        methods: as `tov select --method` takes them.
+        methods: several to plan side by side, in place of `method`, each as `tov select --method` takes it.
         **settings: any other setting of `tov plan --help`, with underscores.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from tov.methods.shared.projection import Projection
 from tov.model.adapters import read_state
 from tov.progress import Progress, part, track
 from tov.scores.shard import tokens_of
+from tov.scores.table import DEFAULT_TARGET
 from tov.seeds import derive, generator
 from tov.tasks import TASKS
 from tov.text.encode import Encoded
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 WARM_UP = "warm-up"
 """The artifact, and the stage."""
+STORED = "gradients"
+"""Likewise of the pool's gradients that are kept."""
 BY_HEAD: dict[bool, dict[str, Any]] = {
     False: {"learning_rate": 2e-5, "batch_size": 128},
     True: {"learning_rate": 2e-3, "batch_size": 16},
@@ -193,7 +196,8 @@ class WarmedUp:
 
 
 def warmed_up(work: Work) -> WarmedUp:
-    """The warm-up on rows drawn from the pool, made or found."""
+    """The warm-up on rows drawn from the pool, made or found; it is one for all targets of a run."""
+    work = replace(work, name=DEFAULT_TARGET)
     usable = int(work.rows.usable.sum())
     options, size = _resolved(work.settings.task, work.options, usable)
     opened = work.open(options)
@@ -258,6 +262,11 @@ def _resolved(task: str, options: Any, usable: int) -> tuple[Any, int]:
     return options, min(usable, max(options.batch_size, math.ceil(options.warm_up_share * usable)))
 
 
+def spared(stats: PoolStats) -> list[Stage]:
+    """What of `warm_up_cost` each further target of a run is spared: the warm-up, and the pool's gradients that are stored."""
+    return [stage for stage in warm_up_cost(stats) if stage.name in (WARM_UP, STORED)]
+
+
 def warm_up_cost(stats: PoolStats) -> list[Stage]:
     """The warm-up, then target and pool forward and backward at each checkpoint that has a rate."""
     options, size = _resolved(stats.settings.task, stats.options, stats.usable)
@@ -270,5 +279,5 @@ def warm_up_cost(stats: PoolStats) -> list[Stage]:
     ]
     if getattr(options, "store", None):
         stored = 2 * options.dim * stats.rows * checkpoints
-        return [*before, Stage("gradients", pool, pool, stored, by_row=True), Stage("scan", kept=stats.table(1))]
+        return [*before, Stage(STORED, pool, pool, stored, by_row=True), Stage("scan", kept=stats.table(1))]
     return [*before, Stage("scan", pool, pool, stats.table(1), by_row=True)]
