@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tov.cli.main import main
 from tov.config.records import SelectConfig
 from tov.config.settings import build
 from tov.engine import crew
-from tov.engine.bench import ALIKE, Bench, Refusal, described
+from tov.engine.bench import ALIKE, Bench, Outcome, Refusal, described
 from tov.engine.models import Models
 from tov.engine.processes import ProcessEngine
 from tov.errors import ConfigError, DataError, RunError, TovError
@@ -173,6 +174,65 @@ def test_a_worker_with_another_model_is_refused(tmp_path: Path, tiny_folder: Pat
         refused = Bench(replace(sent, models={spec: fingerprint})).compute(next(shards(1))).error
         assert refused
         assert f"A worker opens another model {spec.name} than the driver: {name} " in refused.problem
+
+
+def test_a_worker_with_another_model_is_refused_by_whatever_name_the_task_has_it(tiny_folder: Path) -> None:
+    """A task may be sent with dtype and device named, as the driver's model has them, or with `auto`."""
+    from tov.engine.models import Lora, ModelSpec
+
+    spec, models = ModelSpec(str(tiny_folder), "instruction", (), 0, Lora(2, 8.0, 0.0, ("all-linear",)), 64), Models()
+    named = models.open(spec).spec
+    assert named != spec
+    for one in (spec, named):
+        sent = described(Opens(one), models, 1)
+        assert Bench(sent).compute(next(shards(1))).value == 0
+        other = {known: ["another", *fingerprint[1:]] for known, fingerprint in sent.models.items()}
+        refused = Bench(replace(sent, models=other)).compute(next(shards(1))).error
+        assert refused
+        assert "A worker opens another model" in refused.problem
+
+
+class ByTheClock:
+    """A crew in this process: a worker computes its pieces one after another, each in its own time."""
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self.size, self.seconds, self.hired = len(seconds), seconds, 0
+        self.ready: list[crew.News] = []
+        self.ends: dict[int, deque[tuple[float, int]]] = {}
+
+    def hire(self) -> int:
+        worker, self.hired = self.hired, self.hired + 1
+        self.ends[worker] = deque()
+        self.ready.append(crew.News(worker))
+        return worker
+
+    def send(self, worker: int, piece: Any) -> None:
+        queue, now = self.ends[worker], time.monotonic()
+        queue.append(((queue[-1][0] if queue else now) + self.seconds[worker], piece.start))
+
+    def news(self, seconds: float) -> list[crew.News]:
+        until = time.monotonic() + seconds
+        while True:
+            heard, self.ready = self.ready, []
+            for worker, queue in self.ends.items():
+                while queue and queue[0][0] <= time.monotonic():
+                    start = queue.popleft()[1]
+                    heard.append(crew.News(worker, start, Outcome(start**2, seconds=0.01)))
+            if heard or time.monotonic() >= until:
+                return heard
+            time.sleep(0.005)
+
+    def dismiss(self, worker: int) -> None:
+        self.ends.pop(worker, None)
+
+
+def test_what_another_worker_has_finished_meanwhile_is_nobodys_next_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow worker's second piece is given to an idle one too, and ends there before the first one does here."""
+    monkeypatch.setattr(crew, "SLOW", 0.0)
+    monkeypatch.setattr(crew, "SLOW_SECONDS", 0.05)
+    found: dict[int, int] = {}
+    crew.walk(ByTheClock([1.0, 0.01, 2.0]), shards(6), lambda shard, value: found.update({shard.start: value}), None)
+    assert found == {number: number**2 for number in range(6)}
 
 
 @pytest.mark.parametrize("kind_of", [one for one in TovError.__subclasses__() if one.__module__ == "tov.errors"])

@@ -38,7 +38,7 @@ from tov.methods.registry import find_method
 from tov.objects import lease as leases
 from tov.objects import mirror as mirrors
 from tov.objects import stores
-from tov.runs.folder import open_run, work_on
+from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.scores.shard import ShardReader
 
 PLAIN: dict[str, Any] = {
@@ -384,6 +384,74 @@ def test_a_lease_that_is_over_is_taken_and_its_holder_writes_no_more(
             other.check()
 
 
+def test_a_holder_that_slept_through_another_ones_work_writes_no_more(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has taken over and ended while the first one slept: nothing of its lease is left."""
+    monkeypatch.setattr(leases, "LEASE", 0.3)
+    monkeypatch.setattr(leases, "SKEW", 0.0)
+    mine, other = (leases.Lease(store(), "bucket/slept-long", "s3://bucket/slept-long") for _ in range(2))
+    with mine.hold():
+        time.sleep(0.4)
+        with other.hold():
+            pass
+        assert not store().find("bucket/slept-long")
+        with pytest.raises(RunError, match="taken over"):
+            mine.check()
+    assert not store().find("bucket/slept-long")
+
+
+def test_a_run_below_the_url_of_another_is_a_run_of_its_own(line: Line) -> None:
+    def made(url: str) -> Run:
+        with work_on(run_folder(url, {}), command="select", identity={}, settings={"model": "m"}) as run:
+            write_text(run.folder / "a.txt", url)
+            run.finish()
+        return run
+
+    made("s3://bucket/outer")
+    inner = made("s3://bucket/outer/inner")
+    assert mirrors.named(inner.folder) == "s3://bucket/outer/inner"
+    assert store().cat_file("bucket/outer/inner/a.txt") == b"s3://bucket/outer/inner"
+    mirrors._PULLED.clear()
+    open_run("s3://bucket/outer")
+    assert (inner.folder / "a.txt").exists()
+    assert mirrors.local("s3://bucket/outer/a.txt").read_text() == "s3://bucket/outer", "a part of it is found in it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("removals", range(1, 7))
+def test_a_kill_while_the_last_of_force_is_removed_leaves_the_new_run(
+    removals: int, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(which: str, *, force: bool = False) -> None:
+        with work_on(
+            run_folder(url, {}), command="select", identity={"which": which}, settings={"model": "m"}, force=force
+        ) as run:
+            write_text(run.folder / "a.txt", which)
+            write_text(run.folder / "scores" / "b.txt", which)
+            run.finish()
+
+    url, done = f"s3://bucket/forced-{removals}", [0]
+    made("old")
+    tried = mirrors.tried
+
+    def killed(verb: str, at: str, ask: Any) -> Any:
+        removed = getattr(ask, "args", ())
+        done[0] += len(removed) == 1 and verb == "written" and ".tov-new" in removed[0]
+        if done[0] > removals:
+            raise KeyboardInterrupt
+        return tried(verb, at, ask)
+
+    monkeypatch.setattr(mirrors, "tried", killed)
+    with suppress(KeyboardInterrupt):
+        made("new", force=True)
+    monkeypatch.undo()
+    another_machine()
+    run = open_run(url)
+    assert run.finished
+    assert (run.folder / "a.txt").read_text() == "new"
+
+
 @pytest.mark.slow
 def test_a_line_that_is_cut_for_a_while_is_waited_for(files: Path, here: Any, line: Line) -> None:
     before = line.refused
@@ -420,6 +488,10 @@ def test_names_patterns_and_folders_are_sources_as_files_are(files: Path) -> Non
     from tov.data.sources import open_sources
 
     named = open_sources(["mine=s3://bucket/pool/*.jsonl", "s3://bucket/pool/b.jsonl"])
+    beside = store()
+    beside.put_file(str(files / "test.jsonl"), "bucket/mixed/a.jsonl")
+    beside.put_file(str(files / "test.jsonl"), "bucket/mixed/more/b.jsonl")
+    assert [len(one.table) for one in open_sources(["s3://bucket/mixed/*"])] == [6], "a folder is no file"
     assert [(one.name, len(one.table)) for one in named] == [("mine", 64), ("b", 24)]
     [folder] = open_sources(["s3://bucket/pool"])
     assert (folder.name, len(folder.table), folder.location) == ("pool", 64, "s3://bucket/pool")

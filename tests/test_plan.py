@@ -70,6 +70,15 @@ def test_each_variant_has_adapters_of_its_own_rank(tiny_folder: Path) -> None:
     assert large["bytes"] > 3 * small["bytes"]
 
 
+def test_one_method_is_named_as_select_names_it(tiny_folder: Path) -> None:
+    given = {"model": str(tiny_folder), **inputs("instruction"), **PLAIN, "probe": False}
+    [one] = tov.plan(**given, method="dsir").facts["methods"]
+    assert one["method"] == plan(tiny_folder, ["dsir"]).facts["methods"][0]["method"]
+    assert [one["method"] for one in tov.plan(**given).facts["methods"]] == ["tov"]
+    with pytest.raises(ConfigError, match="--method dsir stands beside --methods rds"):
+        tov.plan(**given, method="dsir", methods=["rds"])
+
+
 def test_it_tells_what_the_data_are(tiny_folder: Path) -> None:
     planned = plan(tiny_folder, ["dsir", "tov"], n=5)
     pool, target, example = (planned.facts["pool"], planned.facts["target"], planned.facts["examples"]["target"])

@@ -139,7 +139,9 @@ def test_targets_share_the_warm_up_and_the_gradients_that_are_stored(method: str
     run = tov.select(**given, method=method, n=12, page=False, quiet=True, out=tmp_path / "run")
     spent = run.manifest.spent
     made = {"warm-up", "gradients"} if "store" in method else {"warm-up"}
-    assert {stage for stage in spent if stage.partition("@")[0] in ("warm-up", "gradients")} == made, "one for all targets"
+    assert {stage for stage in spent if stage.partition("@")[0] in ("warm-up", "gradients")} == made, (
+        "one for all targets"
+    )
     [planned] = tov.plan(**given, method=method, n=12, probe=False).facts["methods"]
     for stage in made:
         assert planned["stages"][stage]["forward"] == pytest.approx(spent[stage][0], rel=0.1)
