@@ -806,9 +806,9 @@ def _(b: Bench) -> list[str]:
     return b.yaml(f"n: 3\nmodel: {b.model}\npool: p\ntarget: t\nout: o\nlabel_map: {{MISC: }}\n")
 
 
-@bad("a number to the base 60", "workers got '2:16', but must be an integer")
+@bad("a number to the base 60", "n got '2:16', but must be an integer")
 def _(b: Bench) -> list[str]:
-    return b.yaml(f"n: 3\nmodel: {b.model}\npool: p\ntarget: t\nout: o\nworkers: 2:16\n")
+    return b.yaml(f"n: 2:16\nmodel: {b.model}\npool: p\ntarget: t\nout: o\n")
 
 
 @bad(

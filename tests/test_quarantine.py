@@ -65,7 +65,7 @@ def test_unreadable_rows_are_json_whatever_they_hold(tmp_path: Path) -> None:
     """In the forms of `selected.jsonl`; what JSON has no form for is text."""
     odd = {"messages": [], "x": float("nan"), "b": b"\x00\xff", "when": datetime.date(2024, 1, 31)}
     rows = [odd, *map(turns, make_rows(1)), {"messages": [{"role": "robot", ("a", 1): "beep"}]}]
-    excluded = pa.array(["unreadable: no turn", None, "unreadable: a role"])
+    excluded = pa.array(["unreadable: no turn", "", "unreadable: a role"])
     write_quarantine(tmp_path, open_pool([rows], layouts=all_layouts()), pa.table({"excluded": excluded}))
     text = (tmp_path / "quarantine.jsonl").read_text("utf-8")
     found = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
