@@ -787,6 +787,39 @@ def _(b: Bench) -> list[str]:
     return b.labelled(SENTENCES, "--label-map", b.raw("map.yaml", b"- PER\n"))
 
 
+@bad(
+    "a label map with an empty entry",
+    "--label-map: The label map has nothing for 'MISC'",
+    "'MISC: O' to drop an entity",
+)
+def _(b: Bench) -> list[str]:
+    return b.labelled(SENTENCES, "--label-map", b.raw("map.yaml", b"PER: PERSON\nMISC:\n"))
+
+
+@bad("a label map with an empty entry for a source", "nothing for '0'", "No class can be dropped")
+def _(b: Bench) -> list[str]:
+    return b.labelled(TEXTS, "--label-map", b.raw("map.yaml", b"pool:\n  '0': ' '\n"), target=TEXTS)
+
+
+@bad("an empty entry in a label map of the settings", "nothing for 'MISC'")
+def _(b: Bench) -> list[str]:
+    return b.yaml(f"n: 3\nmodel: {b.model}\npool: p\ntarget: t\nout: o\nlabel_map: {{MISC: }}\n")
+
+
+@bad("a number to the base 60", "n got '2:16', but must be an integer")
+def _(b: Bench) -> list[str]:
+    return b.yaml(f"n: 2:16\nmodel: {b.model}\npool: p\ntarget: t\nout: o\n")
+
+
+@bad(
+    "a label beside a completion that says something else",
+    "pool.jsonl, row 1: label is 'maths'",
+    "--columns other=label",
+)
+def _(b: Bench) -> list[str]:
+    return b.select(pool=write_jsonl(b / "pool.jsonl", [{**row, "label": "maths"} for row in POOL]))
+
+
 @bad("no entity anywhere", "No row of target or pool has an entity", "--columns")
 def _(b: Bench) -> list[str]:
     nothing = [{**row, "ner_tags": ["O"] * 3} for row in SENTENCES]

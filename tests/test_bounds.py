@@ -216,6 +216,14 @@ def test_settings_are_read_as_they_stand(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "s.yaml") == {
         "day": "2024-01-31", "at": "2024-01-31 10:00:00", "base": {"x": 1}, "more": {"x": 1, "y": 2},
     }  # fmt: skip
+    (tmp_path / "s.yaml").write_text(
+        "[2:16, 1:30.5, -190:20:30, 010, '2', 0, -7, +7, 1_000, 0x1F, 0b11, 1.5, -.5e+3, 3., .5, true]".join(
+            ["n: ", "\n"]
+        )
+    )
+    assert read_yaml(tmp_path / "s.yaml")["n"] == [
+        "2:16", "1:30.5", "-190:20:30", "010", "2", 0, -7, 7, 1000, 31, 3, 1.5, "-.5e+3", 3.0, 0.5, True,
+    ], "minutes and seconds are no numbers, nor is a number octal by a zero"  # fmt: skip
     (tmp_path / "s.yaml").write_bytes("a: 1\n".encode("utf-16"))
     with pytest.raises(ConfigError, match=r"UTF-16(.|\n)*iconv"):
         read_yaml(tmp_path / "s.yaml")

@@ -188,11 +188,20 @@ def test_a_first_column_that_counts_is_told_from_words_that_are_numbers(path: Pa
         ({"tokens": "2", "ner_tags": "2"}, "is named for word and tag alike"),
         ({"tokens": "word"}, "there is no column 'word'"),
         ({"prompt": "2"}, "there is no column '2'"),
+        ({"tokens": "5"}, r"a.conll:1: the line has 3 columns, so there is no column 5(.|\n)*tokens=5 ner_tags=3"),
+        ({"tokens": "5", "ner_tags": "3"}, "a.conll:1: the line has 3 columns, so there is no column 5"),
+        ({"tokens": "3"}, "a.conll:1: column 3 would be the word's and the tag's"),
+        ({"ner_tags": "1"}, "a.conll:1: column 1 would be the word's and the tag's"),
     ],
 )
 def test_numbers_that_mean_no_column_are_refused(columns: dict[str, str], said: str, path: Path) -> None:
     with pytest.raises(DataError, match=said):
         read(path, "a x O\n", **columns)
+
+
+def test_numbers_for_a_file_of_one_column_are_refused(path: Path) -> None:
+    with pytest.raises(DataError, match=r"a.conll:1: the line has one column, 'a', and so no tag"):
+        read(path, "a\nb\n", tokens="5")
 
 
 def test_numbers_are_for_conll_files_and_leave_other_inputs_alone(tmp_path: Path) -> None:

@@ -364,6 +364,11 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert len(open_pool([str(path)])) == 1, "a stale copy from the cache was used"
 
 
+def test_rows_in_memory_whose_columns_have_no_text_for_a_name_are_refused() -> None:
+    with pytest.raises(DataError, match=r"row 2: the column 1 is named by an int(.|\n)*names that are text"):
+        open_pool([[{"text": "a"}, {1: "a", "text": "b"}]])
+
+
 # Layouts
 
 

@@ -332,6 +332,24 @@ def test_values_of_memory_that_json_lacks_are_written(tmp_path: Path) -> None:
         check_writable(open_pool([[{"text": "a", "x": {(1, 2): 3}}]]))
 
 
+@pytest.mark.parametrize(
+    ("value", "column"),
+    [
+        (np.array([1, 2]), [1, 2]), (np.array([0.5, np.nan]), [0.5, None]), (np.array(["a", "b"]), ["a", "b"]),
+        (np.array([True, False]), [True, False]), (np.array([]), []), (np.array([[1, 2], [3, 4]]), "[[1, 2], [3, 4]]"),
+        ({"e": [np.array([1, 2])]}, {"e": [[1, 2]]}), (np.array([{"a": 1}, {"b": 2}]), None), ([1, np.array([2, 3])], None),
+    ],
+)  # fmt: skip
+def test_arrays_of_numpy_are_lists(value: Any, column: Any, tmp_path: Path) -> None:
+    """In JSON always; in Parquet as lists where one type holds them, else as JSON."""
+    found = written(open_pool([[{"text": "x", "e": value}, {"text": "y", "e": value}]]), tmp_path)
+    plain = json.loads(json.dumps(value, default=np.ndarray.tolist).replace("NaN", "null"))
+    assert [row["e"] for row in found] == [plain] * 2
+    read = pq.read_table(tmp_path / "selected.parquet")["e"].to_pylist()[0]
+    if column is not None:
+        assert json.dumps(read).replace("NaN", "null") == json.dumps(column)
+
+
 def test_bytes_and_text_are_no_one_type(tmp_path: Path) -> None:
     sources: list[Any] = []
     for name, value in {"bytes": b"\xff", "text": "é"}.items():

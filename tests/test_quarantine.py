@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import tov
 from tiny import make_rows, write_jsonl
+from tov.data.pool import open_pool
 from tov.engine.local import LocalEngine
 from tov.errors import ConfigError, DataError
 from tov.methods import score_pool as scoring
 from tov.runs.folder import open_run
 from tov.scores.shard import Shard
+from tov.tasks import all_layouts
+from tov.verbs.quarantine import write_quarantine
 
 BAD = {3: {"messages": []}, 7: {"messages": [{"role": "robot", "content": "beep"}]}}
 
@@ -54,6 +59,19 @@ def test_unreadable_rows_are_listed_as_they_stand(given: dict[str, Any]) -> None
     assert "quarantine.jsonl" in open_run(run.folder).manifest.files
     scored = tov.score(run, given["pool"], out=given["out"].with_name("scored"), quiet=True)
     assert listed(scored) == found, "a pool that is scored later has its own list"
+
+
+def test_unreadable_rows_are_json_whatever_they_hold(tmp_path: Path) -> None:
+    """In the forms of `selected.jsonl`; what JSON has no form for is text."""
+    odd = {"messages": [], "x": float("nan"), "b": b"\x00\xff", "when": datetime.date(2024, 1, 31)}
+    rows = [odd, *map(turns, make_rows(1)), {"messages": [{"role": "robot", ("a", 1): "beep"}]}]
+    excluded = pa.array(["unreadable: no turn", "", "unreadable: a role"])
+    write_quarantine(tmp_path, open_pool([rows], layouts=all_layouts()), pa.table({"excluded": excluded}))
+    text = (tmp_path / "quarantine.jsonl").read_text("utf-8")
+    found = [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+    assert [one["row_id"] for one in found] == [0, 2]
+    assert found[0]["row"] == {"messages": [], "x": None, "b": "AP8=", "when": "2024-01-31"}
+    assert found[1]["row"] == repr(rows[2])
 
 
 @pytest.mark.slow

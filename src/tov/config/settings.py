@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from tov.config.yaml_files import read_label_map
+from tov.config.yaml_files import check_label_names, read_label_map
 from tov.errors import ConfigError, did_you_mean, nearest
 from tov.objects.mirror import check_writable
 from tov.objects.stores import is_url
@@ -109,7 +109,9 @@ class Settings(BaseModel):
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
     def _from_file(cls, value: Any) -> Any:
-        return read_label_map(Path(value)) if isinstance(value, (str, Path)) else value
+        value = read_label_map(Path(value)) if isinstance(value, (str, Path)) else value
+        check_label_names(value if isinstance(value, Mapping) else {})
+        return value
 
     def of(self, *invalidates: Invalidates, named: bool = False) -> dict[str, Any]:
         """The settings, as JSON has them, on which what they invalidate depends; those that name inputs only if asked for."""

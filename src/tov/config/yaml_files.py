@@ -21,11 +21,21 @@ MOST_BYTES, MOST_VALUES, MOST_NESTED = 1 << 20, 100_000, 50
 """Of a file: its size; its values, those that an alias stands for with them; levels of lists and mappings."""
 
 
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
+"""YAML 1.1 also has numbers to the base 60 (`2:16`) and octal ones (`010`): those are text, as YAML 1.2 and readers have it."""
+
+
 class _Settings(yaml.SafeLoader):
     """Text, numbers, truth values, lists and mappings, as JSON has them."""
 
     yaml_implicit_resolvers: ClassVar[Any] = {  # type: ignore[misc]
-        letter: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":timestamp")]
+        letter: [(tag, _NUMBERS.get(tag, pattern)) for tag, pattern in pairs if not tag.endswith(":timestamp")]
         for letter, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     yaml_constructors: ClassVar[Any] = {
@@ -88,6 +98,20 @@ def read_label_map(path: Path) -> LabelMapping:
         ConfigError: as `read_yaml`.
     """
     return _mapping_in(path, "label map", "a mapping of labels, e.g. 'person: PER'", yaml.BaseLoader)
+
+
+def check_label_names(label_map: Mapping[Any, Any]) -> None:
+    """Raises ConfigError if a label, or one of a source's, has no name of ours: `MISC:` with nothing behind it."""
+    for label, ours in label_map.items():
+        if isinstance(ours, Mapping):
+            check_label_names(ours)
+        elif ours is None or (isinstance(ours, str) and not ours.strip()):
+            raise ConfigError(
+                f"The label map has nothing for '{label}'.",
+                allowed=f"a name: '{label}: OURS', or the same: '{label}: {label}'",
+                fix=f"Write '{label}: O' to drop an entity type. No class can be dropped: give it the name of another, or "
+                "leave its rows out of the input.",
+            )
 
 
 def _mapping_in(path: Path, what: str, allowed: str, kind: Any) -> dict[Any, Any]:

@@ -240,11 +240,26 @@ def _form(lines: Sequence[_Line], path: Path, numbers: Mapping[str, int]) -> _Fo
     counted = width >= 3 and numbers.get(WORDS) != 0 and _counts(lines, path, sure=WORDS in numbers)
     word = numbers.get(WORDS, int(counted))
     form = _Form(width, TAGS not in numbers, counted, word, numbers.get(TAGS, width - 1))
+    if numbers:
+        _check_numbers(rows, form, path)
     _check_words(rows, form, path)
     if TAGS not in numbers:
         _check_one_layer(rows, form, path)
     tags = frozenset(line.columns[form.tag] for line in rows if form.fits(line.columns))
     return _Form(width, form.exact, counted, word, form.tag, tags)
+
+
+def _check_numbers(rows: Sequence[_Line], form: _Form, path: Path) -> None:
+    """The word's column is one that lines have, and not the tag's: where one is named, the other is where it always is."""
+    line = next(line for line in rows if len(line.columns) == form.width)
+    if form.exact and form.word >= form.width:
+        raise _wrong_width(line, form, path) if form.width == 1 else _no_column(line, form, path)
+    if form.word == form.tag and form.width > 1:
+        raise DataError(
+            f"{path}:{line.number}: column {form.word + 1} would be the word's and the tag's.",
+            allowed="a column for each",
+            fix=f"Name both, counted from 1, for example: --columns {WORDS}=1 {TAGS}=2",
+        )
 
 
 def _counts(lines: Sequence[_Line], path: Path, *, sure: bool) -> bool:
@@ -339,8 +354,13 @@ def _wrong_width(line: _Line, form: _Form, path: Path) -> DataError:
             fix="Correct the line (a word that holds spaces needs tabs between the columns of the file), or name the word's "
             f"column and the tag's, counted from 1: --columns {WORDS}={form.word + 1} {TAGS}={form.width}",
         )
+    return _no_column(line, form, path)
+
+
+def _no_column(line: _Line, form: _Form, path: Path) -> DataError:
+    columns = line.columns
     return DataError(
-        f"{place}: the line has {len(columns)} columns, so there is no column {max(form.word, form.tag) + 1}.",
+        f"{path}:{line.number}: the line has {len(columns)} columns, so there is no column {max(form.word, form.tag) + 1}.",
         allowed=f"the word in column {form.word + 1}, its tag in column {form.tag + 1}",
         fix=f"Correct the line, or the numbers, counted from 1: --columns {WORDS}={form.word + 1} {TAGS}={form.tag + 1}",
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from tov.data.cells import BadRow, NotGold
 from tov.data.labels import LabelMap, Reading, Spans
-from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash
+from tov.data.rows import Layout, Row, content_hash, layout_of, prompt_hash, renamed
 from tov.data.sources import Input, Source, open_sources
 from tov.data.tables import Part
 from tov.errors import DataError, did_you_mean
@@ -125,11 +125,9 @@ class Pool:
     def _convert(self, index: int, row: dict[str, Any]) -> Row | BadRow:
         layout = self.layouts[index]
         row = self.sources[index].table.shown(row)
-        for ours, theirs in self.columns.items():
-            if theirs in row:
-                row[ours] = row[theirs]
+        cells = {ours: row[theirs] for ours, theirs in renamed(row, self.columns).items()}
         try:
-            return layout.convert({**dict.fromkeys(layout.columns), **row}, self.readings[index])
+            return layout.convert({**dict.fromkeys(layout.columns), **cells}, self.readings[index])
         except BadRow as bad:
             return bad
 
@@ -153,8 +151,8 @@ class Pool:
         """Source -> its columns that the model does not see, of sources that have any."""
         found = {}
         for source, layout in zip(self.sources, self.layouts, strict=True):
-            read = {*layout.columns, *layout.beside} | {self.columns.get(name, name) for name in layout.columns}
-            read |= {theirs for ours, theirs in self.columns.items() if ours in layout.beside}
+            names = renamed(source.table.columns, self.columns)
+            read = {theirs for ours, theirs in names.items() if ours in (*layout.columns, *layout.beside)}
             found[source.name] = [name for name in source.table.columns if name not in read]
         return {name: columns for name, columns in found.items() if columns}
 
@@ -245,7 +243,7 @@ def open_pool(
 
 def _names_of(source: Source, column: str, columns: Mapping[str, str]) -> tuple[str, ...]:
     """The names that a source gives to the label ids of a column, or none."""
-    return source.table.label_names(columns.get(column, column)) or source.table.label_names(column)
+    return source.table.label_names(renamed(source.table.columns, columns).get(column, column))
 
 
 def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
@@ -269,8 +267,8 @@ def check_mapping(columns: Mapping[str, str], *pools: Pool) -> None:
 
 def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout], task: str | None) -> Layout:
     names = source.table.columns
-    renamed = [ours for ours, theirs in columns.items() if theirs in names]
-    layout = layout_of([*names, *renamed], layouts, task)
+    read = renamed(names, columns)
+    layout = layout_of([*read], layouts, task)
     if layout is None:
         fitting = [layout for layout in layouts if task in (None, layout.task)]
         wanted = sorted({column for layout in fitting for column in layout.columns})
@@ -283,17 +281,18 @@ def _layout(source: Source, columns: Mapping[str, str], layouts: Sequence[Layout
                 allowed=", ".join(names),
                 fix="Correct the name after '='.",
             )
-        alike = [name for name in names if name not in wanted and did_you_mean(name, wanted)]
+        alike = [name for name in read if name not in wanted and did_you_mean(name, wanted)]
         near = f" ('{alike[0]}'{did_you_mean(alike[0], wanted)})" if alike else ""
-        foreign = layout_of([*names, *renamed], layouts)
+        foreign = layout_of([*read], layouts)
         is_other = f" (they are one for {foreign.task}: {' + '.join(foreign.columns)})" if foreign else ""
         # The layout that has the most of its columns already lacks the others only; else the commonest.
-        nearest = max(fitting, key=lambda layout: len({*names, *renamed} & set(layout.columns)))
-        if not {*names, *renamed} & set(nearest.columns):
+        nearest = max(fitting, key=lambda layout: len(read.keys() & set(layout.columns)))
+        if not read.keys() & set(nearest.columns):
             nearest = next((layout for layout in fitting if len(layout.columns) > 1 and not layout.pairs), fitting[0])
-        example = " ".join(f"{column}=YOURS" for column in nearest.columns if column not in {*names, *renamed})
+        example = " ".join(f"{column}=YOURS" for column in nearest.columns if column not in read)
+        mapped = " (after --columns)" if set(read) != set(names) else ""
         raise DataError(
-            f"{source.location}: the columns {', '.join(names)} are no layout that tov knows"
+            f"{source.location}: the columns {', '.join(read)}{mapped} are no layout that tov knows"
             f"{f' for {task}' if task else ''}{near or is_other}.",
             allowed="; ".join(" + ".join(layout.columns) for layout in fitting),
             fix=f"Rename them, or say which is which, e.g. --columns {example}",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -74,6 +74,18 @@ def layout_of(columns: Sequence[str], layouts: Sequence[Layout], task: str | Non
     """The first layout whose columns are all among these, for a task where one is named, or None."""
     fitting = (layout for layout in layouts if set(layout.columns) <= set(columns))
     return next((layout for layout in fitting if task in (None, layout.task)), None)
+
+
+def renamed(names: Collection[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The name that a layout reads -> the user's, of each column: one that stands for another no longer stands for itself.
+
+    Args:
+        names: the user's columns.
+        columns: our names -> the user's; of those that are there.
+    """
+    mapped = {ours: theirs for ours, theirs in columns.items() if theirs in names}
+    taken = set(mapped.values())
+    return {name: name for name in names if name not in taken} | mapped
 
 
 def settled(value: Any) -> Any:

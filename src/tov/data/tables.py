@@ -63,6 +63,13 @@ class ListTable(Table):
                     allowed="a dict a row",
                     fix="Correct or delete the row.",
                 )
+            odd = next((name for name in row if not isinstance(name, str)), "")
+            if not isinstance(odd, str):
+                raise DataError(
+                    f"{location}, row {number}: the column {odd!r} is named by {kind_of(odd)}.",
+                    allowed="names that are text",
+                    fix="Name the column by a text, or leave it out.",
+                )
             check_nesting(row, f"{location}, row {number}")
             check_characters(row, f"{location}, row {number}")
         self._rows, self._location = rows, location

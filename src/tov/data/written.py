@@ -244,7 +244,8 @@ def _fields(value: Any, prefix: tuple[str, ...] = ()) -> set[tuple[str, ...]]:
 
 
 def _same(one: Any, two: Any) -> bool:
-    """Equal, and of the same kinds: 1 is neither True nor "1"; NaN equals NaN; a tuple is a list."""
+    """Equal, and of the same kinds: 1 is neither True nor "1"; NaN equals NaN; a tuple is a list, and so is an array."""
+    one, two = (value.tolist() if isinstance(value, np.ndarray) else value for value in (one, two))
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_same(one[name], two[name]) for name in one)
     if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
