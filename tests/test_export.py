@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import os
@@ -31,6 +32,9 @@ from tov.data.rows import Layout
 from tov.tasks import TASKS, all_layouts
 from tov.text.chat import PLAIN_TEMPLATE
 from tov.trainers import TRAINERS
+from tov.trainers.base import filled
+from tov.trainers.rows import read_chosen
+from tov.verbs.training_file import open_choice, our_columns
 
 IGNORED = -100
 Rows = Sequence[Mapping[str, Any]]
@@ -526,6 +530,51 @@ def test_nulls_of_a_parquet_file_are_not_shown_to_the_trainer(runs: Runs, tmp_pa
     assert by_id[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"city": "Oslo"}'
 
 
+def test_dates_of_a_parquet_file_are_the_rows_own(runs: Runs, tmp_path: Path) -> None:
+    at = datetime.datetime(2020, 1, 1)
+    rows = [turns(user(f"u{day}"), says("a"), documents=[{"title": "t", "at": at.replace(day=day)}]) for day in (1, 2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pool.parquet")
+    picked = runs.select("dates", "chatml", str(tmp_path / "pool.parquet"), make_rows(3), n=2)
+    assert tov.export(picked, to="hub", out=tmp_path / "out").summary["rows"] == 2
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this version of datasets has no columns of several types")
+@pytest.mark.parametrize("inner", [False, True], ids=["a column", "a part of it"])
+def test_nulls_of_json_beside_padding_are_kept(inner: bool, runs: Runs, tmp_path: Path) -> None:
+    text, schema = datasets.Value("string"), datasets.Json()
+    called = {"function": {"name": text, "arguments": {"x": text, "y": text}}}
+    described = {"type": text, "function": {"name": text, "description": text, "parameters": schema}}
+    features = datasets.Features({
+        "messages": datasets.List({"role": text, "content": text, "tool_calls": datasets.List(called)}),
+        "tools": datasets.List(described) if inner else schema,
+    })  # fmt: skip
+    rows = []
+    for at in range(4):
+        function = {"name": "f", "parameters": {"default": None}, **({"description": "d"} if at % 2 else {})}
+        calls = [{"function": {"name": "f", "arguments": {"xy"[at % 2]: str(at)}}}]
+        rows.append(
+            turns(user(f"u{at}"), says("", tool_calls=calls), tools=[{"type": "function", "function": function}])
+        )
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / "pool.parquet"))
+    picked = runs.select(f"json {inner}", "plain", str(tmp_path / "pool.parquet"), rows)
+    assert '"y": null' in (picked.folder / "selected.jsonl").read_text()
+    tov.export(picked, to="axolotl", out=tmp_path / "out")
+    for row in lines(tmp_path / "out" / "train.jsonl"):
+        at = row["tov_row_id"]
+        assert json.loads(row["messages"][1]["tool_calls"][0]["function"]["arguments"]) == {"xy"[at % 2]: str(at)}
+        (one,) = json.loads(row["tools"])
+        assert one == rows[at]["tools"][0]
+
+
+def test_an_edited_row_is_not_the_one_that_was_scored(runs: Runs, tmp_path: Path) -> None:
+    picked = runs.of("several")
+    rows = [json.loads(line) for line in (picked.folder / "selected.jsonl").read_text().splitlines()]
+    rows[2]["messages"][0]["content"] += "!"
+    edited = write_jsonl(tmp_path / "selected.jsonl", rows)
+    with pytest.raises(tov.RunError, match="row 3 is not the row that was scored"):
+        read_chosen(open_choice(str(picked.folder)), edited, our_columns(), TASKS["instruction"])
+
+
 def test_own_names_of_columns_and_a_pool_that_is_gone(runs: Runs, tmp_path: Path) -> None:
     rows = [{"question": f"q{at}", "reply": f"r{at}", "topic": "x"} for at in range(4)]
     pool = write_jsonl(tmp_path / "pool.jsonl", rows)
@@ -581,6 +630,23 @@ def test_errors_say_what_can_be_done(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(tov.RunError, match="is not empty and holds no run"):
         tov.export(runs.of("pairs"), to="trl", out=tmp_path / "full", force=True)
+
+
+@pytest.mark.parametrize("to", ["axolotl", "llamafactory"])
+def test_an_alpha_that_a_trainer_cannot_take_is_not_rounded(to: str, runs: Runs, tmp_path: Path) -> None:
+    run = shutil.copytree(runs.of("single").folder, tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["model"]["settings"]["lora_alpha"] = 1.5
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(tov.DataError, match=r"whole number as LoRA alpha, but that of the run is 1\.5(?s:.*)--to trl"):
+        tov.export(run, to=to, out=tmp_path / "out")
+    tov.export(run, to="trl", out=tmp_path / "trl")
+    assert "lora_alpha=1.5," in (tmp_path / "trl" / "train.py").read_text()
+
+
+def test_a_value_that_holds_the_name_of_another_stays_as_it_is() -> None:
+    values = {"labels": ["x@rate@", "@model@"], "rate": 0.1, "model": "o/@labels@"}
+    assert filled("(@labels@, @rate@, @model@, '@other@')", **values) == repr((*values.values(), "@other@"))
 
 
 def test_rows_of_several_kinds_need_a_choice(runs: Runs, tmp_path: Path) -> None:

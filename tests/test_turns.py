@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
+import uuid
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tiny import CHATML, tiny_tokenizer
+from tov.data import tables
 from tov.data.cells import BadRow
 from tov.data.rows import content_hash, prompt_hash
+from tov.data.written import JsonLines
 from tov.errors import DataError
+from tov.tasks import turns as reading
 from tov.tasks.instruction import (
     Conversation,
     encode,
@@ -200,6 +208,10 @@ REFUSED = {
     "tools that are no list": ([user("a"), said("b")], {"tools": 5}, "tools is an int"),
     "tools that are no JSON": ([user("a"), said("b")], {"tools": "weather"}, "tools is text that is no JSON"),
     "a setting of tov's": ([user("a"), said("b")], {"chat_template_kwargs": {"tokenize": True}}, "tov sets itself"),
+    "types that are no text": ([user([{"type": ["text"], "text": "x"}]), said("b")], {}, r"part of type \['text'\]"),
+    "types that are objects": ([user("a"), said([{"type": {}, "text": "x"}])], {}, "part of type {}"),
+    "half a character in tools": ([user("a"), said("b")], {"tools": '[{"name": "\\ud83d"}]'}, r"surrogate \\ud83d"),
+    "half a character as a key": ([user("a"), calling('{"\\ud83d": 1}')], {}, r"turn 2 .*arguments .*half a character"),
     "two systems": ([{"role": "system", "content": "s"}, user("a"), said("b")], {"system": "t"}, "of other words"),
 }  # fmt: skip
 
@@ -249,6 +261,21 @@ def test_arguments_as_text_or_object_in_any_order_are_the_same_call() -> None:
     assert len({content_hash(row) for row in rows}) == 1
 
 
+UNLIKE_JSON = (
+    datetime.datetime(2020, 1, 2, 3, 4), datetime.date(2020, 1, 2), datetime.time(3, 4), datetime.timedelta(days=1),
+    decimal.Decimal("1.50"), b"\x00\xff", uuid.UUID(int=7), {"b", "a"}, np.float32(0.5), np.int64(3), np.array([1, 2]),
+    np.datetime64("2020-01-02"), np.datetime64("NaT"), pd.Timestamp("2020-01-02"), pd.NaT, pd.NA,
+)  # fmt: skip
+"""What Parquet files and rows in memory hold and JSON lacks."""
+
+
+@pytest.mark.parametrize("value", UNLIKE_JSON, ids=lambda value: type(value).__name__)
+def test_a_row_that_is_read_back_from_json_lines_is_the_same(value: Any) -> None:
+    row = {"messages": [user("a"), calling({"when": value})], "documents": [{"title": "x", "when": [value]}]}
+    written = json.loads(JsonLines().line(row))
+    assert content_hash(from_messages(written)) == content_hash(from_messages(row))
+
+
 @pytest.mark.parametrize("name", ["tools", "documents", "history"])
 def test_a_question_is_another_with_other_tools_or_turns_before(name: str) -> None:
     assert prompt_hash(DIFFERENT[name]) != prompt_hash(PLAIN)
@@ -286,6 +313,35 @@ def test_turns_may_be_json_text() -> None:
     assert from_messages({"messages": json.dumps(turns)}) == from_messages({"messages": turns})
     with pytest.raises(BadRow, match="text that is no JSON"):
         from_messages({"messages": str(turns)})
+
+
+NESTED = {"tools": '[{"a": %s}]', "documents": '[{"a": %s}]', "chat_template_kwargs": '{"a": [%s]}'}
+"""JSON text in a cell -> with two levels of its own."""
+
+
+@pytest.mark.parametrize("key", NESTED)
+def test_json_text_is_no_deeper_than_a_row(key: str) -> None:
+    deepest = read(user("a"), said("b"), **{key: NESTED[key] % ("[" * 98 + "]" * 98)})
+    assert content_hash(deepest) != content_hash(PLAIN)
+    for levels in (99, 900, 5000):
+        with pytest.raises(BadRow, match=f"{key} is JSON text nested over 100 levels deep"):
+            read(user("a"), said("b"), **{key: NESTED[key] % ("[" * levels + "]" * levels)})
+    with pytest.raises(BadRow, match=f"{key} is JSON text nested"):
+        read(user("a"), said("b"), **{key: "[" * 5000})
+    assert reading.MOST_NESTED == tables.MOST_NESTED
+
+
+def test_json_text_of_turns_holds_whole_characters() -> None:
+    assert from_messages({"messages": json.dumps([user("q"), said("\U0001f600")])}).answer == "\U0001f600"
+    with pytest.raises(BadRow, match=r"list of turns .*half a character, the lone surrogate \\ud83d"):
+        from_messages({"messages": json.dumps([user("q"), said("half \ud83d emoji")])})
+
+
+@pytest.mark.parametrize("key", ['k"q', "k\\q", "k\nq", "k\u00e9q"])
+def test_a_key_of_a_call_may_need_an_escape(key: str) -> None:
+    call = json.dumps({"name": "weather", "arguments": {key: {key: 1}}}, ensure_ascii=False)
+    row = read(user("a"), calling({key: {key: 1}}))
+    assert scored(row, None) == [f"<tool_call>\n{call}\n</tool_call><|im_end|>"]
 
 
 def test_turns_may_mix_the_keys_of_two_forms() -> None:

@@ -5,6 +5,8 @@ Knows no layout by name: the tasks have them (`tov.tasks`).
 
 from __future__ import annotations
 
+import base64
+import datetime
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -96,8 +98,25 @@ def settled(value: Any) -> Any:
 
 
 def _hash(value: Any) -> int:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON lacks in the form that `selected.jsonl` has (`tov.data.written`): a row that is read back has the same hash."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat() if value == value else None  # pandas' NaT is not itself
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(value)
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=str)
+    return None if type(value).__name__ == "NAType" else str(value)
 
 
 def content_hash(row: Row) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tov.data.cells import BadRow, as_text, named_kind
+from tov.sinks import json_text
 from tov.text.chat import REASONING, Context, Message
 
 ROLES = {
@@ -30,6 +31,8 @@ MASKS = ("masked", "mask", "loss_mask")
 """Keys of a turn that other trainers read in other ways, so that what they ask for is not guessed at."""
 ARGUMENTS = ("parameters", "input", "args", "kwargs", "params")
 """Keys under which others than OpenAI have the arguments of a call."""
+MOST_NESTED = 100
+"""Levels of JSON text in a cell, as many as a row may have (`tov.data.tables`, whose module loads what a task must not)."""
 DETAILS = ("train_detail", "training_detail")
 """Keys of axolotl's by which parts of a turn are trained on."""
 _OWN = (
@@ -211,17 +214,42 @@ def as_json(value: Any, what: str) -> Any:
     """A value, read if it is JSON text.
 
     Raises:
-        BadRow: it is text that is no JSON.
+        BadRow: it is text that is no JSON, or that spells what no row may hold.
     """
     if not isinstance(value, str):
         return value
     if not value.strip():
         return None
     try:
-        return json.loads(value)
+        read = json.loads(value)
+        deep = _levels(read) > MOST_NESTED
+    except RecursionError:
+        deep = True
     except ValueError as error:
         raise BadRow(
             f"{what} is text that is no JSON ({error}): {value[:60]!r}", "Correct it, or delete the key."
+        ) from None
+    if deep:
+        raise BadRow(f"{what} is JSON text nested over {MOST_NESTED} levels deep", "Flatten it, or delete the row.")
+    _check_characters(read, what)
+    return read
+
+
+def _levels(value: Any) -> int:
+    """Of lists and objects in a value of JSON."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_levels, inner), default=0)
+
+
+def _check_characters(read: Any, what: str) -> None:
+    """Raises BadRow if a text in it is half a character, which the check of the row cannot see: JSON text escapes it."""
+    try:
+        json_text(read).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise BadRow(
+            f"{what} is JSON text that holds half a character, the lone surrogate \\u{half:04x}",
+            "Correct it: a text was cut in the middle of a character, or two texts were joined there.",
         ) from None
 
 
@@ -240,7 +268,7 @@ def _called(text: Any, where: str) -> dict[str, Any]:
 def _of_parts(given: Mapping[str, Any], role: str, where: str) -> list[Mapping[str, Any]]:
     """The turns that a list of parts is: results first, each a turn of a tool's, then what is left."""
     kinds = [part.get("type") if isinstance(part, Mapping) else None for part in given["content"]]
-    if None in kinds or set(kinds) <= {"text"}:
+    if None in kinds or all(kind == "text" for kind in kinds):
         return [given]
     _check_order(kinds, where)
     parts = list(zip(kinds, given["content"], strict=True))

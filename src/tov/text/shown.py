@@ -71,7 +71,7 @@ def _lacks_call(text: str, function: Mapping[str, Any], said: Sequence[str]) -> 
         yield Lack("call", f"its call of {name}", "tool_calls")
         return
     for key, value in arguments.items():
-        if key not in text or not all(_count(text, leaf) for leaf in _leaves(value)):
+        if not _count(text, key) or not all(_count(text, leaf) for leaf in _leaves(value)):
             yield Lack("call", f"argument {key} of its call of {name}", "tool_calls")
     for mapping in _mappings(arguments):
         as_json = {json.dumps(mapping, ensure_ascii=escaped) for escaped in (True, False)}

@@ -10,7 +10,7 @@ import yaml
 from tov.sinks import json_text
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines, whole_alpha
 from tov.trainers.turns import answers, bare_text, learnt, no_context, pair, reasoning_notes, tools_of
 
 CONFIG = "axolotl.yaml"
@@ -105,7 +105,7 @@ def _config(kind: str, formed: Sequence[Mapping[str, Any]], facts: Facts) -> dic
         "base_model": facts.model, **({"revision_of_model": facts.revision} if facts.revision else {}),
         **({"rl": "dpo"} if kind == "pairs" else {}), "datasets": [source],
         "train_on_inputs": False, "sequence_len": facts.max_length, "sample_packing": False, **_BITS[facts.bits],
-        "lora_r": facts.lora_r, "lora_alpha": int(facts.lora_alpha), "lora_target_linear": True, "num_epochs": 1,
+        "lora_r": facts.lora_r, "lora_alpha": whole_alpha(facts, Axolotl.title), "lora_target_linear": True, "num_epochs": 1,
         "micro_batch_size": 4, "gradient_accumulation_steps": 4, "optimizer": "adamw_torch", "lr_scheduler": "linear",
         "learning_rate": 1e-5 if kind == "pairs" else facts.rate, "seed": facts.seed, "output_dir": "./model",
     }  # fmt: skip

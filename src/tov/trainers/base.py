@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -152,6 +153,21 @@ def fitted(rows: Sequence[Chosen], form: Form, title: str) -> tuple[list[Chosen]
     return taken, formed, left_out
 
 
+def whole_alpha(facts: Facts, title: str) -> int:
+    """LoRA alpha for a trainer that takes whole numbers.
+
+    Raises:
+        DataError: that of the run is none.
+    """
+    if not float(facts.lora_alpha).is_integer():
+        raise DataError(
+            f"{title} takes a whole number as LoRA alpha, but that of the run is {facts.lora_alpha}.",
+            allowed="whole numbers",
+            fix="Export --to trl, whose script takes it, or select again with another --lora-alpha.",
+        )
+    return int(facts.lora_alpha)
+
+
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as JSON, a line each."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -159,6 +175,5 @@ def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def filled(script: str, **values: Any) -> str:
     """A script with each `@name@` as the Python value that it stands for, so that no value can become code."""
-    for name, value in values.items():
-        script = script.replace(f"@{name}@", repr(value))
-    return script
+    names = "|".join(map(re.escape, values))
+    return re.sub(f"@({names})@", lambda match: repr(values[match[1]]), script)  # at once: a value may hold a name

@@ -12,7 +12,7 @@ import yaml
 from tov.sinks import json_text
 from tov.tasks.instruction import Conversation
 from tov.text.chat import Message
-from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines
+from tov.trainers.base import DATA, Chosen, Facts, NotTaken, Trainer, Written, fitted, json_lines, whole_alpha
 from tov.trainers.turns import LINE_BREAK, answers, bare_text, learnt, no_context, pair, tools_of
 
 NAME, INFO, CONFIG = "tov", "dataset_info.json", "llamafactory.yaml"
@@ -127,7 +127,7 @@ def _config(kind: str, facts: Facts, *, last: bool) -> dict[str, Any]:
     return {
         "model_name_or_path": facts.model, **({"model_revision": facts.revision} if facts.revision else {}),
         **_bits(facts.bits), "stage": stage, "do_train": True, "finetuning_type": "lora", "lora_rank": facts.lora_r,
-        "lora_alpha": int(facts.lora_alpha), "lora_target": "all", "dataset_dir": ".", "dataset": NAME,
+        "lora_alpha": whole_alpha(facts, LlamaFactory.title), "lora_target": "all", "dataset_dir": ".", "dataset": NAME,
         "cutoff_len": facts.max_length, **of_kind, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4,
         "learning_rate": 1e-5 if kind == "pairs" else facts.rate, "num_train_epochs": 1.0,
         "lr_scheduler_type": "linear", "seed": facts.seed, "report_to": "none", "output_dir": "model",

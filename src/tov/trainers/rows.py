@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tov.data.cells import BadRow
 from tov.data.pool import Pool, open_pool
 from tov.data.rows import Row, content_hash
-from tov.data.tables import without_padding
+from tov.data.tables import ListTable, without_padding
 from tov.errors import RunError
 from tov.runs.folder import Run
 from tov.scores.store import read_hashes
@@ -18,6 +20,8 @@ from tov.tasks import Task, all_layouts
 from tov.trainers.base import Chosen
 
 Cells = dict[str, Any]
+MOST_FORMS = 256
+"""In which a row is tried, of those with and without the nulls of its columns."""
 
 
 def read_chosen(
@@ -26,7 +30,7 @@ def read_chosen(
     """The rows in their order, as the model saw them; and source -> the columns that it did not see.
 
     Each has the content hash that the score table has of it. A row of a Parquet or Arrow file is tried without the nulls of its
-    structs too, which `selected.jsonl` has back and the model did not see.
+    structs too, in every column or in some, which `selected.jsonl` has back and the model did not see.
 
     Args:
         run: finished, with chosen rows.
@@ -90,9 +94,31 @@ def _scored(
 ) -> Iterator[Row | None]:
     """Each row as it was scored, or None."""
     bare = _pool([without_padding(row) for row in cells], columns, task)
+    unseen = {name for names in pool.unseen().values() for name in names}
     for place, (row, hashed) in enumerate(zip(pool.rows(0, len(cells)), wanted, strict=True)):
-        if not isinstance(row, BadRow) and content_hash(row) == hashed:
-            yield row
-            continue
-        (other,) = bare.at([place])
-        yield other if not isinstance(other, BadRow) and content_hash(other) == hashed else None
+        tried = itertools.chain([row], bare.each([place]), _less_padded(pool, cells[place], unseen))
+        yield next((one for one in tried if not isinstance(one, BadRow) and content_hash(one) == hashed), None)
+
+
+def _less_padded(pool: Pool, row: Cells, unseen: Collection[str]) -> Iterator[Row | BadRow]:
+    """A row with each form of each of its columns: one may be of structs, with padding, and another of JSON text, without."""
+    forms = {name: [value] if name in unseen else _forms(value) for name, value in row.items()}
+    every = itertools.islice(itertools.product(*forms.values()), MOST_FORMS)
+    table = ListTable([dict(zip(forms, values, strict=True)) for values in every], "selected.jsonl")
+    yield from replace(pool, sources=(replace(pool.sources[0], table=table),)).each(range(len(table)))
+
+
+def _forms(value: Any) -> list[Any]:
+    """A value without the nulls of its outer levels, for each number of levels: what is below may be JSON text of its own."""
+    forms, levels, bare = [value], 0, without_padding(value)
+    while forms[-1] != bare:
+        levels += 1
+        form = _without_outer(value, levels)
+        forms += [form] if form != forms[-1] else []
+    return forms
+
+
+def _without_outer(value: Any, levels: int) -> Any:
+    if isinstance(value, Mapping) and levels:
+        return {name: _without_outer(one, levels - 1) for name, one in value.items() if one is not None}
+    return [_without_outer(one, levels) for one in value] if isinstance(value, list) else value
