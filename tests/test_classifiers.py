@@ -22,22 +22,25 @@ from transformers import (
     DistilBertForSequenceClassification,
     RobertaConfig,
     RobertaModel,
+    RobertaPreLayerNormConfig,
+    RobertaPreLayerNormModel,
 )
 
 import tov
 from oracle import scores as oracle
 from oracle.classifier import label_logprob, tag_logprobs
-from tiny import tiny_encoder_folder, write_jsonl
+from tiny import tiny_encoder_folder, tiny_model_folder, write_jsonl
 from tov.errors import DataError, ModelError
 from tov.methods.tov.scan import scan_rows
 from tov.model.adapters import attach, read_state
 from tov.model.builtin import packaged_model
+from tov.model.evaluate import evaluate
 from tov.model.kernels.joined import scanning
 from tov.model.load import load_model, load_tokenizer
 from tov.tasks import TASKS
 from tov.tasks.classification import Labelled
 from tov.tasks.ner import Tagged
-from tov.text.encode import IGNORED, Encoder
+from tov.text.encode import IGNORED, Encoder, pack
 
 NER, TEXTS = TASKS["ner"], TASKS["classification"]
 MOST = 1e-4
@@ -359,17 +362,50 @@ def test_heads_of_several_modules_are_trained_whole(encoder: Path, tmp_path: Pat
     assert_scores_again("classification", picked, str(tmp_path / "distil"), make("classification", 40, 1), 4.0)
 
 
-def test_roberta_counts_positions_from_the_padding_id_on(encoder: Path, tmp_path: Path) -> None:
-    config = RobertaConfig(
+@pytest.mark.parametrize(
+    ("configured", "made"), [(RobertaConfig, RobertaModel), (RobertaPreLayerNormConfig, RobertaPreLayerNormModel)]
+)
+def test_roberta_counts_positions_from_the_padding_id_on(
+    configured: Any, made: Any, encoder: Path, tmp_path: Path
+) -> None:
+    config = configured(
         vocab_size=192, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         max_position_embeddings=34, pad_token_id=1,
     )  # fmt: skip
-    RobertaModel(config).save_pretrained(tmp_path / "roberta")
+    made(config).save_pretrained(tmp_path / "roberta")
     AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "roberta")
     picked = select("ner", tmp_path, str(tmp_path / "roberta"))
     assert json.loads((picked.folder / "path" / "manifest.json").read_text())["max_length"] == 32
     with pytest.raises(ModelError, match="at most 32"):
         select("ner", tmp_path, str(tmp_path / "roberta"), max_length=33, out=tmp_path / "no")
+
+
+@pytest.mark.parametrize("pad", [0, 2, 290, None], ids=["first", "end", "last", "none"])
+def test_a_decoder_with_a_sequence_head_finds_the_last_token_of_a_padded_row(pad: int | None, tmp_path: Path) -> None:
+    """Its transformers class looks for it by the padding id, whatever that is; without one, the end token stands for it."""
+    folder = tiny_model_folder(tmp_path, pad_token_id=pad)
+    if pad is None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
+    loaded = load_model(str(folder), task=TEXTS, labels=("x", "y", "z"), dtype="fp32")
+    draw, rows = np.random.default_rng(0), []
+    for length in (5, 9, 12, 20):
+        labels = np.full(length, IGNORED)
+        labels[0] = length % 3
+        rows.append((draw.integers(3, 250, length), labels))
+    nothing = np.zeros(len(rows), np.int64)
+    encoded = pack(rows, nothing, nothing)
+    adapted = attach(
+        loaded.model, rank=2, alpha=4.0, dropout=0.0, targets=("all-linear",), seed=0, task_type=TEXTS.peft_type,
+        trained=loaded.head,
+    )  # fmt: skip
+    together, alone = (evaluate(adapted, encoded, batch_tokens=tokens).losses for tokens in (1000, 1))
+    with torch.inference_mode():
+        logits = [loaded.model(torch.from_numpy(ids)[None]).logits[0] for ids, _ in rows]
+    plain = [-one.log_softmax(-1)[labels[0]].item() for one, (_, labels) in zip(logits, rows, strict=True)]
+    np.testing.assert_allclose(together, plain, atol=1e-5)
+    np.testing.assert_allclose(alone, plain, atol=1e-5)
 
 
 def test_repaired_rows_are_counted_in_the_summary(encoder: Path, tmp_path: Path) -> None:

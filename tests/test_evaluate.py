@@ -252,6 +252,21 @@ def test_an_answer_ends_with_the_template_s_turn(short: None, tokenizer: Any) ->
     assert any(len(one) < generate.NEW_TOKENS - 1 for one in found), "no answer ended, so nothing was tested"
 
 
+@pytest.mark.parametrize("limit", [16, 24])
+def test_a_model_of_few_positions_answers_within_them(limit: int, short: None, tokenizer: Any) -> None:
+    """Half of them at most are the answer's, and the end of the prompt has the rest."""
+    model = adapted(tiny_llama(max_position_embeddings=limit))
+    rows = [from_prompt_completion({"prompt": words, "completion": "x"}) for words in ("a", "long " * 30)]
+    found = answers(model, Encoder(INSTRUCTION.encode, tokenizer, 96), rows)
+    assert len(found) == 2
+    text = tokenizer.apply_chat_template(list(rows[1].prompt), tokenize=False, add_generation_prompt=True)
+    new = min(generate.NEW_TOKENS, limit // 2)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][-(limit - new) :]
+    with torch.no_grad():
+        first = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    assert found[1][:1] == tokenizer.decode([first], skip_special_tokens=True)[:1]
+
+
 def test_the_end_of_a_long_prompt_is_kept(short: None, tokenizer: Any) -> None:
     model, row = adapted(tiny_llama()), from_prompt_completion({"prompt": "long " * 30, "completion": "x"})
     text = tokenizer.apply_chat_template(list(row.prompt), tokenize=False, add_generation_prompt=True)

@@ -316,3 +316,21 @@ def test_files_are_listed_for_their_own_folder_whoever_ends_first(tmp_path: Path
     write_text(tmp_path / "a" / "file", "x")
     blocks["b"].__exit__(None, None, None)
     assert told == {"a": [], "b": ["file"]}
+
+
+def test_what_is_made_of_equal_rows_for_another_adapter_or_model_is_another_run(copy: Path) -> None:
+    """Methods that read text alone choose the same rows by the same scores, whatever the adapter is to be."""
+    given: dict[str, Any] = {"method": "random", "page": False, "base_size": None, "epochs": None}
+    one = select(copy, "runs/one", **given, lora_r=2)
+    other = select(copy, "runs/other", **given, lora_r=4)
+    assert one.dataset.to_list() == other.dataset.to_list()
+    made = {
+        "export": lambda run: tov.export(run, to="trl", out=copy / "runs" / "e", quiet=True),
+        "again": lambda run: tov.reselect(run, n=3, out=copy / "runs" / "s", page=False, quiet=True),
+        "train": lambda run: tov.train(run, out=copy / "runs" / "t", train_rows=6, quiet=True),
+    }
+    for make in made.values():
+        make(one)
+        make(one)  # the same again is no other run
+        with pytest.raises(RunError, match=r"chosen_for\.lora_r: 2 -> 4"):
+            make(other)

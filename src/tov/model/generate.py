@@ -50,13 +50,14 @@ def answers(adapted: Any, encode: Encoder, rows: Sequence[Asked]) -> list[str]:
     """
     was_training, tokenizer = adapted.training, encode.tokenizer
     limit = longest(adapted.get_base_model().config, tokenizer)
-    max_length = min(encode.max_length, limit - NEW_TOKENS) if limit else encode.max_length
+    new = min(NEW_TOKENS, max(1, limit // 2)) if limit else NEW_TOKENS
+    max_length = min(encode.max_length, max(1, limit - new)) if limit else encode.max_length
     adapted.eval()
     try:
         prompts = [render_prompt(tokenizer, row.prompt, row.context) for row in rows]
         starts, ends = range(0, len(prompts), BATCH_ROWS), _ends(adapted, encode, rows)
         batches = (prompts[at : at + BATCH_ROWS] for at in starts)
-        return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, ends)]
+        return [text for batch in batches for text in _batch(adapted, tokenizer, batch, max_length, new, ends)]
     finally:
         adapted.train(was_training)
 
@@ -72,14 +73,16 @@ def _ends(adapted: Any, encode: Encoder, rows: Sequence[Asked]) -> list[int]:
     return sorted(end for end in ends if end is not None)
 
 
-def _batch(adapted: Any, tokenizer: Any, prompts: Sequence[str], max_length: int, ends: list[int]) -> list[str]:
+def _batch(
+    adapted: Any, tokenizer: Any, prompts: Sequence[str], max_length: int, new: int, ends: list[int]
+) -> list[str]:  # fmt: skip
     prompt_ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"][-max_length:] for prompt in prompts]
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     width, device = max(map(len, prompt_ids)), next(adapted.parameters()).device
     ids = torch.tensor([[padding] * (width - len(row)) + row for row in prompt_ids], device=device)
     filled = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids], device=device)
     generated = adapted.generate(
-        input_ids=ids, attention_mask=filled, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=padding,
+        input_ids=ids, attention_mask=filled, do_sample=False, max_new_tokens=new, pad_token_id=padding,
         eos_token_id=ends or None, temperature=None, top_p=None, top_k=None,
     )  # fmt: skip
     return list(tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True))

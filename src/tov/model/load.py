@@ -172,7 +172,10 @@ def longest(config: Any, tokenizer: Any) -> int | None:
     return min(known) if known else None
 
 
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet")
+OFFSET_POSITIONS = (
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text", "longformer",
+    "mpnet", "ibert", "luke", "lilt", "markuplm", "esm",
+)  # fmt: skip
 """Models that count positions from the padding id on, so that their table has that many entries more than places."""
 
 
@@ -231,7 +234,8 @@ def load_model(
         else:
             model = _from_pretrained(auto, name, source, options)
     if model.config.pad_token_id is None:  # decoders with a sequence head look for a row's last token by it
-        model.config.pad_token_id = tokenizer.pad_token_id
+        ends = tokenizer.eos_token_id if task.new_head else None
+        model.config.pad_token_id = ends if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     loading.check_placed(name, model)
     model = (model if loading.asked else model.to(place)).eval()
     model.requires_grad_(False)

@@ -77,7 +77,11 @@ def is_causal(model: Any) -> bool:
 def classifier_logits(model: Any, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
     """(B, T, C) logits of words and (B, T) labels; of texts (B, 1, C), and (B, 1) those at their first tokens."""
     ids, labels = _on_device(model, batch)
-    options = options or {"attention_mask": filled_mask(batch, model.device)}
+    if not options:
+        filled, pad = filled_mask(batch, model.device), getattr(model.config, "pad_token_id", None)
+        if filled is not None and pad:  # decoders look for a row's last token by the id, and not by the mask
+            ids = ids.masked_fill(~filled, pad)
+        options = {"attention_mask": filled}
     logits = model(input_ids=ids, **options).logits
     return (logits[:, None], labels[:, :1]) if logits.dim() == 2 else (logits, labels)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tov.config.choice import SelectionSettings
-from tov.config.records import SelectConfig
+from tov.config.records import PathSettings, SelectConfig
+from tov.config.settings import declared_by
 from tov.errors import ModelError
 from tov.inputs.named import model_identity, pool_identity, targets_identity
 from tov.inputs.read import Indexed, PoolRows
@@ -32,6 +33,26 @@ def select_identity(config: SelectConfig, variant: Variant, rows: PoolRows, targ
         "pool": {**pool_identity(rows.pool, rows.index), "excluded": rows.excluded_fingerprint},
         "targets": targets_identity(target),
     }
+
+
+def chosen_for(origin: Run) -> dict[str, Any]:
+    """What a training on a run's rows depends on beside them: the model's content, its length, and the adapter's settings.
+
+    Methods that read text alone have scores that do not depend on these.
+    """
+    model = origin.manifest.to_train
+    if model is None:
+        return {}
+    adapter = [name for name in PathSettings.model_fields if "training" in declared_by(PathSettings, name).used_by]
+    return {
+        "model": origin.manifest.identity.get("model") or model.fingerprint or model.name,
+        "max_length": model.max_length,
+        **{name: model.settings[name] for name in (*adapter, *_LOADED) if model.settings.get(name) is not None},
+    }
+
+
+_LOADED = ("revision", "load_in_4bit", "load_in_8bit", "device_map")
+"""Settings by which a model is loaded."""
 
 
 def _of_settings(config: SelectionSettings, variant: Variant) -> dict[str, Any]:

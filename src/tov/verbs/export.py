@@ -35,6 +35,7 @@ from tov.trainers.base import TITLES, Facts, Trainer
 from tov.trainers.card import Origin, bare, card
 from tov.trainers.rows import read_chosen
 from tov.verbs import training_file
+from tov.verbs.asked import chosen_for
 from tov.verbs.result import Result
 from tov.verbs.training_file import open_choice
 
@@ -89,7 +90,10 @@ def run_export(config: ExportConfig) -> Exported:
     _check_kind(TRAINERS[config.to], config.kind)
     origin = open_choice(config.from_run)
     made = {name: origin.manifest.files.get(name) for name in (training_file.FILE, training_file.LINES)}
-    identity = {"settings": config.of("export"), "chosen": made, "scores": origin.stamp}
+    identity = {
+        "settings": config.of("export"), "chosen": made, "scores": origin.stamp, "seed": origin.manifest.seed,
+        "chosen_for": chosen_for(origin),
+    }  # fmt: skip
     with work_on(
         run_folder(config.out, identity), command="export", identity=identity, force=config.force, tells=not config.quiet,
         settings=config.shown(), reads=origin.reads,

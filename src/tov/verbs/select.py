@@ -50,7 +50,7 @@ from tov.scores.store import columns_in, read_hashes, read_table, rows_in
 from tov.tasks import TASKS
 from tov.verbs import quarantine, training_file
 from tov.verbs import shown as shown_rows
-from tov.verbs.asked import is_asked_for, select_identity
+from tov.verbs.asked import chosen_for, is_asked_for, select_identity
 from tov.verbs.explain import default_explained, explain, to_explain
 from tov.verbs.looked import Seen, look_at, note_target, see_target, target_again
 from tov.verbs.proxy import (
@@ -253,6 +253,7 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         "options": scoring.options,
         "settings": {**with_effect(config, variant.method, "choice"), "seed": seed},
         "scores": scoring.fingerprint,
+        "chosen_for": chosen_for(origin),
     }
     with work_on(
         run_folder(config.out, identity), command="select --from", identity=identity, settings=config.shown(),

@@ -44,6 +44,7 @@ from tov.training.final import TrainingLog, epochs_for
 from tov.training.final import train as train_by_tov
 from tov.training.trl import train_by_trl
 from tov.verbs import training_file
+from tov.verbs.asked import chosen_for
 from tov.verbs.result import Result
 from tov.verbs.training_file import open_choice
 
@@ -229,6 +230,7 @@ def _identity(job: _Job, origin: Run, hashes: Sequence[str]) -> dict[str, Any]:
     return {
         "settings": job.config.of("training"),
         "model": job.model.fingerprint,
+        "chosen_for": chosen_for(origin),
         "scores": scoring.fingerprint if scoring else "",
         "chosen": {"rows": len(hashes), "fingerprint": digest(list(hashes))},
         "test": {"rows": len(test) if test else 0, "fingerprint": test.index.fingerprint if test else ""},
