@@ -811,15 +811,6 @@ def _(b: Bench) -> list[str]:
     return b.yaml(f"n: 2:16\nmodel: {b.model}\npool: p\ntarget: t\nout: o\n")
 
 
-@bad(
-    "a label beside a completion that says something else",
-    "pool.jsonl, row 1: label is 'maths'",
-    "--columns other=label",
-)
-def _(b: Bench) -> list[str]:
-    return b.select(pool=write_jsonl(b / "pool.jsonl", [{**row, "label": "maths"} for row in POOL]))
-
-
 @bad("no entity anywhere", "No row of target or pool has an entity", "--columns")
 def _(b: Bench) -> list[str]:
     nothing = [{**row, "ner_tags": ["O"] * 3} for row in SENTENCES]

@@ -33,6 +33,7 @@ from tov.tasks import TASKS, all_layouts
 from tov.text.chat import PLAIN_TEMPLATE
 from tov.trainers import TRAINERS
 from tov.trainers.base import filled
+from tov.trainers.card import bare
 from tov.trainers.rows import read_chosen
 from tov.verbs.training_file import open_choice, our_columns
 
@@ -685,3 +686,15 @@ def test_the_command_line(runs: Runs, tmp_path: Path) -> None:
     assert f"cd {tmp_path / 'a'}" in told.out
     assert json.loads(as_json.out)["summary"]["rows"] == 6
     assert "axolotl" in wrong.err
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("data/private/x.jsonl", "x.jsonl"), ("s3://bucket/private/x.jsonl", "x.jsonl"), ("data/*.parquet", "*.parquet"),
+        ("wiki=data/x.jsonl.gz", "wiki=x.jsonl.gz"), ("data/lang=en.jsonl", "lang=en.jsonl"), ("/abs/model", "model"),
+        ("org/data:train", "org/data:train"), ("org/model-1.5", "org/model-1.5"), ("minilm", "minilm"),
+    ],
+)  # fmt: skip
+def test_a_card_names_files_without_their_folders(location: str, shown: str) -> None:
+    assert bare(location) == shown

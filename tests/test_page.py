@@ -156,6 +156,7 @@ def test_a_finished_run_gets_the_page_that_is_asked_for_later(
     }  # fmt: skip
     run = tov.select(**given, out=tmp_path / "a", page=False)
     before = run.manifest.files
+    assert f"page: tov report {tmp_path / 'a'}" in run._repr_html_(), "there is none yet"
     assert not (tov.select(**given, out=tmp_path / "a").folder / "report.html").exists()
     again = tov.select(**{**given, "quiet": False}, out=tmp_path / "a", page=True, explain_rows=3)
     assert (again.folder / "report.html").exists()
@@ -164,7 +165,11 @@ def test_a_finished_run_gets_the_page_that_is_asked_for_later(
     assert "--explain-rows measured nothing" in capsys.readouterr().err
     fewer = {"n": 3, "pool": given["pool"], "out": tmp_path / "b", "quiet": True}
     other = tov.reselect(run, **fewer, page=False)
-    assert (tov.reselect(run, **fewer, page=True).folder / "report.html").exists()
+    chosen_again = tov.reselect(run, **fewer, page=True).folder / "report.html"
+    assert f"page: {chosen_again}" in other._repr_html_()
+    assert "tov compare --from" in (again.folder / "report.html").read_text("utf-8")
+    assert "tov compare --from" not in chosen_again.read_text("utf-8"), "it takes no run of select --from"
+    assert "config.yaml" not in (again.folder / "report.html").read_text("utf-8"), "its inputs were in memory"
     beside = report(run, other)
     assert beside.file == run.folder / "beside-b.html"
     assert "beside-b.html" in open_run(run.folder).manifest.files
@@ -184,6 +189,21 @@ def test_a_page_named_by_another_way_to_its_folder_is_the_runs_own(
     assert open_run(run.folder).is_whole()
     monkeypatch.chdir(tmp_path / "b")
     assert report("../a", ".").file.name == "beside-b.html"
+    monkeypatch.chdir(tmp_path / "a")
+    beside = report(".", "../b").file.read_text("utf-8")
+    assert "b shares 3 of its 3 rows with a" in beside, "a folder has its name also where it is called `.`"
+
+
+def test_repeats_are_rows_of_their_own_beside_another_run(tmp_path: Path, tiny_folder: Path) -> None:
+    pool = make_rows(12, seed=1)
+    given = {
+        "model": str(tiny_folder), "pool": [*pool, *pool[:4]], "target": make_rows(4, seed=2), "method": "random",
+        "decontaminate": False, "max_length": 64, "quiet": True, "page": True,
+    }  # fmt: skip
+    one = tov.select(**given, n=16, out=tmp_path / "a")
+    two = tov.select(**given, n=12, out=tmp_path / "b")
+    text = report(one, two).file.read_text("utf-8")
+    assert "b shares 12 of its 12 rows with a" in text
 
 
 def test_a_choice_made_again_takes_over_the_tokens(picked: Any, tmp_path: Path) -> None:

@@ -68,29 +68,23 @@ def test_pairs_that_differ_in_the_rejected_answer_are_no_repeats() -> None:
     assert len(set(index.prompt.tolist())) == 1
 
 
-@pytest.mark.parametrize(
-    "label", [False, 0, 0.0, "false", "False", " FALSE ", "0", "0.0", np.bool_(False), np.int64(0)]
-)
+@pytest.mark.parametrize("label", [False, "false", "False", " FALSE ", np.bool_(False)])
 def test_a_completion_that_is_not_wanted_is_left_out(label: Any) -> None:
     with pytest.raises(NotGold, match="its label is false"):
         from_prompt_completion({"prompt": "a", "completion": "b", "label": label})
 
 
-@pytest.mark.parametrize("label", [True, 1, 1.0, "true", "True", "1", "", None, float("nan"), np.bool_(True)])
-def test_a_completion_that_is_wanted_is_read(label: Any) -> None:
+@pytest.mark.parametrize(
+    "label", [True, "True", 1, 0, 7, "0", "maths", "", None, float("nan"), np.array([0, 1]), [False]]
+)
+def test_a_completion_whose_label_says_nothing_against_it_is_read(label: Any) -> None:
+    """A number or a word may be a class's: no row is left out for it."""
     assert isinstance(from_prompt_completion({"prompt": "a", "completion": "b", "label": label}), Conversation)
 
 
-@pytest.mark.parametrize("label", ["maths", 2, -1, 0.5, "no", [False], {"wanted": True}, np.array([0, 1])])
-def test_a_label_beside_a_completion_that_says_neither_is_no_guess(label: Any) -> None:
-    with pytest.raises(BadRow, match=r"must be true or false, 1 or 0, or empty") as caught:
-        from_prompt_completion({"prompt": "a", "completion": "b", "label": label})
-    assert not isinstance(caught.value, NotGold)
-
-
 def test_csv_files_say_which_completions_are_wanted(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("prompt,completion,label\nq,a,True\nq,b,False\nq,c,\nq,d,0\n")
-    assert index_rows(open_pool([str(tmp_path / "a.csv")], layouts=all_layouts())).not_gold == {1, 3}
+    (tmp_path / "a.csv").write_text("prompt,completion,label\nq,a,True\nq,b,False\nq,c,\nq,d,TRUE\n")
+    assert index_rows(open_pool([str(tmp_path / "a.csv")], layouts=all_layouts())).not_gold == {1}
 
 
 def test_a_text_that_an_annotator_rejected_is_left_out() -> None:

@@ -236,3 +236,18 @@ def test_a_base_set_that_is_the_whole_pool_is_refused_before_anything_is_fitted(
     with pytest.raises(DataError, match="none is left to be chosen by score"):
         select(tmp_path / "run", tiny_folder, "tov", **inputs(), preset="paper")
     assert not (tmp_path / "run" / "path").exists()
+
+
+def test_a_path_of_the_paper_is_scanned_as_the_paper_says(tiny_folder: Path, tmp_path: Path) -> None:
+    """Also where the path was fitted by itself: its step is not amplified."""
+    pool, target = make_rows(20, seed=1), make_rows(4, seed=2)
+    given = {"base_size": 8, "epochs": 1, "lora_r": 2, "max_length": 64, "dtype": "fp32", "quiet": True}
+    fitted = tov.fit(str(tiny_folder), target, pool=pool, preset="paper", out=tmp_path / "fit", **given)
+    scored = tov.score(fitted, pool, out=tmp_path / "scores", quiet=True)
+    assert scored.manifest.scoring.settings["amplify"] == 1.0
+    chosen = tov.select(
+        model=str(tiny_folder), pool=pool, target=target, n=4, preset="paper", out=tmp_path / "run", page=False, **given
+    )
+    np.testing.assert_array_equal(scored.scores["score_positive"], chosen.scores["score_positive"])
+    other = tov.score(fitted, pool, out=tmp_path / "louder", amplify=4.0, quiet=True)
+    assert other.manifest.scoring.settings["amplify"] == 4.0

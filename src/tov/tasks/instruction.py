@@ -122,29 +122,14 @@ def from_prompt_completion(row: Mapping[str, Any]) -> Conversation:
 
     In TRL's unpaired preferences a `label` that is false marks a completion that is not wanted.
     """
-    if not _wanted(row.get("label")):
+    if _unwanted(row.get("label")):
         raise NotGold("its label is false, so its completion is not wanted")
     return _answered(row, row["prompt"], row["completion"], "completion")
 
 
-def _wanted(label: Any) -> bool:
-    """What a `label` says of a completion, in the forms that CSV files and data frames give it; none says nothing against it.
-
-    Raises:
-        BadRow: it says something else.
-    """
-    if label is None or (isinstance(label, float) and label != label):
-        return True
-    said = str(label).strip().lower()
-    if said not in (*_TRUE, *_FALSE):
-        raise BadRow(
-            f"label is {str(label)[:60]!r}, but beside a completion it must be true or false, 1 or 0, or empty",
-            "If it does not say whether the completion is wanted, give --columns other=label.",
-        )
-    return said in _TRUE
-
-
-_TRUE, _FALSE = ("true", "1", "1.0", ""), ("false", "0", "0.0")
+def _unwanted(label: Any) -> bool:
+    """Whether a `label` says that a completion is not wanted: false, also as a CSV file has it. A number may be a class's."""
+    return str(label).strip().lower() == "false"
 
 
 def _answered(row: Mapping[str, Any], prompt: Any, completion: Any, name: str) -> Conversation:

@@ -6,6 +6,7 @@ It may be published, so it names files without their folders.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tov.data.sources import BUILDERS
 from tov.progress import counted
 from tov.reports.summary import table, versions_line
 from tov.runs.manifest import Manifest
@@ -123,16 +125,20 @@ def _made(origin: Origin) -> str:
     return _listed(lines)
 
 
+DATA_FILE = re.compile(rf"({'|'.join(map(re.escape, (*BUILDERS, '.gguf')))})(\.(gz|bz2|xz|zst))?$")
+"""The end of the name of a file, which no Hub id has."""
+
+
 def bare(location: str) -> str:
     """A path without its folders; a Hub id or an alias as it is."""
     name, equals, rest = location.partition("=")  # NAME=FILE; a path may have an = of its own
-    if not equals or _is_path(location):
+    if not equals or "/" in name or _is_path(name):
         name, equals, rest = "", "", location
     return f"{name}{equals}{Path(rest).name}" if _is_path(rest) else location
 
 
 def _is_path(text: str) -> bool:
-    return os.path.isabs(text) or text.startswith((".", "~"))
+    return os.path.isabs(text) or text.startswith((".", "~")) or "://" in text or bool(DATA_FILE.search(text))
 
 
 def _by_source(rows: Sequence[Chosen]) -> list[list[str]]:

@@ -82,9 +82,9 @@ class Compared:
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, the variants, and where the page is."""
-        from tov.reports.html.card import comparison_card
+        from tov.reports.html.card import comparison_card, page_of
 
-        return comparison_card(self.results, named(self.folder))
+        return comparison_card(self.results, page_of(self.folder, named(self.folder)))
 
 
 def compare(
@@ -165,7 +165,10 @@ def _of_run(origin: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run but for its rule, its pool and target by their absolute paths."""
     folder, manifest = origin.folder, origin.manifest
     if manifest.command not in ("select", "fit") or manifest.to_train is None:
-        raise RunError(f"{folder} holds no fitted path.", fix="Name the --out of a tov select or tov fit.")
+        raise RunError(
+            f"{folder} is a run of tov {manifest.command}, whose settings are not those of a comparison.",
+            allowed="a run of tov select or tov fit", fix="Name the run that scored the rows, or model, pool and target.",
+        )  # fmt: skip
     scan = manifest.scoring.settings if manifest.scoring else {}
     settings = {**manifest.to_train.settings, **manifest.identity.get("settings", {}), **scan}
     replaced = {"rule", "bins", *GateSettings.model_fields, *named_by(arguments.get("preset"))}

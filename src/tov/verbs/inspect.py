@@ -120,9 +120,11 @@ def run_inspect(config: InspectConfig, pools: Sequence[Input] | None = None) -> 
     ]
     lacking = any(row["tokens"] and not row["near"] for row in records)
     gone = lacking and run.manifest.targets and same_target(run) is None
-    return Inspected(
-        records, why.rstrip("."), "the files of the run's target are gone, or have changed" if gone else ""
+    in_memory = not run.manifest.inputs.target
+    nowhere = (
+        "the run's target was in memory" if in_memory else "the files of the run's target are gone, or have changed"
     )
+    return Inspected(records, why.rstrip("."), nowhere if gone else "")
 
 
 def _explain(run: Run, config: InspectConfig, pool: Pool, row_ids: np.ndarray, shown: dict[str, Any]) -> None:

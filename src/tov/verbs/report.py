@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import webbrowser
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,14 +238,25 @@ def write_missing(run: Run) -> Run:
 def _pair(first: Run, second: Run) -> Page:
     """Of two selections; rows are the same where their content is."""
     runs, one, two = (first, second), first.place, second.place
-    names = (one.name, two.name) if one.name != two.name else (str(one), str(two))
+    ends = [place.name or place.resolve().name for place in (one, two)]
+    names = (ends[0], ends[1]) if ends[0] != ends[1] else (str(one), str(two))
     chosen, hashes = [], []
     for run in runs:
         rows = training_file.read_selected(run.check_file(training_file.FILE).parent)
         row_ids = np.array(rows["tov_row_id"], np.int64)
         hashes.append(dict(zip(row_ids.tolist(), read_hashes(run.scores, row_ids, run.stamp), strict=True)))
-        chosen.append(dict(zip(hashes[-1].values(), rows["tov_source"], strict=True)))
+        chosen.append(_of_content(hashes[-1].values(), rows["tov_source"]))
     return pair_page(names, (chosen[0], chosen[1]), _gained_and_lost(runs, hashes))
+
+
+def _of_content(hashes: Iterable[str], sources: Iterable[str]) -> dict[tuple[str, int], str]:
+    """Content, and which of the rows of one content it is -> source: repeats are rows too."""
+    seen = Counter[str]()
+    found = dict[tuple[str, int], str]()
+    for one, source in zip(hashes, sources, strict=True):
+        found[one, seen[one]] = source
+        seen[one] += 1
+    return found
 
 
 def _gained_and_lost(runs: tuple[Run, Run], hashes: list[dict[int, str]]) -> dict[str, Any] | None:
@@ -255,7 +267,8 @@ def _gained_and_lost(runs: tuple[Run, Run], hashes: list[dict[int, str]]) -> dic
     task = TASKS[runs[0].manifest.model.task] if runs[0].manifest.model else None
     return {
         **shown_rows.apart(both[0], both[1], hashes, (LOST, GAINED), same=_one_pool(runs)),
-        "unit": task.length if task else "tokens", "inline": bool(task and task.new_head), "run": runs[0].place.name,
+        "unit": task.length if task else "tokens", "inline": bool(task and task.new_head),
+        "run": argument(named(runs[0].place)),
     }  # fmt: skip
 
 

@@ -142,9 +142,9 @@ class Picked(Result):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the verdict, where the rows come from, and where the page is."""
-        from tov.reports.html.card import selection_card
+        from tov.reports.html.card import page_of, selection_card
 
-        return selection_card(self.manifest, self.place)
+        return selection_card(self.manifest, page_of(self.run.folder, self.place))
 
     def __str__(self) -> str:
         """What the command prints: the composition, notes, and where the rows are."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tov.config.presets import PRESETS
 from tov.config.records import FitConfig, PathSettings, ScanSettings, ScoreConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.labels import check_known
@@ -79,9 +80,7 @@ def run_score(config: ScoreConfig, pools: Sequence[Input] | None = None) -> Resu
     overrides |= {"model": origin.manifest.model.name} if origin.manifest.model else {}
     overrides["trust_remote_code"] = config.trust_remote_code
     before = build(PathSettings, {**stored.settings, **overrides})
-    scan = _scan_settings(
-        config, origin.manifest.scoring.settings if origin.manifest.scoring else {}, before.task or ""
-    )
+    scan = _scan_settings(config, origin.manifest.scoring.settings if origin.manifest.scoring else {}, before)
     settings = _as_selection(before, scan)
     check_loading(Loading.of(settings), settings.device, new_head=TASKS[settings.task or ""].new_head)
     prompts = np.concatenate([path.prompts for path in paths.values()])
@@ -140,11 +139,14 @@ def _as_selection(before: PathSettings, scan: dict[str, Any]) -> SelectConfig:
     return build(SelectConfig, {**prepared, **scan, "n": 1, "out": "auto"})
 
 
-def _scan_settings(config: ScoreConfig, of_run: dict[str, Any], task: str) -> dict[str, Any]:
-    """Settings of the scan: as given, else those of the run, else the task's."""
+def _scan_settings(config: ScoreConfig, of_run: dict[str, Any], before: PathSettings) -> dict[str, Any]:
+    """Settings of the scan: as given, else those of the run, else those of the path's preset, else the task's."""
+    task = before.task or ""
+    of_preset = PRESETS[before.preset](task, before.base_size) if before.preset else {}
     return {
         name: getattr(config, name)
         or of_run.get(name)
+        or of_preset.get(name)
         or ScanSettings.model_fields[name].default
         or getattr(TASKS[task].defaults, name, None)
         for name in ScanSettings.model_fields
@@ -195,7 +197,7 @@ def run_fit(config: FitConfig, pools: Sequence[Input] | None = None, targets: Se
             inputs=remember_in(run, rows, config, pool=pools, target=targets),
             seed=config.seed,
         )
-        scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config.task or "")
+        scan = _scan_settings(ScoreConfig(from_run="-", pool=("-",), out="auto"), {}, config)
         settings = _as_selection(config, scan)
         models = Models()
         work = Work(

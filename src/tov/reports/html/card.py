@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from tov.reports import comparison as markdown
@@ -13,8 +15,13 @@ from tov.runs.manifest import Manifest
 from tov.sinks import line
 
 
-def selection_card(manifest: Manifest, folder: str) -> str:
-    """Of a selection."""
+def page_of(folder: Path, place: str) -> str:
+    """Where the page of a run is, or the command that makes it."""
+    return f"{place}/report.html" if (folder / "report.html").exists() else f"tov report {shlex.quote(place)}"
+
+
+def selection_card(manifest: Manifest, page: str) -> str:
+    """Of a selection; `page` is where its page is, or the command that makes it."""
     choice = manifest.summary["choice"]
     pool, chosen = (sum(row[key] for row in choice["composition"]) for key in ("pool", "chosen"))
     rows = [
@@ -33,19 +40,19 @@ def selection_card(manifest: Manifest, folder: str) -> str:
         warnings,
         ["source", "pool", "share", "chosen", "share"],
         rows,
-        f"{folder}/report.html",
+        page,
     )
 
 
-def comparison_card(results: Mapping[str, Any], folder: str) -> str:
-    """Of a comparison."""
+def comparison_card(results: Mapping[str, Any], page: str) -> str:
+    """Of a comparison, likewise."""
     rows = [
         [one["variant"], f"{size['n']:,}", markdown.gain_of(one), markdown.worth(one["equivalent"])]
         for size in results["sizes"]
         for one in size["variants"]
     ]
     header = ["variant", "rows", "better than random, %", "worth × random rows"]
-    return _card(comparison.verdict(results), results["notes"], header, rows, f"{folder}/report.html")
+    return _card(comparison.verdict(results), results["notes"], header, rows, page)
 
 
 def _card(verdict: str, notes: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]], page: str) -> str:

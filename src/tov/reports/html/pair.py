@@ -14,7 +14,7 @@ SHOWN = "Rows that only one of the two has chosen; as many as were stored to be 
 
 
 def pair_page(
-    names: tuple[str, str], chosen: tuple[Mapping[str, str], Mapping[str, str]], rows: dict[str, Any] | None
+    names: tuple[str, str], chosen: tuple[Mapping[Any, str], Mapping[Any, str]], rows: dict[str, Any] | None
 ) -> Page:
     """The page.
 

@@ -65,8 +65,8 @@ def selection_page(manifest: Manifest, shown: Mapping[str, Any] | None, folder: 
         verdict=verdict(manifest),
         facts=_facts(manifest, choice),
         sections=sections,
-        measure_lead="" if manifest.gate else UNMEASURED,
-        measure="" if manifest.gate else _compare(folder, choice["n"]),
+        measure_lead=UNMEASURED,
+        measure="" if manifest.gate or manifest.command != "select" else _compare(folder, choice["n"]),
         rows=None if shown is None else _table(manifest, shown, folder, task.length),
         rows_are="Rows: chosen, just below the cut, left out",
         rows_in="The chosen rows are in selected.jsonl.",
@@ -343,6 +343,12 @@ def _cost(manifest: Manifest) -> Section:
     return Section("cost", "Cost", lead=lead, tables=[Table("Time by stage", ["stage", "time"], rows)])
 
 
+def _readable(manifest: Manifest) -> bool:
+    """Whether the settings file names all inputs; those in memory are to be passed again."""
+    inputs = manifest.inputs
+    return manifest.command != "select" or all(one for one in (inputs.pool, inputs.target))
+
+
 def _again(manifest: Manifest, folder: str) -> Section:
     verb = "select" if manifest.command.startswith("select") else manifest.command
     prints = {
@@ -365,7 +371,7 @@ def _again(manifest: Manifest, folder: str) -> Section:
             f"Seed {manifest.seed}; " + "; ".join(lines) + ".",
         ],
         code=[
-            f"tov {verb} {shlex.quote(folder + '/config.yaml')}",
+            *([f"tov {verb} {shlex.quote(folder + '/config.yaml')}"] if _readable(manifest) else []),
             "# other rows, nothing scored again:\n"
             f"tov select --from {shlex.quote(folder)} --n {n} --out {shlex.quote(f'{folder}-{n}')}",
         ],
