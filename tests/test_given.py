@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import tov
+from tiny import make_rows, write_jsonl
+from tov.cli import demo
 from tov.cli.main import main
 from tov.errors import ConfigError, RunError
 
@@ -56,3 +58,46 @@ def test_no_run_folder_is_named_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for call in (partial(tov.reselect, n=4), tov.train, partial(tov.export, to="trl")):
         with pytest.raises(ConfigError, match="--out got None"):
             call(tmp_path, out=nowhere)
+
+
+NOWHERE = "~no-such-user-here/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["select", "--model", "m", "--pool", "p", "--target", "t", "--n", "4", "--out", NOWHERE],
+        ["select", "--model", "smollm2-135m", "--pool", NOWHERE, "--target", NOWHERE, "--n", "4", "--out", "run"],
+        ["fit", "--model", NOWHERE, "--pool", "{rows}", "--target", "{rows}", "--out", "run"],
+        ["compare", "{grid}", "--out", NOWHERE],
+        ["report", NOWHERE],
+        ["report", "run", "--out", NOWHERE],
+        ["inspect", NOWHERE, "3"],
+        ["demo", "--out", NOWHERE],
+    ],
+    ids=["out", "data", "model", "grid", "report", "page", "run", "demo"],
+)
+def test_the_home_of_nobody_is_refused(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, grid = write_jsonl(tmp_path / "rows.jsonl", make_rows(9)), tmp_path / "grid.yaml"
+    grid.write_text("model: m\npool: p\ntarget: t\ntest: u\nsizes: 4\nexperiments: {A: {}}\n", encoding="utf-8")
+    said = refused([word.format(rows=rows, grid=grid) for word in words], capsys)
+    assert "'~no-such-user-here' is no user's home folder here" in said
+
+
+@pytest.mark.parametrize("verb", [["inspect", "{run}", "3"], ["train", "--from", "{run}", "--out", "out"]])
+def test_a_run_at_home_is_found(
+    verb: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = refused([word.format(run="~/run") for word in verb], capsys)
+    assert f"{tmp_path / 'run'} holds no run" in said
+
+
+def test_a_demo_goes_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert demo._places(".") == (tmp_path / "here", tmp_path / "here-data")
+    assert demo._places("runs/demo") == (Path("runs/demo"), Path("runs/demo-data"))
+    assert "--out s3://b/x is a URL" in refused(["demo", "--out", "s3://b/x"], capsys)
