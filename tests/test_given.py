@@ -6,13 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tov
 from tiny import make_rows, write_jsonl
 from tov.cli import demo
 from tov.cli.main import main
+from tov.config.records import CompareConfig, SelectConfig
+from tov.config.settings import build
 from tov.errors import ConfigError, RunError
+from tov.selection.choose import quotas_for
 
 
 def refused(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
@@ -101,3 +105,25 @@ def test_a_demo_goes_where_it_is_told(
     assert demo._places(".") == (tmp_path / "here", tmp_path / "here-data")
     assert demo._places("runs/demo") == (Path("runs/demo"), Path("runs/demo-data"))
     assert "--out s3://b/x is a URL" in refused(["demo", "--out", "s3://b/x"], capsys)
+
+
+ASKED = {"model": "m", "pool": "p", "target": "t"}
+
+
+def test_numbers_are_taken_where_a_flag_takes_their_words() -> None:
+    config = build(SelectConfig, {**ASKED, "n": 4, "out": "o", "columns": {"tokens": 2, "ner_tags": "3"}, "devices": 0})
+    assert config.columns == {"tokens": "2", "ner_tags": "3"}
+    assert config.devices == ("0",)
+    for name, wrong in (("columns", {"tokens": True}), ("devices", True), ("devices", -1)):
+        with pytest.raises(ConfigError, match=f"--{name}"):
+            build(SelectConfig, {**ASKED, "n": 4, "out": "o", name: wrong})
+
+
+def test_a_size_written_in_two_ways_is_one() -> None:
+    assert build(CompareConfig, {**ASKED, "out": "o", "sizes": (8, 8.0, "+8", "16,08")}).sizes == (8, 16)
+
+
+def test_caps_of_a_large_choice_are_exact() -> None:
+    quotas = quotas_for(np.array([0, 1]), ("a", "b"), {"a": 0.57, "b": 0.43}, 100_000_000)
+    assert quotas is not None
+    assert quotas.left.tolist() == [57_000_000, 43_000_000]
