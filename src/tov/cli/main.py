@@ -222,7 +222,9 @@ def _of_run(name: str, config: str | None, **flags: Any) -> None:
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
         if flags["from_run"] is not None:
             raise ConfigError(
-                f"tov {name} got two runs: {config}, and --from {flags['from_run']}.", allowed="one run", fix="Leave one out."
+                f"tov {name} got two runs: {config}, and --from {flags['from_run']}.",
+                allowed="one run",
+                fix="Leave one out.",
             )
         config, flags["from_run"] = None, config
     _work(name, config, **flags)
