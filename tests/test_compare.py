@@ -484,7 +484,9 @@ def test_a_grid_extends_another_and_names_its_unset_variable(tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_a_grid_runs_and_joins_its_tables(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_grid_runs_and_joins_its_tables(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, rows, seed in (("pool", 40, 1), ("target", 6, 2), ("test", 5, 3)):
         write_jsonl(tmp_path / f"{name}.jsonl", make_rows(rows, seed=seed))
     experiment = {name: str(tmp_path / f"{name}.jsonl") for name in ("pool", "target", "test")}
@@ -508,6 +510,13 @@ def test_a_grid_runs_and_joins_its_tables(tmp_path: Path, tiny_folder: Path) -> 
     assert "two" not in again
     with pytest.raises(RunError, match="no experiment of the grid"):
         run_grid(grid, {"out": str(tmp_path / "none"), "report_only": True, "quiet": True})
+    capsys.readouterr()
+    for line, printed in (("json: true", True), ("quiet: true", False)):
+        (tmp_path / "told.yaml").write_text(f"extends: grid.yaml\n{line}\n")
+        with pytest.raises(SystemExit):
+            main(["compare", str(tmp_path / "told.yaml"), "--out", str(tmp_path / "out"), "--report-only"])
+        out = capsys.readouterr().out
+        assert list(json.loads(out)["results"]) == ["one"] if printed else not out
 
 
 # A case whose answer is known

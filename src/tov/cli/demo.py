@@ -17,8 +17,10 @@ from tov.cli.demo_data import TARGET_STYLE, TARGET_TOPIC, write_styles, write_to
 from tov.cli.streams import say
 from tov.config.choice import SelectionSettings
 from tov.data.pool import open_pool
+from tov.errors import ConfigError
 from tov.methods.tov.method import Tov
 from tov.model.builtin import packaged_file
+from tov.objects.stores import at_home, is_url
 from tov.reports.summary import share, table
 from tov.sinks import line
 from tov.tasks import all_layouts
@@ -90,11 +92,11 @@ def run_demo(out: str | None = None, *, task: str = "instruction", force: bool =
 
     Raises:
         ModelError: a package of the demo is missing; says which command fetches it.
+        ConfigError: `out` is a URL, or below the home folder of nobody.
     """
     demo = DEMOS[task]
+    folder, data = _places(out or demo.out)
     packaged_file(demo.model)
-    folder = Path(out or demo.out).expanduser()
-    data = folder.with_name(folder.name + "-data")
     target, pool = demo.write(data, demo.install)
     rows = Path(target).read_text(encoding="utf-8").count("\n")
     say(f"Pool: {len(pool)} {demo.data} in {data}. Target: {rows} held-out rows of '{demo.target}'.")
@@ -102,6 +104,16 @@ def run_demo(out: str | None = None, *, task: str = "instruction", force: bool =
     picked = select(model=demo.model, pool=pool, target=target, out=folder, force=force, **demo.settings)
     say(describe(picked, demo))
     return picked
+
+
+def _places(out: str) -> tuple[Path, Path]:
+    """The run folder, and beside it the folder of the data."""
+    if is_url(out):
+        raise ConfigError(f"--out {out} is a URL.", allowed="a local folder", fix="Name a folder here: --out FOLDER.")
+    folder = at_home(out)
+    if folder.name in ("", ".."):  # `.` has no name of its own
+        folder = folder.resolve()
+    return folder, folder.parent / f"{folder.name}-data"
 
 
 def describe(picked: Picked, demo: Demo) -> str:

@@ -196,7 +196,7 @@ def gather(config: str | None, flags: dict[str, Any]) -> dict[str, Any]:
                 allowed="pairs OURS=YOURS, e.g. prompt=question",
                 fix="Write an equals sign in each pair.",
             )
-        given["columns"] = {ours: theirs for ours, _, theirs in pairs}
+        given["columns"] = _each_once("columns", given["columns"], [(ours, theirs) for ours, _, theirs in pairs])
     if isinstance(given.get("source_cap"), tuple):
         given["source_cap"] = _caps(given["source_cap"])
     settings = read_yaml(Path(config)) if config else {}
@@ -228,4 +228,17 @@ def refuse_consent(file: str | None, settings: Mapping[str, Any]) -> None:
 
 def _caps(words: tuple[str, ...]) -> dict[str, str]:
     """`0.3` is for every source, `web=0.3` for one."""
-    return {name or EVERY_SOURCE: cap for name, _, cap in (word.rpartition("=") for word in words)}
+    pairs = [(name or EVERY_SOURCE, cap) for name, _, cap in (word.rpartition("=") for word in words)]
+    return _each_once("source_cap", words, pairs)
+
+
+def _each_once(name: str, words: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The pairs as a mapping. Raises ConfigError where the last of two would win."""
+    if len(mapped := dict(pairs)) < len(pairs):
+        what, each = ("source", "SOURCE=SHARE") if name == "source_cap" else ("column", "OURS=YOURS")
+        raise ConfigError(
+            f"{flag_of(name)} '{' '.join(words)}' names a {what} twice.",
+            allowed=f"{each}, one for a {what}" + "; a number alone is for every other source" * (what == "source"),
+            fix="Give it once.",
+        )
+    return mapped

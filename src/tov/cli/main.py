@@ -21,6 +21,7 @@ from tov.errors import DONE, ConfigError, TovError, did_you_mean, explain, note_
 from tov.sinks import json_line
 
 if TYPE_CHECKING:
+    from tov.comparison.grid import Grid
     from tov.config.settings import Settings
 
 
@@ -219,6 +220,12 @@ def _select(config: str | None, **flags: Any) -> None:
 
 def _of_run(name: str, config: str | None, **flags: Any) -> None:
     if config and Path(config).suffix not in (".yaml", ".yml"):  # tov train RUN
+        if flags["from_run"] is not None:
+            raise ConfigError(
+                f"tov {name} got two runs: {config}, and --from {flags['from_run']}.",
+                allowed="one run",
+                fix="Leave one out.",
+            )
         config, flags["from_run"] = None, config
     _work(name, config, **flags)
 
@@ -234,7 +241,7 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
         from tov.verbs.compare import run_grid
 
         report, results = run_grid(grid, given)
-        return _tell(report, {"folder": given["out"], "results": results}, given.get("json_output"), given.get("quiet"))
+        return _tell(report, {"folder": given["out"], "results": results}, *_all_say(grid, given))
     if only:
         raise ConfigError(
             "--only picks experiments of a grid file, but no grid file was named.",
@@ -245,6 +252,17 @@ def _compare(config: str | None, only: tuple[str, ...] = (), **flags: Any) -> No
     record = compare_config(gather(config, flags))
     compared = run_compare(record)
     return _tell(compared, compared.record, record.json_output, record.quiet)
+
+
+def _all_say(grid: Grid, given: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether the joint report is printed as JSON, and whether it is not printed: where every experiment says so."""
+    from tov.config.place import PlaceSettings
+    from tov.config.settings import build
+
+    settings = [grid.settings_of(name, given, given["out"]) for name in grid.experiments]
+    known = {"out": "out", "json": "json_output", "json_output": "json_output", "quiet": "quiet"}
+    places = [build(PlaceSettings, {known[name]: one[name] for name in known if name in one}) for one in settings]
+    return all(place.json_output for place in places), all(place.quiet for place in places)
 
 
 def _demo_options() -> list[click.Parameter]:

@@ -37,8 +37,8 @@ class EngineSettings(Settings):
     @field_validator("devices", mode="before")
     @classmethod
     def _devices(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = value.split(",")
+        if isinstance(value, (str, int)):
+            value = str(value).split(",")
         if isinstance(value, (list, tuple)):
             value = tuple(part.strip() for one in value for part in str(one).split(","))
             wrong = [one for one in value if not (one == "cpu" or one.isdecimal())]

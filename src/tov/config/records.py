@@ -6,8 +6,9 @@ default is written nowhere else. Each setting declares what it invalidates and w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import field_validator, model_validator
 
@@ -69,6 +70,13 @@ class DataSettings(Settings):
         f"{ON_BAD_ROW}; quarantine: also write it to quarantine.jsonl, with place and reason",
         "error",
     )  # fmt: skip
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _numbers_as_text(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {ours: str(theirs) if type(theirs) is int else theirs for ours, theirs in value.items()}
 
     @field_validator("task")
     @classmethod
@@ -375,4 +383,4 @@ class CompareConfig(
     def _positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if min(value) < 2:
             raise ValueError("sizes of at least 2 rows")
-        return tuple(sorted(value))
+        return tuple(sorted(set(value)))

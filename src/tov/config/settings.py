@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from tov.config.yaml_files import check_label_names, read_label_map
 from tov.errors import ConfigError, did_you_mean, nearest
 from tov.objects.mirror import check_writable
-from tov.objects.stores import is_url
+from tov.objects.stores import at_home, is_url
 
 Invalidates = Literal["pilots", "fit", "scan", "choice", "training", "trials", "export", "output"]
 Choices = Callable[[], Sequence[str]]
@@ -97,14 +97,14 @@ class Settings(BaseModel):
     @classmethod
     def _writable(cls, value: str | None) -> str | None:
         check_writable(value or "")
-        return value if is_url(value) else _at_home(value)
+        return value if is_url(value) else value and str(at_home(value))
 
     @field_validator("store", mode="after", check_fields=False)
     @classmethod
     def _local(cls, value: str | None) -> str | None:
         if is_url(value):
             raise ConfigError(f"{value} is a URL.", allowed="a local folder", fix="Name a folder here: store=FOLDER.")
-        return _at_home(value)
+        return value and str(at_home(value))
 
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
@@ -124,11 +124,6 @@ class Settings(BaseModel):
             and (named or not declared[name].named)
             and value != declared[name].unless
         }
-
-
-def _at_home(value: str | None) -> str | None:
-    """Shells leave the ~ of --out=~/x alone."""
-    return value and str(Path(value).expanduser())
 
 
 S = TypeVar("S", bound=Settings)

@@ -28,7 +28,7 @@ from tov.data.saved import is_saved, load_saved, saved_splits
 from tov.data.tables import ArrowTable, ListTable, Table
 from tov.data.text_files import COMPRESSED
 from tov.errors import DataError, kind_of, of_system
-from tov.objects.stores import fetched, is_url
+from tov.objects.stores import at_home, fetched, is_url
 from tov.system import check_readable, kind_of_file
 
 
@@ -170,7 +170,7 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> Source:
-    path = Path(location).expanduser()
+    path = at_home(location)
     _check_file(path)
     if path.is_dir():
         return _from_folder(name, path, columns)
@@ -198,7 +198,7 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
         if is_url(location):
             files += [file for place in fetched(location) for file in _all_files(place)]
             continue
-        path = Path(location).expanduser()
+        path = at_home(location)
         folder, _, _ = location.rpartition(":")
         if not path.exists() and folder and Path(folder).is_dir():
             path = Path(folder)

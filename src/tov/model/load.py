@@ -17,6 +17,7 @@ from tov.model.builtin import ALIASES, from_gguf, packaged_model
 from tov.model.consent import Expected, check_consent, code_of, fingerprint, not_consented, read_settings, tokens_of
 from tov.model.kernels.memory import keep_freed_memory
 from tov.model.loading import DENSE, Loading
+from tov.objects.stores import at_home
 from tov.system import kind_of_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -119,7 +120,7 @@ def resolve(name: str) -> str:
     """What transformers is asked for: a folder for aliases and GGUF files, else the name itself."""
     if name in ALIASES:
         return str(packaged_model(name))
-    path = Path(name).expanduser()
+    path = at_home(name)
     if kind := kind_of_file(path):
         raise ModelError(f"{path} is {kind}.", fix="Name a model: a folder, a .gguf file or a Hub id.")
     if path.suffix == ".gguf":
@@ -330,7 +331,7 @@ def content_of(name: str, *, revision: str | None = None) -> str:
 
 def located(name: str) -> str:
     """A model's name that says the same from anywhere: of a folder or file, its absolute path."""
-    path = Path(name).expanduser()
+    path = at_home(name)
     return name if name in ALIASES or not path.exists() else os.path.abspath(path)
 
 

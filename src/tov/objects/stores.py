@@ -26,6 +26,22 @@ def is_url(place: object) -> bool:
     return isinstance(place, str) and URL.fullmatch(place) is not None and not place.startswith("file://")
 
 
+def at_home(place: str | os.PathLike[str]) -> Path:
+    """A local path that a user has named: shells leave the ~ of --out=~/x, and of what stands in quotes, alone.
+
+    Raises:
+        ConfigError: nobody of that name has a home folder here.
+    """
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{os.fspath(place)}: '{Path(place).parts[0]}' is no user's home folder here.",
+            allowed="a path; ~ is your home folder, and ~NAME that of the user NAME",
+            fix="Correct the name behind ~, or write the whole path.",
+        ) from None
+
+
 def cache_home() -> Path:
     """Where tov keeps what it can make or fetch again: $TOV_CACHE, else the user's cache folder."""
     return Path(os.environ.get("TOV_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tov")

@@ -24,7 +24,7 @@ import yaml
 from tov.errors import USER_ERROR, RunError, StorageError, TovError
 from tov.files import append_json_line, checksum, digest, listing, sweep_temporaries, write_text
 from tov.objects.mirror import local, named
-from tov.objects.stores import is_url
+from tov.objects.stores import at_home, is_url
 from tov.runs.changed import another_run
 from tov.runs.environment import hardware, now, versions
 from tov.runs.found import say_found
@@ -347,7 +347,7 @@ def any_run(folder: Path | str, *, with_page: bool = False) -> Run:
     Raises:
         RunError: the folder holds none.
     """
-    place = local(folder)
+    place = local(folder) if is_url(folder) else at_home(folder)
     settle(place)
     what = "a selection, a comparison or a grid" if with_page else "an earlier select, score or fit"
     return _run_in(place, fix=f"Name the --out of {what}.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tov.config.choice import written
 from tov.config.settings import EVERY_SOURCE
 from tov.errors import ConfigError, DataError, did_you_mean
 from tov.progress import counted
@@ -117,7 +118,7 @@ def quotas_for(codes: np.ndarray, names: Sequence[str], caps: Mapping[str, float
                 fix="Correct the name before '='.",
             )
     shares = [caps.get(name, caps.get(EVERY_SOURCE, 1.0)) for name in names]
-    left = np.array([math.floor(share * n + 1e-9) for share in shares], np.int64)  # 0.3 * 10 is 2.9999...
+    left = np.array([math.floor(written(share) * n) for share in shares], np.int64)  # as floats 0.57 * 100 is 56.99...
     return Quotas(codes, tuple(names), left)
 
 

@@ -32,7 +32,7 @@ from tov.model.consent import Expected
 from tov.model.load import check_loading, located
 from tov.model.loading import Loading
 from tov.objects.mirror import joined, named
-from tov.objects.stores import is_url
+from tov.objects.stores import at_home, is_url
 from tov.progress import tell
 from tov.reports import comparison as compare_report
 from tov.runs.folder import Run, open_run, run_folder, watch_run, work_on
@@ -301,7 +301,7 @@ def run_grid(grid: Grid, arguments: Mapping[str, Any]) -> tuple[str, dict[str, A
             f"--out {arguments['out']}: the folder of a grid must be a local one.",
             fix="Name a local folder. A comparison that is no grid can be at a URL.",
         )
-    out = Path(arguments["out"]).expanduser()
+    out = at_home(arguments["out"])
     configs = {name: compare_config(grid.settings_of(name, arguments, str(out))) for name in grid.experiments}
     for config in configs.values():
         if config.task:

@@ -82,7 +82,9 @@ def export(from_run: str | os.PathLike[str], *, to: str, out: str | Path, **sett
     Raises:
         TovError: one of its six kinds; the text says what to do.
     """
-    return run_export(build(ExportConfig, {"from_run": os.fspath(from_run), "to": to, "out": str(out), **settings}))
+    return run_export(
+        build(ExportConfig, {"from_run": os.fspath(from_run), "to": to, "out": out and str(out), **settings})
+    )
 
 
 def run_export(config: ExportConfig) -> Exported:

@@ -59,13 +59,13 @@ class Inspected:
 
 
 def inspect(
-    run: str | os.PathLike[str], rows: Sequence[int], *, pool: Inputs | None = None, **settings: Any
+    run: str | os.PathLike[str], rows: int | Sequence[int], *, pool: Inputs | None = None, **settings: Any
 ) -> Inspected:  # fmt: skip
     """Shows rows of a run.
 
     Args:
         run: folder of a select or score run (or its result).
-        rows: row_ids.
+        rows: row_ids, or one.
         pool: the run's pool, needed only if it was in memory.
         **settings: `tokens`, `device`, `trust_remote_code`.
 
@@ -74,7 +74,8 @@ def inspect(
         RunError: the run has no scores.
         DataError: the pool's files have changed.
     """
-    given = {"from_run": os.fspath(run), "rows": tuple(int(row) for row in rows), "quiet": True, **settings}
+    row_ids = tuple(int(row) for row in ((rows,) if isinstance(rows, (int, np.integer)) else rows))
+    given = {"from_run": os.fspath(run), "rows": row_ids, "quiet": True, **settings}
     return run_inspect(build(InspectConfig, given), list_inputs(pool) if pool is not None else None)
 
 

@@ -68,7 +68,7 @@ def plan(
     pool: Inputs,
     target: Inputs,
     n: int | None = None,
-    methods: Sequence[str] = (),
+    methods: str | Sequence[str] = (),
     **settings: Any,
 ) -> Plan:
     """What `select` would take with each of the methods: seconds, memory, tokens that pass the model, bytes that stay.
@@ -82,14 +82,15 @@ def plan(
         pool: rows to choose from, as `select` takes them.
         target: examples of what is wanted, likewise.
         n: rows to choose, to be checked; or name `tokens`, a budget of tokens.
-        methods: several to plan side by side, in place of `method`, each as `tov select --method` takes it.
+        methods: several to plan side by side, in place of `method`, each as `tov select --method` takes it; also "bm25,random".
         **settings: any other setting of `tov plan --help`, with underscores.
 
     Raises:
         TovError: one of its six kinds; the text says what to do.
     """
     pools, targets = list_inputs(pool), list_inputs(target)
-    arguments = {"model": model, "pool": name_inputs(pools), "target": name_inputs(targets), "methods": tuple(methods)}
+    asked = methods if isinstance(methods, str) else tuple(methods)
+    arguments = {"model": model, "pool": name_inputs(pools), "target": name_inputs(targets), "methods": asked}
     return run_plan(build(PlanConfig, {**arguments, "n": n, **settings}), pools, targets)
 
 

@@ -18,7 +18,7 @@ from tov.config.settings import build
 from tov.errors import ConfigError, RunError
 from tov.files import checksum, write_text
 from tov.objects.mirror import local, named
-from tov.objects.stores import cache_home, is_url
+from tov.objects.stores import at_home, cache_home, is_url
 from tov.progress import file_size
 from tov.reports.html.comparison import comparison_page, grid_page
 from tov.reports.html.page import Page, html
@@ -103,10 +103,10 @@ def run_report(config: ReportConfig) -> Reported:
             allowed="a file here",
             fix="Leave --out out: the page is then put into the run.",
         )
-    folders = [local(one) if is_url(one) else Path(one).expanduser() for one in config.runs]
+    folders = [local(one) if is_url(one) else at_home(one) for one in config.runs]
     page = _pair(*map(_selection, folders)) if len(folders) == 2 else page_of(folders[0])
     file = (
-        Path(config.out).expanduser()
+        at_home(config.out)
         if config.out
         else folders[0] / (FILE if len(folders) == 1 else f"{BESIDE}{folders[1].resolve().name}.html")
     )

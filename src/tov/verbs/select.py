@@ -225,7 +225,7 @@ def reselect(
             `tokens`, `share`, `force`, `quiet`.
     """
     amount = {"n": n} if n is not None else {}
-    config = build(ReselectConfig, {"from_run": os.fspath(from_run), **amount, "out": str(out), **settings})
+    config = build(ReselectConfig, {"from_run": os.fspath(from_run), **amount, "out": out and str(out), **settings})
     return run_reselect(config, list_inputs(pool) if pool is not None else None)
 
 

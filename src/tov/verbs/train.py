@@ -105,7 +105,7 @@ def train(
         TovError: one of its six kinds; the text says what to do.
     """
     tests = list_inputs(test) if test is not None else []
-    arguments = {"from_run": os.fspath(from_run), "out": str(out), "test": name_inputs(tests), **settings}
+    arguments = {"from_run": os.fspath(from_run), "out": out and str(out), "test": name_inputs(tests), **settings}
     return run_train(build(TrainConfig, arguments), list_inputs(pool) if pool is not None else None, tests or None)
 
 
