@@ -301,7 +301,7 @@ TABLES: dict[str, list[Row]] = {
     ],
     "export": [
         *PLACE,
-        Row("from_run", lambda given: given.second, differs=("chosen", "scores")),
+        Row("from_run", lambda given: given.second, differs=("chosen", "scores", "seed")),
         Row("to", "axolotl"),
         Row("kind", "conversations"),
     ],
