@@ -125,9 +125,10 @@ class Pool:
     def _convert(self, index: int, row: dict[str, Any]) -> Row | BadRow:
         layout = self.layouts[index]
         row = self.sources[index].table.shown(row)
-        cells = {ours: row[theirs] for ours, theirs in renamed(row, self.columns).items()}
+        if self.columns:
+            row = {ours: row[theirs] for ours, theirs in renamed(row, self.columns).items()}
         try:
-            return layout.convert({**dict.fromkeys(layout.columns), **cells}, self.readings[index])
+            return layout.convert({**dict.fromkeys(layout.columns), **row}, self.readings[index])
         except BadRow as bad:
             return bad
 

@@ -121,7 +121,8 @@ def take_over(out: str, made_from: str | None, opened: Callable[[], Pool]) -> tu
         made_from: as of `key`, of now; the caller compares it again with that of after.
         opened: opens the pool.
     """
-    for folder in (local(out, whole=True) / NEW, local(out, whole=True)) if made_from else ():
+    place = local(out, whole=True)
+    for folder in (place / NEW, place) if made_from else ():
         found = _read(folder, made_from)
         if found is None:
             continue

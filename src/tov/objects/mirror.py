@@ -217,7 +217,6 @@ class _Mirror:
     def push(self) -> None:
         """Makes the store what the local folder is: files that came by a move, and those that are gone; the manifest last."""
         files = {str(file.relative_to(self.folder)): file for file in self._files()}
-        self.lease.check()
         for name in sorted(files, key=lambda name: (name.endswith("manifest.json"), name)):
             self.lease.check()
             self._put(files[name])

@@ -345,8 +345,7 @@ def _cost(manifest: Manifest) -> Section:
 
 def _readable(manifest: Manifest) -> bool:
     """Whether the settings file names all inputs; those in memory are to be passed again."""
-    inputs = manifest.inputs
-    return manifest.command != "select" or all(one for one in (inputs.pool, inputs.target))
+    return manifest.command != "select" or bool(manifest.inputs.pool and manifest.inputs.target)
 
 
 def _again(manifest: Manifest, folder: str) -> Section:
