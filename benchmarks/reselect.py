@@ -133,8 +133,8 @@ def make_run(folder: Path, rows: int) -> dict[str, Any]:
     from tov.verbs.select import facts_of
 
     seconds = dict[str, tuple[float, float]]()
-    files = write_pool(folder / "pool", rows)
-    given = {"model": "m", "pool": files, "target": files[0], "n": 1, "out": str(folder / "run")}
+    files, targets = write_pool(folder / "pool", rows), write_pool(folder / "target", 200)[:1]
+    given = {"model": "m", "pool": files, "target": targets, "n": 1, "out": str(folder / "run")}
     config, variant = select_settings(build(SelectConfig, given))
     config = config.for_task("instruction")
     with timed(seconds, "preparation of the pool"):
@@ -142,11 +142,13 @@ def make_run(folder: Path, rows: int) -> dict[str, Any]:
     with timed(seconds, "hashes of all rows"):
         index = index_rows(pool)
     draw, fingerprint = np.random.default_rng(0), "synthetic"
+    wanted = index_rows(open_rows(targets, config), role="target")
+    target = TargetRecord(rows=len(wanted.content), fingerprint=wanted.fingerprint)
     excluded = np.where(draw.random(rows) < REPEATED, DUPLICATE, USABLE).astype(np.uint8)
     base = np.sort(draw.choice(index.content[excluded == USABLE], max(1, int(BASE_SHARE * rows)), replace=False))
     identity = {
         "method": "tov", "options": {}, "settings": with_effect(config, variant.method, "fit", "scan", "choice"),
-        "pool": pool_identity(pool, index), "targets": {"target": {"rows": 64, "fingerprint": fingerprint}},
+        "pool": pool_identity(pool, index), "targets": {"target": target.model_dump(include={"rows", "fingerprint"})},
     }  # fmt: skip
     with work_on(folder / "run", command="select", identity=identity, settings=config.shown()) as run:
         with timed(seconds, "score table"):
@@ -156,8 +158,8 @@ def make_run(folder: Path, rows: int) -> dict[str, Any]:
         with timed(seconds, "numbers of the scores"):
             summary = {"scores": facts_of(run)}
         run.note(
-            inputs=remember(config, pool=files, target=files[:1]), seed=0, summary=summary,
-            targets={"target": TargetRecord(rows=64, fingerprint=fingerprint)},
+            inputs=remember(config, pool=files, target=targets), seed=0, summary=summary,
+            targets={"target": target},
             model=ModelRecord(name="m", task="instruction", max_length=1024),
             scoring=ScoringRecord(method="tov", fingerprint=fingerprint, unit="nats a token", rows=rows, complete=True),
         )  # fmt: skip
