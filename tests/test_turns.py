@@ -13,12 +13,10 @@ import pandas as pd
 import pytest
 
 from tiny import CHATML, tiny_tokenizer
-from tov.data import tables
 from tov.data.cells import BadRow
 from tov.data.rows import content_hash, prompt_hash
 from tov.data.written import JsonLines
 from tov.errors import DataError
-from tov.tasks import turns as reading
 from tov.tasks.instruction import (
     Conversation,
     encode,
@@ -328,7 +326,6 @@ def test_json_text_is_no_deeper_than_a_row(key: str) -> None:
             read(user("a"), said("b"), **{key: NESTED[key] % ("[" * levels + "]" * levels)})
     with pytest.raises(BadRow, match=f"{key} is JSON text nested"):
         read(user("a"), said("b"), **{key: "[" * 5000})
-    assert reading.MOST_NESTED == tables.MOST_NESTED
 
 
 def test_json_text_of_turns_holds_whole_characters() -> None:

@@ -5,8 +5,6 @@ Knows no layout by name: the tasks have them (`tov.tasks`).
 
 from __future__ import annotations
 
-import base64
-import datetime
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +14,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from tov.data.labels import Reading
+from tov.data.plain import plain
+from tov.errors import DataError
 
 
 class Row(Protocol):
@@ -98,25 +98,16 @@ def settled(value: Any) -> Any:
 
 
 def _hash(value: Any) -> int:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_plain)
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_as_written)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-def _plain(value: Any) -> Any:
-    """What JSON lacks in the form that `selected.jsonl` has (`tov.data.written`): a row that is read back has the same hash."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(bytes(value)).decode("ascii")
-    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
-        return value.isoformat() if value == value else None  # pandas' NaT is not itself
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if isinstance(value, np.datetime64):
-        return None if np.isnat(value) else str(value)
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    if isinstance(value, (set, frozenset)):
-        return sorted(value, key=str)
-    return None if type(value).__name__ == "NAType" else str(value)
+def _as_written(value: Any) -> Any:
+    """In the form of `selected.jsonl`, so that a row that is read back has the same hash."""
+    try:
+        return plain(value)
+    except DataError:  # no such row can be written
+        return str(value)
 
 
 def content_hash(row: Row) -> int:

@@ -14,12 +14,11 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from tov.data.nesting import MOST_NESTED, half_character, nested_too_deeply
 from tov.errors import DataError, kind_of
 
 _JSON: Any = getattr(datasets, "Json", ())
 """The feature of columns with values of several types; older versions have none."""
-MOST_NESTED = 100
-"""Levels of lists and mappings in a row: libraries that write nested values recurse, and end the process where they cannot."""
 
 
 class Table(ABC):
@@ -213,38 +212,18 @@ def without_padding(value: Any, feature: Any = None) -> Any:
 
 def check_nesting(row: Any, place: str) -> None:
     """Raises DataError if a row has more than `MOST_NESTED` levels."""
-    level, depth = [row], 0
-    while level:
-        depth += 1
-        if depth > MOST_NESTED:
-            raise DataError(
-                f"{place}: the value is nested too deeply.",
-                allowed=f"at most {MOST_NESTED} levels of lists and objects",
-                fix="Flatten the value, write it as JSON text, or delete the row.",
-            )
-        inner = [one.values() if isinstance(one, Mapping) else one for one in level]
-        level = [one for values in inner for one in values if isinstance(one, (Mapping, list, tuple))]
+    if nested_too_deeply(row):
+        raise DataError(
+            f"{place}: the value is nested too deeply.",
+            allowed=f"at most {MOST_NESTED} levels of lists and objects",
+            fix="Flatten the value, write it as JSON text, or delete the row.",
+        )
 
 
 def check_characters(row: Any, place: str) -> None:
-    """Raises DataError if a text holds half a character, which JSON and Python can spell and no text file can hold."""
-    try:
-        _check_texts(row)
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
+    """Raises DataError if a text holds half a character."""
+    if (half := half_character(row)) is not None:
         raise DataError(
             f"{place}: a text holds half a character, the lone surrogate \\u{half:04x}.",
             fix="Correct the line: a text was cut in the middle of a character, or two texts were joined there.",
-        ) from None
-
-
-def _check_texts(value: Any) -> None:
-    if isinstance(value, str):
-        value.encode("utf-8")
-    elif isinstance(value, Mapping):
-        for name, one in value.items():
-            _check_texts(name)
-            _check_texts(one)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            _check_texts(one)
+        )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tov.data.cells import BadRow, as_text, named_kind
-from tov.sinks import json_text
+from tov.data.nesting import MOST_NESTED, half_character, nested_too_deeply
 from tov.text.chat import REASONING, Context, Message
 
 ROLES = {
@@ -31,8 +31,6 @@ MASKS = ("masked", "mask", "loss_mask")
 """Keys of a turn that other trainers read in other ways, so that what they ask for is not guessed at."""
 ARGUMENTS = ("parameters", "input", "args", "kwargs", "params")
 """Keys under which others than OpenAI have the arguments of a call."""
-MOST_NESTED = 100
-"""Levels of JSON text in a cell, as many as a row may have (`tov.data.tables`, whose module loads what a task must not)."""
 DETAILS = ("train_detail", "training_detail")
 """Keys of axolotl's by which parts of a turn are trained on."""
 _OWN = (
@@ -222,7 +220,7 @@ def as_json(value: Any, what: str) -> Any:
         return None
     try:
         read = json.loads(value)
-        deep = _levels(read) > MOST_NESTED
+        deep = nested_too_deeply(read)
     except RecursionError:
         deep = True
     except ValueError as error:
@@ -231,26 +229,12 @@ def as_json(value: Any, what: str) -> Any:
         ) from None
     if deep:
         raise BadRow(f"{what} is JSON text nested over {MOST_NESTED} levels deep", "Flatten it, or delete the row.")
-    _check_characters(read, what)
-    return read
-
-
-def _levels(value: Any) -> int:
-    """Of lists and objects in a value of JSON."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_levels, inner), default=0)
-
-
-def _check_characters(read: Any, what: str) -> None:
-    """Raises BadRow if a text in it is half a character, which the check of the row cannot see: JSON text escapes it."""
-    try:
-        json_text(read).encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
+    if (half := half_character(read)) is not None:  # the check of the row cannot see it: JSON text escapes it
         raise BadRow(
             f"{what} is JSON text that holds half a character, the lone surrogate \\u{half:04x}",
             "Correct it: a text was cut in the middle of a character, or two texts were joined there.",
-        ) from None
+        )
+    return read
 
 
 def _called(text: Any, where: str) -> dict[str, Any]:
