@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tov.config.records import SelectConfig
+from tov.config.settings import build
 from tov.data import pool as pools
 from tov.data.cells import BadRow
 from tov.data.decontamination import DUPLICATE, IN_TARGET, UNREADABLE, USABLE, exclusions
 from tov.data.pool import Pool, index_rows
 from tov.data.rows import content_hash, prompt_hash
+from tov.data.sources import local_files
 from tov.errors import DataError
 from tov.tasks import all_layouts
 from tov.tasks.instruction import Conversation
@@ -355,6 +358,14 @@ def test_path_objects_and_home_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     path = lines(tmp_path / "data.jsonl", PAIRS)
     assert len(open_pool([path])) == len(open_pool(["~/data.jsonl"])) == len(PAIRS)
+    datasets.DatasetDict({"a": datasets.Dataset.from_list(PAIRS)}).save_to_disk(str(tmp_path / "saved"))
+    saved = tmp_path / "saved" / "dataset_dict.json"
+    for place, file in {"~/dat*.jsonl": path, "all=~/dat*.jsonl": path, "~/saved:a": saved}.items():
+        assert len(open_pool([place])) == len(PAIRS)
+        assert Path(file) in (local_files([place]) or []), f"{place} is not found again"
+    (tmp_path / "map.yaml").write_text("person: PER")
+    given = {"model": "m", "pool": ["p"], "target": ["t"], "n": 1, "out": "run"}
+    assert build(SelectConfig, given | {"label_map": "~/map.yaml"}).label_map == {"person": "PER"}
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:

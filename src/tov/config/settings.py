@@ -109,7 +109,7 @@ class Settings(BaseModel):
     @field_validator("label_map", mode="before", check_fields=False)
     @classmethod
     def _from_file(cls, value: Any) -> Any:
-        value = read_label_map(Path(value)) if isinstance(value, (str, Path)) else value
+        value = read_label_map(at_home(value)) if isinstance(value, (str, Path)) else value
         check_label_names(value if isinstance(value, Mapping) else {})
         return value
 

@@ -135,7 +135,7 @@ def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
         return [replace(one, given=named[0]) for one in found]
     if is_url(text):
         return _from_store(None, text, columns)
-    if not Path(text).exists() and glob.has_magic(text):
+    if glob.has_magic(text) and not at_home(text).exists():
         return [_one_source(_stem(path), str(path), columns) for path in _matches(text)]
     return [_one_source(None, text, columns)]
 
@@ -155,7 +155,8 @@ def _stem(path: Path) -> str:
     return path.name.split(".")[0] or path.name
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(location: str) -> list[Path]:
+    pattern = str(at_home(location))
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
     base = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts))
     if "**" in pattern:
@@ -179,7 +180,7 @@ def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> 
     if glob.has_magic(location):
         paths = _matches(location)
         return Source(name or "glob", location, _load_files(paths, columns), tuple(paths))
-    split_folder, _, split = location.rpartition(":")
+    split_folder, _, split = str(path).rpartition(":")
     if split_folder and Path(split_folder).is_dir():
         return _from_folder(name, Path(split_folder), columns, split)
     if (hub := _HUB_ID.match(location)) and path.suffix not in BUILDERS:
@@ -199,14 +200,14 @@ def local_files(inputs: Sequence[Input]) -> list[Path] | None:
             files += [file for place in fetched(location) for file in _all_files(place)]
             continue
         path = at_home(location)
-        folder, _, _ = location.rpartition(":")
+        folder, _, _ = str(path).rpartition(":")
         if not path.exists() and folder and Path(folder).is_dir():
             path = Path(folder)
         if path.is_dir():
             files += _all_files(path)
         elif path.exists():
             files.append(path)
-        elif glob.has_magic(location) and (matches := glob.glob(location, recursive=True)):
+        elif glob.has_magic(location) and (matches := glob.glob(str(path), recursive=True)):
             files += sorted(Path(match) for match in matches if Path(match).is_file())
         else:
             return None

@@ -137,7 +137,7 @@ class ArrowTable(Table):
     def arrow(self, places: Sequence[int]) -> pa.Table | None:
         """As of `Table`."""
         typed = [name for name, feature in self._features.items() if not _holds_json(feature)]
-        return self._dataset.select_columns(typed).select(list(places)).with_format("arrow")[:].combine_chunks()
+        return self._dataset.select_columns(typed).with_format("arrow")[list(places)].combine_chunks()
 
 
 def _undecoded(feature: Any) -> Any:

@@ -169,8 +169,10 @@ def _chosen(ranked: Ranked, seed: int) -> list[tuple[str, np.ndarray]]:
 def _below(ranked: Ranked, bins: Sequence[np.ndarray]) -> np.ndarray:
     """The best rows that were not taken, the same number from each length bin."""
     each, found = max(1, MOST_BELOW // max(len(bins), 1)), [np.empty(0, np.int64)]
+    free = np.ones(len(ranked.values), bool)
+    free[ranked.choice.row_ids] = False
     for rows in bins:
-        rows = np.setdiff1d(rows, ranked.choice.row_ids)
+        rows = rows[free[rows]]
         values = ranked.values[rows]
         best = np.argpartition(-values, each)[:each] if len(rows) > each else np.arange(len(rows))
         found.append(rows[best])
