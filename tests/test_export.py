@@ -586,6 +586,31 @@ def test_own_names_of_columns_and_a_pool_that_is_gone(runs: Runs, tmp_path: Path
         assert row["completion"] == [says(f"r{row['tov_row_id']}")]
 
 
+MAPPED: dict[str, tuple[Rows, dict[str, str], str, list[Any]]] = {
+    "label": (
+        [{"text": f"t{at}", "kind": "ab"[at % 2], "label": at} for at in range(4)],
+        {"label": "kind"}, "label", ["a", "b"],
+    ),
+    "tags": (
+        [{"tokens": ["Ann", "is"], "gold": ["B-PER", "O"], "ner_tags": ["O", "B-X"], "id": at} for at in range(4)],
+        {"ner_tags": "gold"}, "ner_tags", [["B-PER", "O"]],
+    ),
+    "words": (
+        [{"words": ["Ann", str(at)], "tokens": [5], "ner_tags": ["B-PER", "O"]} for at in range(4)],
+        {"tokens": "words"}, "tokens", [["Ann", "0"], ["Ann", "1"], ["Ann", "2"], ["Ann", "3"]],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_a_column_that_another_takes_the_place_of_is_not_read(name: str, runs: Runs, tmp_path: Path) -> None:
+    rows, columns, column, values = MAPPED[name]
+    picked = runs.select(f"mapped-{name}", "encoder", list(rows), rows, columns=columns)
+    tov.export(picked, to="trl", out=tmp_path / "out")
+    for row in lines(tmp_path / "out" / "train.jsonl"):
+        assert row[column] == values[row["tov_row_id"] % len(values)]
+
+
 def test_labels_are_those_that_were_read(runs: Runs, tmp_path: Path) -> None:
     tov.export(runs.of("words"), to="trl", out=tmp_path / "out")
     for row in lines(tmp_path / "out" / "train.jsonl"):

@@ -50,10 +50,12 @@ def read_chosen(
     read = {name for layout in task.layouts for name in layout.columns if layout.converted}
     for source, places in _by_source(rows).items():
         cells = [_cells(rows[place], ours, task) for place in places]
-        pool = _pool(cells, columns, task)
+        stand = {name for name, read in task.read_from.items() if any(read in rows[place] for place in places)}
+        mapping = {mine: yours for mine, yours in columns.items() if mine not in stand}
+        pool = _pool(cells, mapping, task)
         left = [name for names in pool.unseen().values() for name in names if name not in read]
         unseen |= {source: left} if left else {}
-        for place, row in zip(places, _scored(pool, cells, columns, task, [wanted[at] for at in places]), strict=True):
+        for place, row in zip(places, _scored(pool, cells, mapping, task, [wanted[at] for at in places]), strict=True):
             if row is None:
                 raise RunError(
                     f"{file}, row {place + 1} is not the row that was scored.",
@@ -84,8 +86,7 @@ def _cells(row: Cells, ours: Sequence[str], task: Task[Any]) -> Cells:
 
 def _pool(cells: Sequence[Cells], columns: Mapping[str, str], task: Task[Any]) -> Pool:
     names = {name for row in cells for name in row}
-    read = {name for name in task.read_from if name in names}
-    mapping = {mine: yours for mine, yours in columns.items() if yours in names and mine not in read}
+    mapping = {mine: yours for mine, yours in columns.items() if yours in names}
     return open_pool([list(cells)], layouts=all_layouts(), columns=mapping, task=task.name)
 
 
