@@ -292,6 +292,7 @@ def _choose_and_write(
     with run.stage("select"):
         targets = list(run.manifest.targets)
         columns = columns_for(variant.method, config, run.scores, targets=targets)
+        columns += [name for name in shown_rows.loss_columns(columns_in(run.scores)) if name not in columns]
         scores = read_table(run.scores, len(pool), columns, run.stamp)
         choice, values = choose_rows(variant.method, config, scores, run, targets=targets, seed=seed)
         if origin is None:

@@ -20,7 +20,6 @@ from tov.data.cells import BadRow
 from tov.data.pool import Pool
 from tov.files import write_text
 from tov.runs.folder import Run
-from tov.scores.store import columns_in, read_table
 from tov.scores.table import coded, usable_in
 from tov.seeds import generator
 from tov.selection.choose import Choice, length_bins
@@ -38,6 +37,8 @@ MOST_FIRST = 500
 """Of more chosen rows than are shown, the best ones that always are."""
 STEPS = 40
 """Bars of a distribution."""
+AT_ONCE = 2**20
+"""Rows that are counted together."""
 CHOSEN, BY_CHANCE, BELOW, LEFT_OUT = "by score", "at random", "below the cut", "left out"
 
 
@@ -80,43 +81,37 @@ def show(run: Run, ranked: Ranked, seed: int) -> dict[str, Any]:
         ranked: the choice.
         seed: of what is drawn where there are more rows than are shown.
     """
-    eligible = ranked.eligible
-    bins = ranked.bins(eligible)
     codes, names = coded(ranked.scores["source"])
-    loss = _loss(run, len(ranked.values))
+    loss, tokens = _loss(ranked), ranked.scores["tokens"].to_numpy()
+    eligible = ranked.eligible
+    bins, able = ranked.bins(eligible), len(eligible)
     groups = [*_chosen(ranked, seed), (BELOW, _below(ranked, bins)), *_left_out(ranked, seed)]
     row_ids = np.concatenate([ids for _, ids in groups]).astype(np.int64)
-    ordered, bin_of = np.sort(ranked.values[eligible]), np.full(len(ranked.values), -1, np.int32)
-    for number, rows in enumerate(bins):
-        bin_of[rows] = number
+    bin_of, ranks = _bins_of(bins, len(tokens), row_ids), _ranks(ranked.values, eligible, row_ids)
+    lengths = [[int(tokens[rows].min()), int(tokens[rows].max()), len(rows)] for rows in bins if len(rows)]
+    del eligible, bins  # 16 bytes a row of the pool, which what follows has no use for
     excluded = ranked.scores["excluded"].take(row_ids).to_pylist()
-    values, tokens = ranked.values[row_ids], ranked.scores["tokens"].to_numpy()
     # A budget of tokens, shares and several targets have bins of their own, which the choice does not tell.
     targets = list(run.manifest.targets) if ranked.choice.targets is not None else []
     whole = not ranked.settings.tokens and not ranked.settings.share and not targets
     return {
         "format": FORMAT,
         "sources": names,
-        "eligible": len(eligible),
+        "eligible": able,
         "chosen": len(ranked.choice.row_ids),
         "raw": _is_raw(ranked),
         "targets": targets,
-        "bins": [[int(tokens[rows].min()), int(tokens[rows].max()), len(rows)] for rows in bins if len(rows)] * whole,
+        "bins": lengths * whole,
         "rows": {
             "id": row_ids.tolist(),
             "source": codes[row_ids].tolist(),
             "group": [name for name, ids in groups for _ in ids],
             "why": excluded,
-            "score": numbers(values),
+            "score": numbers(ranked.values[row_ids]),
             "loss": numbers(loss[row_ids]),
             "length": tokens[row_ids].tolist(),
-            "rank": [
-                int(rank) if place >= 0 else None
-                for rank, place in zip(
-                    len(ordered) - np.searchsorted(ordered, values, side="right") + 1, bin_of[row_ids], strict=True
-                )
-            ],
-            "bin": (bin_of[row_ids] if whole else np.full(len(row_ids), -1)).tolist(),
+            "rank": [rank if place >= 0 else None for rank, place in zip(ranks, bin_of.tolist(), strict=True)],
+            "bin": (bin_of if whole else np.full(len(row_ids), -1)).tolist(),
             "target": _for_whom(ranked.choice, row_ids, targets),
             "parts": list(texts(ranked.pool, row_ids)),
         },
@@ -147,13 +142,29 @@ def numbers(values: np.ndarray) -> list[float | None]:
     return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
-def _loss(run: Run, rows: int) -> np.ndarray:
-    """(N,) a row's log-loss before the target's step, NaN where the method has none; of several targets the first one's."""
-    wanted = ("loss_base", "loss_first")
-    name = next((name for name in columns_in(run.scores) if name.partition("@")[0] in wanted), None)
-    if name is None:
-        return np.full(rows, np.nan)
-    return read_table(run.scores, rows, [name], run.stamp)[name].to_numpy().astype(float)
+def _bins_of(bins: Sequence[np.ndarray], rows: int, row_ids: np.ndarray) -> np.ndarray:
+    """The length bin of each of these rows, -1 of none."""
+    bin_of = np.full(rows, -1, np.int32)
+    for number, members in enumerate(bins):
+        bin_of[members] = number
+    return bin_of[row_ids]
+
+
+def _ranks(values: np.ndarray, eligible: np.ndarray, row_ids: np.ndarray) -> list[int]:
+    """The place of each of these rows among those that could be taken by score, 1 the best."""
+    ordered = np.sort(values[eligible])
+    return (len(ordered) - np.searchsorted(ordered, values[row_ids], side="right") + 1).tolist()
+
+
+def loss_columns(available: Sequence[str]) -> list[str]:
+    """The column of a row's log-loss before the target's step, if a score table has one; of several targets the first one's."""
+    return [name for name in available if name.partition("@")[0] in ("loss_base", "loss_first")][:1]
+
+
+def _loss(ranked: Ranked) -> np.ndarray:
+    """(N,) that column, NaN where the method has none."""
+    names = loss_columns(ranked.scores.column_names)
+    return ranked.scores[names[0]].to_numpy() if names else np.full(len(ranked.values), np.nan, np.float32)
 
 
 def _chosen(ranked: Ranked, seed: int) -> list[tuple[str, np.ndarray]]:
@@ -220,14 +231,16 @@ def _spread(ranked: Ranked, codes: np.ndarray, sources: int) -> dict[str, Any]:
     usable = np.flatnonzero(usable_in(ranked.scores) & np.isfinite(ranked.values))
     if not len(usable):
         return {"edges": [], "pool": [], "chosen": []}
-    low, high = np.quantile(ranked.values[usable], [0.002, 0.998])
+    low, high = np.quantile(ranked.values[usable], [0.002, 0.998], overwrite_input=True)
     edges = np.linspace(low, high if high > low else low + 1e-6 + abs(low), STEPS + 1)
     taken = ranked.choice.row_ids[np.isfinite(ranked.values[ranked.choice.row_ids])]
 
     def counted(rows: np.ndarray) -> list[list[int]]:
-        places = np.clip(np.searchsorted(edges, ranked.values[rows], side="right") - 1, 0, STEPS - 1)
-        flat = np.bincount(codes[rows] * STEPS + places, minlength=sources * STEPS)
-        return flat.reshape(sources, STEPS).tolist()
+        found = np.zeros(sources * STEPS, np.int64)
+        for some in np.array_split(rows, len(rows) // AT_ONCE + 1):
+            places = np.clip(np.searchsorted(edges, ranked.values[some], side="right") - 1, 0, STEPS - 1)
+            found += np.bincount(codes[some] * STEPS + places, minlength=len(found))
+        return found.reshape(sources, STEPS).tolist()
 
     return {"edges": numbers(edges), "pool": counted(usable), "chosen": counted(taken)}
 
