@@ -351,6 +351,41 @@ def test_files_without_a_name_are_one_target_and_so_are_those_of_one_name(files:
     assert {name: record.rows for name, record in mixed.manifest.targets.items()} == {"target": 12, "law": 6}
 
 
+@pytest.mark.parametrize("verb", [tov.select, tov.fit])
+def test_the_order_of_the_targets_is_a_runs_own(verb: Any, files: Path, tmp_path: Path) -> None:
+    """They choose in the order given: another order is another choice, not the finished run."""
+    amount: dict[str, Any] = {"n": 8} if verb is tov.select else {}
+    settings = given_to(files, "sums", "law", epochs=1, **amount)
+    if verb is tov.fit:
+        settings = {
+            name: value for name, value in settings.items() if name not in ("shard_rows", "explain_rows", "page")
+        }
+    verb(**settings, out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"targets\.sums\.place: 1 -> 2"):
+        verb(**{**settings, "target": settings["target"][::-1]}, out=tmp_path / "run")
+
+
+def test_targets_of_one_sub_task_each_take_turns(files: Path, tmp_path: Path) -> None:
+    """LESS has lists of its own for sub-tasks only; several targets take turns, as under every other method."""
+    settings = {
+        name: value for name, value in given_to(files, "sums", "law").items() if name not in ("base_size", "epochs")
+    }
+    done = tov.select(**settings, n=8, method="less/epochs=1/dim=16/round-robin", out=tmp_path / "run")
+    rows = [json.loads(line) for line in (done.folder / "selected.jsonl").read_text().splitlines()]
+    assert [row["tov_target"] for row in rows] == ["sums", "law"] * 4
+    scores = read_table(done.folder / "scores").to_pydict()
+    free = [place for place, why in enumerate(scores["excluded"]) if not why]
+    best = max(free, key=lambda place: (scores["score_less@sums"][place], -place))
+    second = max({*free} - {best}, key=lambda place: (scores["score_less@law"][place], -place))
+    assert [row["tov_row_id"] for row in rows[:2]] == [best, second]
+    alone = {**settings, "target": settings["target"][:1]}
+    with pytest.raises(ConfigError, match="needs several sub-tasks"):
+        tov.select(**alone, n=8, method="less/epochs=1/dim=16/round-robin", out=tmp_path / "alone")
+    one = tov.select(**alone, n=8, method="less/epochs=1/dim=16", out=tmp_path / "one")
+    with pytest.raises(ConfigError, match="needs several sub-tasks"):
+        tov.reselect(one, n=8, rule="round-robin", out=tmp_path / "again")
+
+
 @pytest.mark.slow
 def test_targets_in_memory_have_names_by_a_mapping(parallel: Any, files: Path, tmp_path: Path) -> None:
     settings = given_to(files, *NAMES, path_variant="parallel", n=12)

@@ -118,8 +118,12 @@ def pool_identity(pool: Pool, index: Index) -> dict[str, Any]:
 
 
 def targets_identity(target: Indexed) -> dict[str, Any]:
-    """What a run's identity says of each of its targets."""
-    return {name: {"rows": len(one), "fingerprint": one.index.fingerprint} for name, one in targets_of(target).items()}
+    """What a run's identity says of each of its targets; of several the place too, for they choose in turns."""
+    several = targets_of(target)
+    return {
+        name: {"rows": len(one), "fingerprint": one.index.fingerprint} | ({"place": place} if len(several) > 1 else {})
+        for place, (name, one) in enumerate(several.items(), 1)
+    }
 
 
 def model_identity(settings: PathSettings) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from tov.config.choice import Rule, RuleSettings
 from tov.config.settings import Settings
-from tov.errors import RunError
+from tov.errors import ConfigError, RunError
 from tov.selection.choose import Best
 
 if TYPE_CHECKING:
@@ -277,6 +277,13 @@ class Method:
             TovError: says which, and what to do.
         """
 
+    def check_turns(self, options: Any, target: Indexed) -> None:
+        """Raises, before anything is scored, where a run's only target has no lists that could take turns (round-robin).
+
+        Raises:
+            TovError: says why, and what to do.
+        """
+
     def base_size(self, settings: Any, usable: int) -> int:
         """Rows of the base set, which are not taken by score, out of so many usable ones."""
         return 0
@@ -334,8 +341,10 @@ class Method:
         """
         return column_of(scores, self.column)
 
-    def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:
+    def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best | None:
         """Each target row's (or sub-task's) best rows, for the rule round-robin; only where `round_robin` is true.
+
+        None where the target has no such lists: among several targets it takes turns as a whole.
 
         Args:
             scores: one target's score table.
@@ -343,6 +352,14 @@ class Method:
             options: the method's own, as the manifest has them.
         """
         raise NotImplementedError
+
+
+def no_turns() -> ConfigError:
+    """What a target alone is told that has but one list of rows."""
+    return ConfigError(
+        "The rule round-robin needs several sub-tasks, but the target has only one.",
+        fix="Name a column of sub-tasks, less/subtask_column=COLUMN, or use score-only.",
+    )
 
 
 def column_of(scores: pa.Table, name: str) -> np.ndarray:

@@ -14,7 +14,7 @@ from tov.data.pool import Pool
 from tov.errors import ConfigError, DataError, RunError
 from tov.inputs.amount import Amount, most_of_source
 from tov.inputs.read import Indexed, PoolRows, targets_of
-from tov.methods.base import Method
+from tov.methods.base import Method, no_turns
 from tov.methods.clusters import check_clusters, check_shares
 from tov.methods.costs import clusters_asked
 from tov.methods.shared.percentiles import percentiles
@@ -51,6 +51,8 @@ def check_choice(
     check_shares(k, _shares(settings))
     for one in targets.values():
         variant.method.check(variant.options, settings, one)
+    if settings.rule == "round-robin" and len(targets) == 1 and not k:
+        variant.method.check_turns(variant.options, target)
     check_pairs(settings.score, rows.pool)
     if n is not None:
         _check_base(variant, settings, int(rows.usable.sum()), n, flag)
@@ -189,7 +191,11 @@ def choose_rows(
         free = usable & ~in_base
         ranks = [percentiles(one.scores, free & np.isfinite(one.scores)) for one in each]
         return choice, np.fmax.reduce(ranks)
-    best = each[0].best or (as_one(each[0].scores) if settings.rule == "round-robin" else None)  # a target left alone
+    best = each[0].best
+    if best is None and settings.rule == "round-robin":
+        if method.round_robin:
+            raise no_turns()
+        best = as_one(each[0].scores)  # a target left alone
     return choose_by_source(shares=of_sources, scores=each[0].scores, best=best, **given), each[0].scores
 
 

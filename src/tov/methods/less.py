@@ -23,7 +23,7 @@ from tov.config.choice import RuleSettings
 from tov.data.decontamination import IN_TEST, USABLE, exclusions
 from tov.engine.models import ModelSpec, Opened
 from tov.errors import ConfigError, ModelError, did_you_mean
-from tov.methods.base import Method, PoolStats, Scorer, Stage
+from tov.methods.base import Method, PoolStats, Scorer, Stage, no_turns
 from tov.methods.shared.gradients import Checkpoint
 from tov.methods.shared.influence import influence, row_features
 from tov.methods.shared.options import option
@@ -247,8 +247,12 @@ class Less(Method):
     )
 
     def check(self, options: Any, settings: Any, target: Indexed) -> None:
-        """Raises ConfigError: no such column of sub-tasks in the target, or one sub-task where the rule needs several."""
-        _check_rule(settings, _subtasks(target.pool, options.subtask_column))
+        """Raises ConfigError: no such column of sub-tasks in the target."""
+        _subtasks(target.pool, options.subtask_column)
+
+    def check_turns(self, options: Any, target: Indexed) -> None:
+        """Raises ConfigError: the target has one sub-task."""
+        _check_subtasks(_subtasks(target.pool, options.subtask_column))
 
     def prepare(self, work: Work) -> Scorer:
         """Warms up, takes the target's features, and stores the pool's gradients if asked to."""
@@ -258,7 +262,8 @@ class Less(Method):
         opened, batch_tokens, projection = warm.opened, work.batch_tokens(warm.opened), projection_of(work)
         target, row_ids = work.encode_target(opened.encode)
         names = list(dict.fromkeys(subtasks[row] for row in row_ids))
-        _check_rule(work.settings, names)
+        if work.settings.rule == "round-robin" and work.alone:
+            _check_subtasks(names)
         of_row = np.array([names.index(subtasks[row]) for row in row_ids], np.int64)
         targets = target_measured(work, warm, target, unit=True, subtasks=of_row)
         stores = _stored(shared, warm.folder, opened, len(warm.checkpoints), projection) if options.store else ()
@@ -274,11 +279,11 @@ class Less(Method):
         of_subtasks = [name for name in available if name.startswith(OF_SUBTASK)]
         return [self.column, *(of_subtasks if settings.rule == "round-robin" else [])]
 
-    def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:
-        """Each sub-task's best rows. Raises ConfigError if there is but one sub-task."""
+    def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best | None:
+        """Each sub-task's best rows; None of one sub-task."""
         names = [name for name in scores.column_names if name.startswith(OF_SUBTASK)]
         if not names:
-            raise _one_subtask()
+            return None
         columns = np.stack([scores[name].to_numpy() for name in names], 1)
 
         def best(k: int, usable: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -329,16 +334,10 @@ def _stored(
     )
 
 
-def _one_subtask() -> ConfigError:
-    return ConfigError(
-        "The rule round-robin needs several sub-tasks, but the target has only one.",
-        fix="Name a column of sub-tasks, less/subtask_column=COLUMN, or use score-only.",
-    )
-
-
-def _check_rule(settings: Any, subtasks: list[str]) -> None:
-    if settings.rule == "round-robin" and len(set(subtasks)) == 1:
-        raise _one_subtask()
+def _check_subtasks(names: Sequence[str]) -> None:
+    """Raises ConfigError: they are one sub-task, which has nobody to take turns with."""
+    if len(set(names)) == 1:
+        raise no_turns()
 
 
 def _subtasks(target: Pool, column: str | None) -> list[str]:

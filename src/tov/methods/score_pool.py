@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,7 @@ def score_pool(
             sample=sample,
         )  # fmt: skip
         targets = split_target(work, clusters_asked(variant.method, settings))
+        work = replace(work, alone=len(targets) == 1)
         scorers = {name: variant.method.prepare(work.of(name, one)) for name, one in targets.items()}
         run.note(targets=records_of(run, targets))
         made_from = [

@@ -58,6 +58,7 @@ class Work:
         quiet: no progress.
         noted: lines of the report so far.
         sample: the rows that are scored, where they are not the whole pool.
+        alone: whether the run has no other target.
     """
 
     run: Run
@@ -74,6 +75,7 @@ class Work:
     quiet: bool = False
     noted: list[str] = field(default_factory=list)
     sample: PoolRows | None = None
+    alone: bool = True
 
     @property
     def scored(self) -> PoolRows:
