@@ -365,6 +365,7 @@ def test_the_order_of_the_targets_is_a_runs_own(verb: Any, files: Path, tmp_path
         verb(**{**settings, "target": settings["target"][::-1]}, out=tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_targets_of_one_sub_task_each_take_turns(files: Path, tmp_path: Path) -> None:
     """LESS has lists of its own for sub-tasks only; several targets take turns, as under every other method."""
     settings = {

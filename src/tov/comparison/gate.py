@@ -19,19 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tov.comparison.bench import Bench, check_questions, seed_trials
 from tov.comparison.decision import Gain, best_of, gains_of, halved, safest_of
+from tov.comparison.pilots import LOSS, METRIC, in_pilot, judge_of, of_pilot, pilot_settings, split_of
 from tov.comparison.records import DONE, keeper, key_of, read_trials
-from tov.comparison.split import Split, caps_within, check_column, folds_of, like_test
+from tov.comparison.split import check_column, folds_of
 from tov.comparison.variants import BASELINE, Trial, check_distinct, check_pattern
+from tov.config.gate import WHOLE_ANSWER
 from tov.config.records import CompareConfig
-from tov.config.settings import build
-from tov.engine.models import Models
+from tov.engine.models import Models, ModelSpec
 from tov.errors import ConfigError, DataError
 from tov.files import digest
-from tov.inputs.read import Indexed, PoolRows, subset_of
+from tov.inputs.read import Indexed, PoolRows
 from tov.methods.auto import LEAST, PilotSizes, hedged, pilot_sizes
 from tov.methods.choice import check_choice
 from tov.methods.costs import clusters_asked
@@ -41,15 +40,10 @@ from tov.model.consent import Expected
 from tov.progress import duration, tell
 from tov.runs.folder import Run, work_on
 from tov.runs.manifest import FILE, read_manifest
-from tov.seeds import generator
 from tov.tasks import TASKS
 
 PILOT_SEEDS = 1_000_000
 """Pilot k of a run of seed s has seed s + k times this: no comparison's seed."""
-PILOT_RATE = {False: 0.5, True: 1.0}
-"""Learning rate of a pilot over that of the final training, by whether the model has a new head: language models rank alike at
-reduced rates in small runs (arXiv 2512.24503), but a new head has then not learned yet what the labels are."""
-LOSS, METRIC = "loss", "metric"
 
 
 @dataclass(frozen=True)
@@ -97,10 +91,8 @@ def check_variant(
     if config.group_by:
         check_column(config.group_by, target.pool, "target")
     folds_of(target, config.group_by, config.pilot_folds, config.seed)
-    check_pattern(config.answer_pattern)
-    if config.metric:
-        own_metric(config.metric)
-    if _judge(config) == METRIC and TASKS[config.task].generates:
+    _check_answers(config)
+    if judge_of(config) == METRIC and TASKS[config.task].generates:
         check_questions(target.pool, len(target), "--judge metric", "target")
     candidates = candidates_of(config)
     if config.target_clusters and not any(clusters_asked(one.method, config) for one in candidates):
@@ -116,6 +108,24 @@ def check_variant(
                 f"The candidate {one.name} cannot choose: {error.problem}",
                 fix=f"Leave it out of --candidates, or lower {flag} or --base-size.",
             ) from None
+
+
+def _check_answers(config: Any) -> None:
+    """Raises ConfigError: a metric or pattern of answers that cannot be, or that cannot take effect."""
+    check_pattern(config.answer_pattern)
+    if config.metric:
+        own_metric(config.metric)
+    if getattr(config, "exact_match", 0):  # of a comparison, whose final trainings are judged by both
+        return
+    answers = judge_of(config) == METRIC and TASKS[config.task].generates
+    if config.metric and TASKS[config.task].generates and not answers:
+        raise ConfigError("--metric has no effect with --judge loss.", fix="Leave one of them out.")
+    if config.answer_pattern != WHOLE_ANSWER and (not answers or config.metric):
+        why = "with --metric, which gets whole answers" if answers else "where no answer is generated"
+        raise ConfigError(
+            f"--answer-pattern has no effect {why}.",
+            fix="Leave it out, or have answers judged: --judge metric, in instruction tuning, without --metric.",
+        )
 
 
 def decide(
@@ -139,7 +149,7 @@ def decide(
     """
     candidates = candidates_of(config)
     sizes = pilot_sizes(config, int(rows.usable.sum()), n)
-    settings = _pilot_settings(config, sizes, len(target))
+    settings = pilot_settings(config, sizes, len(target))
     folds = folds_of(target, config.group_by, config.pilot_folds, config.seed)
     identity = {
         "settings": settings.of("pilots", "fit", "scan", "choice", "training"),
@@ -150,12 +160,14 @@ def decide(
     }  # fmt: skip
     with work_on(folder, command="gate", identity=identity, settings=settings.shown()) as run:
         if not run.finished:
-            splits = [_split(rows, target, fold, sizes, settings, config.seed) for fold in folds]
+            models = models or Models()
+            encode = models.open(ModelSpec.of(settings, labels), expected).encode
+            splits = [split_of(rows, target, fold, sizes, settings, config.seed, encode) for fold in folds]
             benches = [
-                Bench(_of_pilot(settings, config.seed + number * PILOT_SEEDS, one), one, labels, models or Models(), expected)
+                Bench(of_pilot(settings, config.seed + number * PILOT_SEEDS, one), one, labels, models, expected)
                 for number, one in enumerate(splits, 1)
             ]  # fmt: skip
-            records = _run_pilots(run, benches, candidates)
+            records = _run_pilots(run, benches, [in_pilot(one, settings, sizes) for one in candidates])
             verdict = _verdict(records, candidates, benches, sizes)
             run.note(comparison={"gate": {**verdict, "cost": _cost(run, records)}})
             run.finish()
@@ -163,76 +175,10 @@ def decide(
     return Decided(parse_variant(record["chosen"]), record)
 
 
-def _pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> CompareConfig:
-    """The settings of the pilots, from those of a selection or a comparison; every row that is held out is asked."""
-    task = TASKS[config.task]
-    fields = CompareConfig.model_fields
-    given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"} if name in fields}
-    rate = given.get("train_learning_rate") or task.defaults.train_learning_rate
-    asks = _judge(config) == METRIC and task.generates
-    if (
-        config.base_size
-    ):  # given, or a preset's: it is of the whole pool, and of a part would leave little to choose from
-        given["base_size"] = max(1, min(config.base_size, sizes.pool // 4))
-    given |= {
-        "sizes": (sizes.n,), "methods": (BASELINE,), "train_rows": sizes.passes, "num_train_epochs": None,
-        "train_learning_rate": PILOT_RATE[task.new_head] * rate, "exact_match": target_rows if asks else 0, "out": "auto",
-        "force": False,
-        "rule": None, "bins": None, "from_run": None, "report_only": False, "near_duplicates": "exclude",
-    }  # fmt: skip
-    return build(CompareConfig, given).for_task(config.task)
-
-
-def _judge(config: Any) -> str:
-    """What candidates are judged by: as asked for, else the metric where it is the user's own or needs no answers."""
-    return config.judge or (METRIC if config.metric or not TASKS[config.task].generates else LOSS)
-
-
-def _split(
-    rows: PoolRows, target: Indexed, fold: np.ndarray, sizes: PilotSizes, settings: CompareConfig, seed: int
-) -> Split:
-    """A pilot's rows: the fold held out as the test, and of the others and of the pool those that are not like it.
-
-    Raises:
-        DataError: nothing is left of the target, or too little of the pool.
-    """
-    test, others = subset_of(target, fold), np.setdiff1d(np.arange(len(target)), fold)
-    others = others[~like_test(target, test, settings)(others)]
-    if not len(others):
-        raise DataError(
-            "Every target row is like one that is held out from it (prompt, --group-by value, or nearly).",
-            fix="Add other rows to the target, or name a method in place of auto.",
-        )
-    usable = generator(seed, "pilot pool").permutation(np.flatnonzero(rows.usable))
-    is_like, parts, there = like_test(rows, test, settings), list[np.ndarray](), 0
-    for start in range(0, len(usable), sizes.pool):  # more than one only where rows are like the fold
-        block = usable[start : start + sizes.pool]
-        block = block[~is_like(block)][: sizes.pool - there]
-        parts, there = [*parts, block], there + len(block)
-        if there == sizes.pool:
-            break
-    if there < sizes.n:
-        raise DataError(
-            f"Only {there:,} pool rows are not like the target rows held out, but a pilot is to choose {sizes.n:,}.",
-            fix="Lower --pilot-rows, add rows to the pool, or name a method in place of auto.",
-        )
-    return Split(rows.subset(np.sort(np.concatenate(parts))), subset_of(target, others), test, ())
-
-
-def _of_pilot(settings: CompareConfig, seed: int, split: Split) -> CompareConfig:
-    """A pilot's settings: its seed, and the caps of sources that its part of the pool can keep."""
-    caps = caps_within(split.rows, settings.source_cap, settings.sizes[0])
-    return settings.model_copy(update={"seed": seed, "source_cap": caps})
-
-
 def _run_pilots(run: Run, benches: Sequence[Bench], candidates: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Every trial of the pilots, those of an earlier call read. A candidate that has failed once stays out."""
+    """Every trial of the pilots, those of an earlier call read; what failed then is tried again."""
     file, alive = run.folder / "trials.jsonl", [one.name for one in candidates]
-    there = {
-        key_of(record): record
-        for record in read_trials(file)
-        if record["status"] == DONE or record["variant"] != BASELINE
-    }
+    there = {key_of(record): record for record in read_trials(file) if record["status"] == DONE}
     records: list[dict[str, Any]] = []
     stay = hedged((one.name for one in candidates), benches[0].config)
     for number, bench in enumerate(benches, 1):
@@ -268,10 +214,14 @@ def _fault(record: Mapping[str, Any]) -> str | None:
 
 
 def _judged_by(records: Sequence[Mapping[str, Any]], config: Any) -> str:
-    """As asked for; but a metric by which no candidate differs from random rows in any pilot says nothing."""
-    if _judge(config) == LOSS:
+    """As asked for; but a metric by which no candidate differs from random rows in the first pilot says nothing.
+
+    So the judge is one from the first halving to the verdict.
+    """
+    if judge_of(config) == LOSS:
         return LOSS
-    return METRIC if any(map(any, _differences(records, METRIC).values())) else LOSS
+    first = [record for record in records if record["seed"] == records[0]["seed"]]
+    return METRIC if any(map(any, _differences(first, METRIC).values())) else LOSS
 
 
 def _has(records: Sequence[Mapping[str, Any]], name: str) -> bool:
@@ -306,11 +256,15 @@ def _verdict(
     rows = [_candidate(one.name, records, gains, alive, chosen) for one in candidates]
     beside = _beside(records, judge)
     rows = [{**row, "beside": beside.get(row["variant"], {})} for row in rows]
-    judged = sum(len(bench.split.test) for bench in benches)
+    answers = judge == METRIC and TASKS[benches[0].config.task or ""].generates  # of every row, scored token or none
+    judged = sum(
+        len(bench.split.test) if answers else record["test_rows"]
+        for bench, record in zip(benches, (one for one in records if one["variant"] == BASELINE), strict=True)
+    )
     unit = "%" if judge == LOSS else "points"
     by = f"{judged:,} held-out target rows, in {len(benches)} pilots of {sizes.n:,} rows out of {sizes.pool:,}"
-    if judge != _judge(benches[0].config):
-        by += ", judged by log-loss because the metric never differed"
+    if judge != judge_of(benches[0].config):
+        by += ", judged by log-loss because the metric did not differ in the first pilot"
     none = f"none of {len(candidates)} candidates was reliably better than random rows on {by}"
     if sure:
         won = f"auto took {sure}: {_interval(gains[sure])} {unit} better than random rows on {by}"

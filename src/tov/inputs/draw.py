@@ -38,6 +38,16 @@ def drawing_order(rows: PoolRows, random: np.random.Generator) -> np.ndarray:
     return random.permutation(np.flatnonzero(rows.usable))
 
 
+def encode_drawn(rows: PoolRows, row_ids: np.ndarray, encode: Encoder) -> Encoded:
+    """These usable rows of a pool as tokens.
+
+    Raises:
+        DataError: one cannot be encoded and such rows are not skipped.
+    """
+    places = [rows.pool.where(int(row_id)) for row_id in row_ids]
+    return encode_placed(encode, usable_rows(rows.pool.at(row_ids)), places.__getitem__, skip=rows.skip)
+
+
 def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: Encoder) -> tuple[np.ndarray, Encoded]:
     """Rows drawn uniformly without repeats from the usable rows that have a scored token; from one seed the fewer are the
     first of the more.
@@ -53,9 +63,7 @@ def draw_rows(rows: PoolRows, size: int, random: np.random.Generator, encode: En
     parts: list[Encoded] = []
     for start in range(0, len(candidates), max(size, 1)):
         block = candidates[start : start + size]
-        drawn = usable_rows(rows.pool.at(block))
-        places = [rows.pool.where(int(row_id)) for row_id in block]
-        encoded = encode_placed(encode, drawn, places.__getitem__, skip=rows.skip)
+        encoded = encode_drawn(rows, block, encode)
         good = np.flatnonzero(encoded.scored_counts > 0)[: size - len(ids)]
         ids += block[good].tolist()
         parts.append(encoded.take(good))
