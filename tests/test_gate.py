@@ -468,6 +468,22 @@ def test_the_plan_foretells_the_pilots(tmp_path: Path, tiny_folder: Path) -> Non
     assert stage["forward"] <= 2 * spent[0]
 
 
+def test_the_plan_counts_as_many_pilots_as_the_target_has_rows_to_part(tiny_folder: Path) -> None:
+    """Two rows are two folds, whatever was asked for; and so are two groups."""
+
+    def pilots(**given: Any) -> dict[str, int]:
+        planned = tov.plan(
+            model=str(tiny_folder), pool=make_rows(40, seed=1), methods=["auto"], n=8, base_size=8, dtype="fp32",
+            candidates=["tov", "dsir"], pilot_rows=16, probe=False, **given,
+        )  # fmt: skip
+        return planned.facts["methods"][0]["stages"]["pilots"]
+
+    two, grouped = make_rows(2, seed=2), [{**row, "topic": f"t{at % 2}"} for at, row in enumerate(make_rows(6, seed=2))]
+    assert pilots(target=two, pilot_folds=5) == pilots(target=two, pilot_folds=2)
+    assert pilots(target=grouped, group_by="topic") == pilots(target=grouped, group_by="topic", pilot_folds=2)
+    assert pilots(target=grouped) != pilots(target=grouped, pilot_folds=2), "rows that may be parted are three folds"
+
+
 # A metric of the user's own
 
 METRICS = '''
