@@ -237,6 +237,24 @@ def test_choosing_again_keeps_the_method_and_rule_that_were_taken(
     assert set(again.dataset["tov_reason"]) == {"score"}, "the rule of tov alone is half at random"
     assert list(again.dataset["tov_row_id"]) == list(first.dataset["tov_row_id"])
     assert again.manifest.gate == first.manifest.gate
+    assert again.manifest.notes == first.manifest.notes
+    said = "that was decided when the scores were made, but this choice from them is by"
+    for changed, by in (
+        ({"method": "uncertainty"}, "uncertainty"), ({"rule": "sample"}, "tov with rule sample"),
+        ({"transform": "abs"}, "tov with transform abs"),
+    ):  # fmt: skip
+        other = tov.select(from_run=first, pool=make_rows(40, seed=1), n=8, out=tmp_path / by, quiet=True, **changed)
+        told = f"{first.manifest.gate['verdict']}; {said} {by}"
+        assert other.manifest.gate == {**first.manifest.gate, "here": f"{said} {by}"}
+        assert told in other.summary["notes"]
+        assert first.manifest.gate["verdict"] not in other.summary["notes"], "by itself it would be of this choice"
+        for text in ((other.folder / "summary.md").read_text(), str(other), other._repr_html_()):
+            assert f"{said} {by}" in text
+    back = tov.select(
+        from_run=tmp_path / "uncertainty", pool=make_rows(40, seed=1), n=8, method="tov", rule="score-only",
+        out=tmp_path / "back", quiet=True,
+    )  # fmt: skip
+    assert (back.manifest.gate, back.manifest.notes) == (first.manifest.gate, first.manifest.notes)
 
 
 @pytest.mark.slow
