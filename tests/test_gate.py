@@ -502,6 +502,27 @@ def test_the_plan_counts_as_many_pilots_as_the_target_has_rows_to_part(tiny_fold
     assert pilots(target=grouped) != pilots(target=grouped, pilot_folds=2), "rows that may be parted are three folds"
 
 
+def test_one_row_is_no_rows(tmp_path: Path, tiny_folder: Path) -> None:
+    """In the plan of auto, in why a candidate cannot choose, and in what a choice of one row prints."""
+    given = {"pool": make_rows(3, seed=1), "base_size": 3, "candidates": ["tov/score-only", "dsir"]}
+    with pytest.raises(DataError, match=r"tov/score-only cannot choose: --n asks for 1 row by score"):
+        select(tmp_path / "run", tiny_folder, **{**given, "n": 1})
+    with pytest.raises(DataError, match="The pool has 1 usable row of 1, but --n asks for 8"):
+        select(tmp_path / "run", tiny_folder, **{**given, "pool": make_rows(1, seed=1)})
+    plan = tov.plan(
+        model=str(tiny_folder), pool=make_rows(3, seed=1), target=make_rows(2, seed=2), methods=["auto"], n=1, base_size=1,
+        candidates=["dsir"], probe=False,
+    )  # fmt: skip
+    assert "choice  1 row of about" in str(plan)
+    one = tov.select(
+        model=str(tiny_folder), pool=make_rows(3, seed=1), target=make_rows(1, seed=2), n=1, method="bm25", quiet=True,
+        out=tmp_path / "one",
+    )  # fmt: skip
+    assert "\n1 row in " in str(one)
+    assert one.manifest.scoring.about.startswith("M = 1 target row")
+    assert "M = 1 target rows" not in str(one.manifest)
+
+
 # A metric of the user's own
 
 METRICS = '''
