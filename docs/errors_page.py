@@ -260,7 +260,10 @@ def _either(one: str, other: str) -> str:
 
 
 def hole(node: ast.expr) -> str:
-    """The word in capitals for a value."""
+    """The word in capitals for a value; behind a counted one, what is counted."""
+    inner = node.value if isinstance(node, ast.FormattedValue) else node
+    if isinstance(inner, ast.Call) and ast.unparse(inner.func) == "counted" and isinstance(inner.args[1], ast.Constant):
+        return f"{hole(inner.args[0])} {inner.args[1].value}"
     word = _named(node).strip("_").upper().replace("_", "-")
     return PLAIN.get(word, word)
 

@@ -6,9 +6,13 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +24,10 @@ ROOT = Path(__file__).parents[1]
 TULU = ROOT.parent / "shared" / "data" / "gate" / "tulu.parquet"
 APART = [sys.executable, str(ROOT / "experiments" / "pilots_apart.py")]
 REPLAY = [sys.executable, str(ROOT / "experiments" / "replay_gate.py")]
+SCHEMA = pa.schema([
+    *((name, pa.string()) for name in ("pool", "model", "task", "method")), ("n", pa.int64()), ("seed", pa.int64()),
+    ("metric", pa.float64()),
+])  # fmt: skip
 
 
 def test_the_error_is_that_of_a_mean_and_at_least_the_usual_one() -> None:
@@ -89,19 +97,20 @@ def test_whoever_is_taken_is_above_random_rows_whatever_the_order(pilots: list[l
         assert (gains[other].mean, gains[other].low) == (gains[taken].mean, gains[taken].low)
 
 
-def table(path: Path, cells: int = 2) -> Path:
+def trainings(cells: int = 2) -> list[dict[str, Any]]:
     """Finished trainings whose answer is known: `good` is 5 points better than random rows, `bad` 5 worse."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     noise = np.random.default_rng(0)
-    rows = [
+    return [
         {"pool": "p", "model": f"m{cell}", "task": "t", "method": method, "n": n, "seed": seed,
          "metric": 40 + shift + float(noise.normal(0, 0.3))}
         for cell in range(cells) for n in (500, 1000, 2500, 5000) for seed in range(3)
         for method, shift in (("Random", 0), ("good", 5), ("bad", -5))
     ]  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def table(path: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    """A table of these trainings."""
+    pq.write_table(pa.Table.from_pylist(trainings() if rows is None else rows, SCHEMA), path)
     return path
 
 
@@ -122,14 +131,80 @@ def test_the_replay_says_what_the_rule_every_method_and_the_best_of_each_cell_ga
 
 
 def test_the_replay_says_what_a_table_lacks(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table({"model": ["m"]}), tmp_path / "t.parquet")
     done = replayed(str(tmp_path / "t.parquet"))
     assert done.returncode == 1
     assert "has no column task" in done.stderr
     assert "is not there" in replayed(str(tmp_path / "none.parquet")).stderr
+
+
+def but(where: Callable[[dict[str, Any]], bool], **values: Any) -> list[dict[str, Any]]:
+    """The trainings, with other values where it is so; left out without any."""
+    return [{**one, **values} if where(one) else one for one in trainings() if values or not where(one)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "cells", "says"),
+    [
+        (but(lambda one: (one["n"], one["seed"]) == (1000, 2), metric=math.nan), 4, "6 trainings without a metric"),
+        (but(lambda one: (one["model"], one["method"]) == ("m1", "Random")), 2, "1 cell left out: no trainings of"),
+        (but(lambda one: one["model"] == "m1" and one["n"] < 2500), 2, "1 cell left out: no pilots of n <= 1,000"),
+        (but(lambda one: one["model"] == "m1" and one["n"] > 1000), 2, "1 cell left out: no trainings of Random at n >= 2,500"),
+        (but(lambda one: one["method"] != "Random" and one["n"] == 1000), 4, ""),  # 500 is the largest that both have
+    ],
+)  # fmt: skip
+def test_the_replay_tells_what_it_leaves_out(tmp_path: Path, rows: list[dict[str, Any]], cells: int, says: str) -> None:
+    done = replayed(str(table(tmp_path / "t.parquet", rows)), "--json")
+    assert done.returncode == 0, done.stderr
+    assert says in done.stderr
+    assert (done.stderr == "") == (says == "")
+    lines = json.loads(done.stdout, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert {line["cells"] for line in lines.values()} == {cells}
+    assert lines["rule"] == lines["always good"], "the pilots are seen"
+
+
+def test_a_line_whose_method_lacks_sizes_tells_how_many(tmp_path: Path) -> None:
+    rows = but(lambda one: (one["method"], one["model"], one["n"]) == ("good", "m0", 5000))
+    done = replayed(str(table(tmp_path / "t.parquet", rows)), "--json")
+    assert {name: line["cells"] for name, line in json.loads(done.stdout).items()} == {
+        "rule": 3, "always bad": 4, "always good": 3, "oracle": 4,
+    }  # fmt: skip
+    for name in ("rule", "always good"):
+        assert f"{name}: 1 of 4 sizes of cells have no training of it" in done.stderr
+    done = replayed(str(table(tmp_path / "t.parquet", but(lambda one: one["method"] == "good" and one["n"] > 1000))))
+    assert done.returncode == 1
+    assert "No method that the line 'rule' takes was trained at n >= 2,500" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "says"),
+    [
+        (trainings(), ["--pilot-n", "700"], ["no pilots of n = 700", "Sizes that can be pilots: 500, 1,000, 2,500, 5,000."]),
+        (but(lambda one: one["seed"] > 0), [], ["two seeds that a method shares with Random", "can be pilots: none"]),
+        ([{**one, "seed": one["seed"] + 9 * (one["method"] == "Random")} for one in trainings()], [],
+         ["two seeds that a method shares with Random"]),
+        (but(lambda one: one["n"] >= 2500), [], ["2 cells left out: no trainings of Random at n >= 2,500"]),
+        ([], [], ["It has no trainings."]),
+        (but(lambda one: one["n"] == 500, seed=None), [], ["Row 1 of", "has None as its seed, which must be a whole number"]),
+        (but(lambda one: one["n"] == 500, model=None), [], ["has None as its model, which must be text"]),
+        ([*trainings(), trainings()[0]], [], ["Row 73 of", "is a training that another row is too"]),
+    ],
+)  # fmt: skip
+def test_the_replay_refuses_with_a_sentence_what_it_cannot_replay(
+    tmp_path: Path, rows: list[dict[str, Any]], flags: list[str], says: list[str]
+) -> None:
+    done = replayed(str(table(tmp_path / "t.parquet", rows)), *flags)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    for words in says:
+        assert words in done.stderr
+
+
+def test_a_file_that_is_no_parquet_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_text("model,task\n")
+    done = replayed(str(tmp_path / "t.parquet"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "cannot be read as Parquet" in done.stderr
+    assert "Name a Parquet table of finished trainings." in done.stderr
 
 
 @pytest.mark.skipif(not TULU.exists(), reason=f"the public study is not at {TULU}")

@@ -242,6 +242,24 @@ def test_choosing_again_keeps_the_method_and_rule_that_were_taken(
     assert set(again.dataset["tov_reason"]) == {"score"}, "the rule of tov alone is half at random"
     assert list(again.dataset["tov_row_id"]) == list(first.dataset["tov_row_id"])
     assert again.manifest.gate == first.manifest.gate
+    assert again.manifest.notes == first.manifest.notes
+    said = "that was decided when the scores were made, but this choice from them is by"
+    for changed, by in (
+        ({"method": "uncertainty"}, "uncertainty"), ({"rule": "sample"}, "tov with rule sample"),
+        ({"transform": "abs"}, "tov with transform abs"),
+    ):  # fmt: skip
+        other = tov.select(from_run=first, pool=make_rows(40, seed=1), n=8, out=tmp_path / by, quiet=True, **changed)
+        told = f"{first.manifest.gate['verdict']}; {said} {by}"
+        assert other.manifest.gate == {**first.manifest.gate, "here": f"{said} {by}"}
+        assert told in other.summary["notes"]
+        assert first.manifest.gate["verdict"] not in other.summary["notes"], "by itself it would be of this choice"
+        for text in ((other.folder / "summary.md").read_text(), str(other), other._repr_html_()):
+            assert f"{said} {by}" in text
+    back = tov.select(
+        from_run=tmp_path / "uncertainty", pool=make_rows(40, seed=1), n=8, method="tov", rule="score-only",
+        out=tmp_path / "back", quiet=True,
+    )  # fmt: skip
+    assert (back.manifest.gate, back.manifest.notes) == (first.manifest.gate, first.manifest.notes)
 
 
 @pytest.mark.slow
@@ -503,6 +521,43 @@ def test_the_plan_foretells_the_pilots(tmp_path: Path, tiny_folder: Path) -> Non
     stage, spent = planned["stages"]["pilots"], done.manifest.spent["pilots"]
     assert spent[0] <= 1.3 * stage["forward"]
     assert stage["forward"] <= 2 * spent[0]
+
+
+def test_the_plan_counts_as_many_pilots_as_the_target_has_rows_to_part(tiny_folder: Path) -> None:
+    """Two rows are two folds, whatever was asked for; and so are two groups."""
+
+    def pilots(**given: Any) -> dict[str, int]:
+        planned = tov.plan(
+            model=str(tiny_folder), pool=make_rows(40, seed=1), methods=["auto"], n=8, base_size=8, dtype="fp32",
+            candidates=["tov", "dsir"], pilot_rows=16, probe=False, **given,
+        )  # fmt: skip
+        return planned.facts["methods"][0]["stages"]["pilots"]
+
+    two, grouped = make_rows(2, seed=2), [{**row, "topic": f"t{at % 2}"} for at, row in enumerate(make_rows(6, seed=2))]
+    assert pilots(target=two, pilot_folds=5) == pilots(target=two, pilot_folds=2)
+    assert pilots(target=grouped, group_by="topic") == pilots(target=grouped, group_by="topic", pilot_folds=2)
+    assert pilots(target=grouped) != pilots(target=grouped, pilot_folds=2), "rows that may be parted are three folds"
+
+
+def test_one_row_is_no_rows(tmp_path: Path, tiny_folder: Path) -> None:
+    """In the plan of auto, in why a candidate cannot choose, and in what a choice of one row prints."""
+    given = {"pool": make_rows(3, seed=1), "base_size": 3, "candidates": ["tov/score-only", "dsir"]}
+    with pytest.raises(DataError, match=r"tov/score-only cannot choose: --n asks for 1 row by score"):
+        select(tmp_path / "run", tiny_folder, **{**given, "n": 1})
+    with pytest.raises(DataError, match="The pool has 1 usable row of 1, but --n asks for 8"):
+        select(tmp_path / "run", tiny_folder, **{**given, "pool": make_rows(1, seed=1)})
+    plan = tov.plan(
+        model=str(tiny_folder), pool=make_rows(3, seed=1), target=make_rows(2, seed=2), methods=["auto"], n=1, base_size=1,
+        candidates=["dsir"], probe=False,
+    )  # fmt: skip
+    assert "choice  1 row of about" in str(plan)
+    one = tov.select(
+        model=str(tiny_folder), pool=make_rows(3, seed=1), target=make_rows(1, seed=2), n=1, method="bm25", quiet=True,
+        out=tmp_path / "one",
+    )  # fmt: skip
+    assert "\n1 row in " in str(one)
+    assert one.manifest.scoring.about.startswith("M = 1 target row")
+    assert "M = 1 target rows" not in str(one.manifest)
 
 
 # A metric of the user's own

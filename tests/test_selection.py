@@ -194,6 +194,17 @@ def test_more_rows_than_there_are_is_an_error(rule):
         pick(table, 10, rule=rule)
 
 
+def test_one_row_is_no_rows():
+    table = a_table(10, base=9)
+    with pytest.raises(DataError, match="1 usable row outside the base set has a score, but --n asks for 2"):
+        pick(table, 2, rule="score-only")
+    notes = pick(table, 4, rule="score+random").notes
+    assert "only 1 row outside the base set has a score; the random part is larger" in notes
+    table["usable"][1:] = False
+    with pytest.raises(DataError, match="The pool has 1 usable row of 10"):
+        pick(table, 2)
+
+
 def test_score_only_refuses_what_has_no_score():
     with pytest.raises(DataError, match="70 usable rows outside the base set"):
         pick(a_table(), 71, rule="score-only")

@@ -17,6 +17,7 @@ from tov.data.rows import Row
 from tov.data.sources import Input
 from tov.errors import DataError
 from tov.inputs import kept
+from tov.progress import counted
 from tov.scores.table import DEFAULT_TARGET
 from tov.tasks import TASKS, all_layouts
 
@@ -156,7 +157,7 @@ def check_n(n: int, rows: PoolRows, flag: str = "--n") -> None:
         guarded = np.isin(rows.excluded, (IN_TARGET, DUPLICATE)).any()
         reasons = left_out(rows.excluded, rows.index)
         raise DataError(
-            f"The pool has {usable:,} usable rows of {len(rows.pool):,}, but {flag} asks for {n:,}."
+            f"The pool has {counted(usable, 'usable rows')} of {len(rows.pool):,}, but {flag} asks for {n:,}."
             + (f" Left out: {reasons}." if reasons else ""),
             fix=f"Lower {flag}, or add rows."
             + (" --no-decontaminate allows rows of the target, and repeats." if guarded else ""),

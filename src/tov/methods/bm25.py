@@ -42,6 +42,7 @@ from tov.methods.base import Method, PoolStats, Scorer, Stage
 from tov.methods.shared.neighbours import keep_best
 from tov.methods.shared.options import option
 from tov.objects.mirror import local, named
+from tov.progress import counted
 from tov.scores.store import ShardStore
 from tov.selection.choose import Best
 
@@ -326,7 +327,7 @@ class Bm25(Method):
             INDEX, [work.target.index.fingerprint, work.settings.shard_rows], None,
             lambda folder, progress: _make(work, target, vocabulary, folder, progress), rows=len(work.rows.pool),
         )  # fmt: skip
-        return Bm25Scorer(folder=named(folder), options=work.options, about=f"M = {len(texts):,} target rows")
+        return Bm25Scorer(folder=named(folder), options=work.options, about=f"M = {counted(len(texts), 'target rows')}")
 
     def by_target(self, scores: pa.Table, artifacts: Mapping[str, Path], options: Mapping[str, Any]) -> Best:
         """Each target row's best pool rows. Raises RunError if the index is gone."""

@@ -19,6 +19,7 @@ from tov.methods.clusters import check_clusters, check_shares
 from tov.methods.costs import clusters_asked
 from tov.methods.shared.percentiles import percentiles
 from tov.methods.spec import Variant
+from tov.progress import counted
 from tov.runs.folder import Run
 from tov.scores.store import columns_in
 from tov.scores.table import DEFAULT_TARGET, LENGTH, artifacts_of, coded, column_name, measures_of, of_target, usable_in
@@ -65,12 +66,13 @@ def _check_base(variant: Variant, settings: Any, usable: int, n: int, flag: str)
     if settings.rule != "score+random" and n > usable - base:
         about = "" if flag == "--n" else "at least "
         raise DataError(
-            f"{flag} asks for {about}{n:,} rows by score, but {base:,} of the {usable:,} usable rows are the base set.",
+            f"{flag} asks for {about}{counted(n, 'rows')} by score, "
+            f"but {base:,} of the {usable:,} usable rows are the base set.",
             fix=f"Lower {flag} or --base-size, or use --rule score+random.",
         )
     if base and base == usable:
         raise DataError(
-            f"All {usable:,} usable rows are the base set, so none is left to be chosen by score.",
+            f"The base set is all {counted(usable, 'usable rows')}, so none is left to be chosen by score.",
             fix="Lower --base-size.",
         )
 

@@ -26,7 +26,7 @@ from tov.methods.base import Method
 from tov.methods.spec import read_by
 from tov.model.consent import Expected
 from tov.objects.mirror import relative
-from tov.progress import Progress, track
+from tov.progress import Progress, counted, track
 from tov.runs.folder import Run
 from tov.runs.made import UNLISTED
 from tov.runs.manifest import ModelRecord
@@ -123,7 +123,7 @@ class Work:
     def about(self, opened: Opened | None = None) -> str:
         """For the report: how many target rows there are, and the model that was read, if one was."""
         on = f", {opened.loaded.dtype} on {opened.loaded.device}" if opened else ""
-        return f"M = {len(self.target):,} target rows{on}"
+        return f"M = {counted(len(self.target), 'target rows')}{on}"
 
     def note(self, text: str) -> None:
         """A line of the report; once, and not if it is empty."""

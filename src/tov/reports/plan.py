@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tov.progress import duration, file_size
+from tov.progress import counted, duration, file_size
 from tov.reports.summary import table
 from tov.sinks import line, markdown
 from tov.tasks import TASKS
@@ -26,15 +26,16 @@ def plan_text(facts: dict[str, Any]) -> str:
 def _data(facts: dict[str, Any]) -> dict[str, str]:
     pool, target, model = (facts[name] for name in ("pool", "target", "model"))
     sources = ", ".join(f"{line(name)} {count:,}" for name, count in pool["sources"].items())
+    has = "has" if target["usable"] == 1 else "have"
     return {
-        "pool": f"{pool['rows']:,} rows ({sources}), {pool['usable']:,} may be chosen"
+        "pool": f"{counted(pool['rows'], 'rows')} ({sources}), {pool['usable']:,} may be chosen"
         + (f"; left out: {pool['left_out']}" if pool["left_out"] else ""),
         "": f"{pool['tokens']:,} tokens in those, {pool['scored_tokens']:,} of them scored; cut at "
-        f"{model['max_length']:,} tokens: {pool['cut']:,} rows"
+        f"{counted(model['max_length'], 'tokens')}: {counted(pool['cut'], 'rows')}"
         + (f", which lose {pool['cut_off']:,} {TASKS[model['task']].length}" if pool["cut_off"] else "")
         + f"; without a scored token: {pool['without_scored_token']:,}"
-        + (f" (estimated from {pool['sampled']:,} rows)" if pool["sampled"] else ""),
-        "target": f"{target['usable']:,} of {target['rows']:,} rows{_each(target['targets'])} have a scored token, "
+        + (f" (estimated from {counted(pool['sampled'], 'rows')})" if pool["sampled"] else ""),
+        "target": f"{target['usable']:,} of {counted(target['rows'], 'rows')}{_each(target['targets'])} {has} a scored token, "
         f"{target['tokens']:,} tokens",
         "model": _model(model),
         **({"choice": _choice(facts["choice"])} if facts["choice"] else {}),
@@ -52,7 +53,7 @@ def _model(model: dict[str, Any]) -> str:
 
 def _choice(choice: dict[str, Any]) -> str:
     about = {name: "about " * (choice["estimated"] == name) for name in ("rows", "tokens")}
-    rows, tokens = (f"{about[name]}{choice[name]:,} {name}" for name in ("rows", "tokens"))
+    rows, tokens = (f"{about[name]}{counted(choice[name], name)}" for name in ("rows", "tokens"))
     return f"{rows} of {tokens}, where the chosen rows are as long as the pool's"
 
 

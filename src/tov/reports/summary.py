@@ -87,7 +87,12 @@ def gate_text(gate: Mapping[str, Any]) -> str:
     rows = gate_rows(gate, [column for column, _ in columns])
     rows = [[markdown(variant), *numbers, note(outcome)] for variant, *numbers, outcome in rows]
     header = ["candidate", "pilots", *(name for _, name in columns), "scoring", "training", "outcome"]
-    return f"{note(gate['verdict'])}.\n\n" + table(header, rows)
+    return f"{note(gate_verdict(gate))}.\n\n" + table(header, rows)
+
+
+def gate_verdict(gate: Mapping[str, Any]) -> str:
+    """What `auto` has found; where another choice was made from its scores, also by what. Without a full stop."""
+    return "; ".join(gate[name] for name in ("verdict", "here") if name in gate)
 
 
 def gate_rows(gate: Mapping[str, Any], columns: Sequence[str]) -> list[list[Any]]:

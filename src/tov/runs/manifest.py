@@ -194,7 +194,8 @@ class Manifest(_Record):
         origin: other runs that this one goes out from.
         trained: of `tov train`: how the trained model is loaded.
         comparison: of `tov compare`: rules of its variants, and what was asked last; of pilots: what they have decided for.
-        gate: what `auto` has decided for, and why (`tov.comparison.gate.Decided`).
+        gate: what `auto` has decided for, and why (`tov.comparison.gate.Decided`); `here` says by what else a choice from its
+            scores was made.
         versions: of Python and packages.
         hardware: what it ran on.
         timings: seconds by stage, over interruptions.

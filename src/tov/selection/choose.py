@@ -199,7 +199,7 @@ def choose(
     usable_ids = np.flatnonzero(usable)
     if n > len(usable_ids):
         raise DataError(
-            f"The pool has {len(usable_ids):,} usable rows of {len(usable):,}, but --n asks for {n:,}.",
+            f"The pool has {counted(len(usable_ids), 'usable rows')} of {len(usable):,}, but --n asks for {n:,}.",
             fix="Lower --n, or add rows to the pool.",
         )
     if quotas:
@@ -211,12 +211,13 @@ def choose(
     if by_score > able:
         if rule != "score+random":
             raise DataError(
-                f"{able:,} usable rows{' outside the base set' * based} have a score"
-                f"{' and are within the caps of their sources' * bool(quotas)}, but --n asks for {n:,} by score.",
+                f"{counted(able, 'usable rows')}{' outside the base set' * based} {'has' if able == 1 else 'have'} a score"
+                f"{' and a place within the caps of the sources' * bool(quotas)}, but --n asks for {n:,} by score.",
                 fix=f"Lower --n, {'lower --base-size, ' * based}{'raise --source-cap, ' * bool(quotas)}"
                 "or use --rule score+random.",
             )
-        notes.append(f"only {able:,} rows{' outside the base set' * based} have a score; the random part is larger")
+        have = f"{' outside the base set' * based} {'has' if able == 1 else 'have'} a score"
+        notes.append(f"only {counted(able, 'rows')}{have}; the random part is larger")
         by_score = able
     chosen = np.empty(0, np.int64)
     edges: tuple[tuple[int, int], ...] = ()

@@ -14,6 +14,7 @@ import torch
 
 from tov.checks.probe import Probe, Rates, memory_of, seconds_of
 from tov.comparison.gate import check_variant
+from tov.comparison.split import folds_of
 from tov.config.records import PlanConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.sources import Input
@@ -261,7 +262,7 @@ def _priced(
         _check_place(config, settings, variant, read.rows, read.target)
     options = variant.method.resolve(variant.options, prepared)
     stats = PoolStats(
-        settings=settings.model_copy(update={"n": amount.rows, "tokens": None}) if amount else settings,
+        settings=_as_run(settings, variant, read.target, amount),
         options=options, rows=len(read.rows.pool), usable=read.usable,
         scored=read.times * int(read.scored.sum()), tokens=read.tokens, target_rows=len(read.wanted),
         target_tokens=int(read.wanted.lengths.sum()),
@@ -272,6 +273,14 @@ def _priced(
         part = sampled / max(read.usable, 1)
         stats = replace(stats, rows=sampled, scored=stats.scored * part, tokens=stats.tokens * part)
     return cost_of(variant.method, stats), options if hasattr(options, "lora_r") else settings
+
+
+def _as_run(settings: SelectConfig, variant: Variant, target: Indexed, amount: Amount | None) -> SelectConfig:
+    """The settings that stages are counted by: the rows of a budget of tokens, and as many folds as the target allows."""
+    sizes: dict[str, Any] = {"n": amount.rows, "tokens": None} if amount else {}
+    if variant.method.takes == "pilots":
+        sizes["pilot_folds"] = len(folds_of(target, settings.group_by, settings.pilot_folds, settings.seed))
+    return settings.model_copy(update=sizes)
 
 
 def _each_target(read: ReadForPlan) -> tuple[tuple[int, int], ...]:

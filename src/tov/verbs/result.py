@@ -103,8 +103,8 @@ class Result:
             ])  # fmt: skip
         facts = self.summary["scores"]
         return "\n".join([
-            f"{facts['usable']:,} of {facts['rows']:,} rows scored; report: {line(joined(self.place, 'summary.md'))}",
-            *(f"  {count:,} rows without a score: {line(reason)}" for reason, count in facts["left_out"].items()),
+            f"{facts['usable']:,} of {counted(facts['rows'], 'rows')} scored; report: {line(joined(self.place, 'summary.md'))}",
+            *(f"  {counted(count, 'rows')} without a score: {line(reason)}" for reason, count in facts["left_out"].items()),
             *notes,
             f"choose from them: tov select --from {argument(self.place)} --n {to_choose(facts['usable'])} --out OUT",
         ])  # fmt: skip
@@ -157,7 +157,7 @@ class Picked(Result):
             *amount_lines(choice),
             *self.told,
             "",
-            f"{choice['n']:,} rows in {line(joined(self.place, 'selected.jsonl'))} (and .parquet)",
+            f"{counted(choice['n'], 'rows')} in {line(joined(self.place, 'selected.jsonl'))} (and .parquet)",
             f"report: {line(joined(self.place, 'summary.md'))}",
             f"page:   tov report {argument(self.place)} --open",
         ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tov.comparison.gate import check_variant, decide
-from tov.config.choice import SelectionSettings
+from tov.config.choice import RuleSettings, SelectionSettings
 from tov.config.records import ReselectConfig, SelectConfig
 from tov.config.settings import build
 from tov.data.pool import Pool, files_of
@@ -41,7 +41,7 @@ from tov.objects.mirror import named
 from tov.progress import tell
 from tov.reports.numbers import amount_facts, choice_facts, clusters_facts, facts_read, score_facts
 from tov.reports.proxy import proxy_notes, proxy_warnings
-from tov.reports.summary import summary_markdown
+from tov.reports.summary import gate_verdict, summary_markdown
 from tov.runs.folder import Run, open_run, run_folder, work_on
 from tov.runs.found import say_finished
 from tov.runs.made import alone_in
@@ -248,10 +248,11 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
     check_pool_unchanged(origin, pools, pool)
     check_again(config, pool, origin.scores, origin.manifest.targets)
     seed = config.seed if config.seed is not None else origin.manifest.seed or 0
+    settings = with_effect(config, variant.method, "choice")
     identity = {
         "method": variant.method.name,
         "options": scoring.options,
-        "settings": {**with_effect(config, variant.method, "choice"), "seed": seed},
+        "settings": {**settings, "seed": seed},
         "scores": scoring.fingerprint,
         "chosen_for": chosen_for(origin),
     }
@@ -261,10 +262,11 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
         reads=[*origin.reads, *files_of(pool)],
     ) as run:  # fmt: skip
         if not run.finished:
-            fields = ("inputs", "targets", "model", "chosen_for", "scoring", "artifacts", "gate", "notes")
+            fields = ("inputs", "targets", "model", "chosen_for", "scoring", "artifacts")
             run.note(
                 origin={"scores": named(origin.scores.absolute())},
                 seed=seed,
+                **_gate_again(origin, variant, settings),
                 **{name: getattr(origin.manifest, name) for name in fields},
             )
             ranked = _choose_and_write(run, pool, variant, config, seed, target_again(origin, seed), origin)
@@ -272,6 +274,25 @@ def run_reselect(config: ReselectConfig, pools: Sequence[Input] | None = None) -
             _finish(run, config.page)
             return Picked(run)
     return _shown_too(run, config)
+
+
+def _gate_again(origin: Run, variant: Variant, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `auto` has decided for, and notes: both say so where this choice from its scores is by something else."""
+    before, notes = origin.manifest.gate, origin.manifest.notes
+    if before is None:
+        return {"gate": None, "notes": notes}
+    assert origin.manifest.scoring
+    gate, method = {name: value for name, value in before.items() if name != "here"}, variant.method.name
+    ways = [name for name in RuleSettings.model_fields if name != "source_cap"]
+    other = [name for name in ways if settings.get(name) != gate["settings"].get(name)]
+    if method != origin.manifest.scoring.method:
+        gate["here"] = DECIDED_BEFORE + method
+    elif other:
+        gate["here"] = DECIDED_BEFORE + f"{method} with " + ", ".join(f"{name} {settings.get(name)}" for name in other)
+    return {"gate": gate, "notes": [gate_verdict(gate) if one == gate_verdict(before) else one for one in notes]}
+
+
+DECIDED_BEFORE = "that was decided when the scores were made, but this choice from them is by "
 
 
 def _choose_and_write(

@@ -33,7 +33,7 @@ from tov.methods.work import Work
 from tov.model.adapters import State, load, write_state
 from tov.model.kernels.joined import scanning
 from tov.objects.mirror import local, named
-from tov.progress import Progress
+from tov.progress import Progress, counted
 from tov.scores.shard import Shard
 from tov.scores.table import Columns, column_name, usable_in
 from tov.seeds import generator
@@ -247,7 +247,7 @@ def path_scorer(stored: StoredPath, opened: Opened, settings: Any) -> PathScorer
     return PathScorer(
         model=opened.spec, passes=(2 * stored.epochs, 0), key=stored.fingerprint,
         base=tuple(int(value, 16) for value in manifest["base"]["content"]),
-        about=f"|U| = {manifest['base_size']:,} base rows, M = {manifest['target']['rows']:,} target rows, "
+        about=f"|U| = {counted(manifest['base_size'], 'base rows')}, M = {counted(manifest['target']['rows'], 'target rows')}, "
         f"L = {stored.epochs} scoring epochs, {loaded.dtype} on {loaded.device}, "
         f"the target's step amplified {amplify:g} times",
         path=named(stored.folder), amplify=amplify,

@@ -19,6 +19,7 @@ from tov.reports.summary import (
     composition_rows,
     cut_lines,
     gate_rows,
+    gate_verdict,
     lengths_line,
     measured_in,
     number,
@@ -93,7 +94,8 @@ def verdict(manifest: Manifest) -> str:
     how = f"{choice['by_score']:,} by score" + (f", {choice['by_chance']:,} at random" if choice["by_chance"] else "")
     sentence = f"tov chose {n:,} of {counted(pool, 'usable rows')} ({how}), {whence}."
     if manifest.gate:
-        sentence += f" {manifest.gate['verdict'][:1].upper()}{manifest.gate['verdict'][1:]}."
+        said = gate_verdict(manifest.gate)
+        sentence += f" {said[:1].upper()}{said[1:]}."
     return sentence
 
 
