@@ -102,6 +102,39 @@ def test_a_small_target(tiny_folder: Path, topics: dict[str, Rows]) -> None:
     assert "Add examples" in said
 
 
+def test_each_of_several_targets_is_counted_by_itself(
+    tmp_path: Path, tiny_folder: Path, topics: dict[str, Rows]
+) -> None:
+    """A row without a scored token is of no use, and the large target beside a small one does not make that larger."""
+    pool, rows = topics["science"][:60], topics["ai"]
+    bare = [{**row, "completion": ""} for row in rows[33:35]]
+    given = {"method": "bm25", "max_length": 64, "n": 8, "page": False, "quiet": True}
+    cases = {
+        "one": ({"a": rows[:32], "b": [rows[32], *bare]}, "The target b has 1 usable row. Under 32"),
+        "two": ({"a": rows[:8], "b": rows[8:17], "c": rows[17:49]}, "The targets a (8) and b (9) have few usable rows. Under"),
+    }  # fmt: skip
+    for name, (target, words) in cases.items():
+        said = about(warned(tiny_folder, pool, target, max_length=64), "Under 32")
+        assert said.startswith(words)
+        run = tov.select(model=str(tiny_folder), pool=pool, target=target, out=tmp_path / name, **given)
+        again = tov.reselect(run, n=4, out=tmp_path / f"{name}-again", pool=pool, page=False, quiet=True)
+        for one in (run, again):
+            assert one.manifest.checks.warnings.count(said) == 1
+            assert f"warning: {said}" in str(one)
+
+
+def test_clusters_of_one_target_are_one_target(tmp_path: Path, tiny_folder: Path, topics: dict[str, Rows]) -> None:
+    """A cluster is small by design."""
+    given = {"method": "rds", "max_length": 64, "n": 8, "target_clusters": 2, "page": False, "quiet": True}
+    for rows, warns in ((36, False), (24, True)):
+        run = tov.select(
+            model=str(tiny_folder), pool=topics["science"][:60], target=topics["ai"][:rows], out=tmp_path / f"{rows}", **given
+        )  # fmt: skip
+        assert len(run.manifest.targets) == 2
+        found = [one for one in run.manifest.checks.warnings if "Under 32" in one]
+        assert [one.partition(". ")[0] for one in found] == [f"The target has {rows} usable rows"] * warns
+
+
 def test_the_commands_that_score_warn_of_a_small_target_in_the_words_of_the_plan(
     tmp_path: Path, tiny_folder: Path, topics: dict[str, Rows]
 ) -> None:

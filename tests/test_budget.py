@@ -489,5 +489,5 @@ def test_scores_of_an_earlier_version_have_no_lengths_and_say_so(tmp_path: Path)
 
 
 def test_a_first_row_beyond_the_budget_is_an_error(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--tokens 2 is too few"):
+    with pytest.raises(DataError, match="--tokens is too small: not even the first row fits into a budget of 2"):
         tov.select(**settings(place), tokens=2, out=tmp_path / "run")

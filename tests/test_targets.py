@@ -233,6 +233,31 @@ def test_shares_of_targets_and_of_sources_hold_together(parallel: Any, tmp_path:
             assert sum(of == (name, "web") for of in zip(targets, sources, strict=True)) == web
         reached = again.summary["choice"]["shares"]
         assert reached == {"sums": {"asked": 0.5, "reached": 0.5}, "web": {"asked": 0.25, "reached": 0.25}}
+        for text in (str(again), (again.folder / "summary.md").read_text()):
+            assert "the target sums takes 50.00 % of the rows; 50 % were asked for" in text
+            assert "web gives 25.00 % of the rows; 25 % were asked for" in text
+
+
+def test_a_target_that_the_shares_leave_nothing_has_the_reason(parallel: Any, tmp_path: Path) -> None:
+    """More rows would help a target that has too small a part, and not one that has none."""
+    none = "the shares of the other targets are 1 together, so nothing is left for law, verse"
+    alone = tov.reselect(parallel, n=3, out=tmp_path / "alone", share={"sums": 1}, page=False)
+    assert [note for note in alone.summary["notes"] if "nothing is left" in note] == [none]
+    both = tov.reselect(parallel, n=3, out=tmp_path / "both", share={"sums": 0.95, "law": 0.05}, page=False)
+    assert [note for note in both.summary["notes"] if "nothing is left" in note] == [
+        "the shares of the other targets are 1 together, so nothing is left for verse",
+        "so few are asked for that nothing is left for law",
+    ]
+    few = tov.reselect(parallel, n=2, out=tmp_path / "few", page=False)
+    assert "so few are asked for that nothing is left for verse" in few.summary["notes"]
+
+
+def test_an_error_of_one_target_tells_its_part_and_what_was_asked_for(parallel: Any, tmp_path: Path) -> None:
+    few = "The target sums, whose part is 2 of --tokens 6: --tokens is too small: .* a budget of 2"
+    with pytest.raises(DataError, match=few):
+        tov.reselect(parallel, tokens=6, out=tmp_path / "tokens", page=False)
+    with pytest.raises(DataError, match=r"The target law, whose part is 73 of --n 76: .* but --n asks for 73 by score"):
+        tov.reselect(parallel, n=76, out=tmp_path / "rows", share={"law": 0.96}, rule="score-only", page=False)
 
 
 def test_a_budget_of_tokens_is_shared_too(parallel: Any, tmp_path: Path) -> None:
@@ -425,6 +450,9 @@ def test_a_fit_for_targets_scores_a_pool_as_the_selection_does(parallel: Any, fi
     settings = given_to(files, *NAMES, path_variant="parallel")
     plain = {name: settings[name] for name in settings if name not in ("explain_rows", "page", "shard_rows")}
     fit = tov.fit(**plain, out=tmp_path / "fit")
+    told = [line.removeprefix("path of 2 epochs in ") for line in str(fit).splitlines() if line.startswith("path of")]
+    assert [Path(folder).name for folder in told] == [f"path@{name}" for name in NAMES]
+    assert all(Path(folder).is_dir() for folder in told)
     scored = tov.score(fit, pool=settings["pool"], shard_rows=16, out=tmp_path / "scored", quiet=True)
     for column in parallel.scores.column_names:
         if "@" in column:
@@ -553,7 +581,7 @@ def test_the_command_line_takes_targets_with_names(
         "parallel",
     ]
     assert command(*words, "--out", out, monkeypatch=monkeypatch) == 0
-    assert "law gives 75.00 % of the rows; 75 % were asked for" in capsys.readouterr().out
+    assert "the target law takes 75.00 % of the rows; 75 % were asked for" in capsys.readouterr().out
     again = ["select", "--from", out, "--n", "8", "--share", "lay=75%", "--out", str(tmp_path / "no")]
     assert command(*again, monkeypatch=monkeypatch) == 2
     assert "no source and no target is called 'lay' (did you mean 'law'?)" in capsys.readouterr().err

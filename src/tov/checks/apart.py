@@ -7,12 +7,13 @@ the pool (random rows) or like the target, or between the two, is never warned o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import sqrt
 
 import numpy as np
 
 from tov.checks.facts import share_over
+from tov.progress import counted
 from tov.runs.manifest import Repeats, RowsFacts
 
 APART = 0.1
@@ -24,12 +25,24 @@ FEW = 32
 """Target rows under which the target's own chance is most of what a method sees."""
 
 
-def few_target(rows: int) -> list[str]:
-    """The sentence that a target of so many rows with a scored token is small; none where it is not."""
-    if rows >= FEW:
+def few_target(rows: Mapping[str, int]) -> list[str]:
+    """The sentence that says which targets are small; none where none is.
+
+    Args:
+        rows: target -> how many of its rows have a scored token. One that is alone goes without its name. The clusters of a
+            target are one target here: a cluster is small by design.
+    """
+    small = {name: count for name, count in rows.items() if count < FEW}
+    if not small:
         return []
+    if len(small) > 1:
+        *names, last = (f"{name} ({count:,})" for name, count in small.items())
+        said = f"The targets {', '.join(names)} and {last} have few usable rows"
+    else:
+        [(name, count)] = small.items()
+        said = f"The target{f' {name}' * (len(rows) > 1)} has {counted(count, 'usable rows')}"
     return [
-        f"The target has {rows:,} usable rows. Under {FEW} the choice depends much on which rows they are. Add examples, "
+        f"{said}. Under {FEW} the choice depends much on which rows they are. Add examples, "
         "or repeat the run with other seeds and see whether the choice stays."
     ]
 

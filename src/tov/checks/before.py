@@ -14,7 +14,7 @@ import numpy as np
 from tov.checks.apart import few_target, percent
 from tov.config.settings import EVERY_SOURCE
 from tov.data.near import Near, question_text
-from tov.inputs.read import Indexed, PoolRows
+from tov.inputs.read import Indexed, PoolRows, target_of_row
 from tov.tasks import TASKS
 from tov.text.chat import PLAIN_TEMPLATE
 from tov.text.encode import Encoded, Encoder
@@ -37,6 +37,7 @@ class Before:
         sampled: (rows,) row_ids of usable pool rows.
         encoded: the same as tokens.
         target_encoded: the target's rows that have a scored token.
+        target_ids: (rows of these,) their row_ids.
         encode: that made them tokens.
         limit: tokens that the model takes in a row; None where nothing says.
         settings: of the run.
@@ -47,6 +48,7 @@ class Before:
     sampled: np.ndarray
     encoded: Encoded
     target_encoded: Encoded
+    target_ids: np.ndarray
     encode: Encoder
     limit: int | None
     settings: Any
@@ -142,7 +144,9 @@ def _bare(seen: Before) -> bool:
 
 
 def _few(seen: Before) -> list[str]:
-    return few_target(len(seen.target_encoded))
+    names, of_row = target_of_row(seen.target)
+    counts = np.bincount(of_row[seen.target_ids], minlength=len(names))
+    return few_target(dict(zip(names, counts.tolist(), strict=True)))
 
 
 def _cut(seen: Before) -> Iterator[str]:

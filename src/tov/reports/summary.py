@@ -230,15 +230,20 @@ def to_choose(usable: int) -> int:
 
 
 def amount_lines(choice: Mapping[str, Any], named: Callable[[object], str] = line) -> list[str]:
-    """Of a budget and of shares, where they were given: a line each, sources' names made harmless by `named`."""
+    """Of a budget and of shares, where they were given: a line each, names made harmless by `named`.
+
+    A source gives rows, and one of several targets takes them.
+    """
     budget, unit = choice.get("budget"), "tokens" if "budget" in choice else "rows"
     spent = (
         [f"{budget['spent']:,} of {budget['tokens']:,} tokens are spent, on {counted(choice['n'], 'rows')}"]
         if budget
         else []
     )
+    sources = {row["source"] for row in choice["composition"]}
     return spent + [
-        f"{named(name)} gives {100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
+        f"{f'{named(name)} gives' if name in sources else f'the target {named(name)} takes'} "
+        f"{100 * one['reached']:.2f} % of the {unit}; {100 * one['asked']:g} % were asked for"
         for name, one in choice.get("shares", {}).items()
     ]
 

@@ -52,12 +52,14 @@ class RowsFacts(_Record):
         looked_at: of how many the rest is: all, or as many as are drawn at most.
         shares: the end of a sentence on a row ("have no entity") -> share of the rows, from 0 to 1, of which it is true.
         lengths: 51 quantiles of the rows' lengths, 0, 2, 4, ... 100 %, in the unit of the task; empty where they are not known.
+        by_target: of several targets together, `looked_at` of each by itself, by its name; empty elsewhere.
     """
 
     rows: int
     looked_at: int
     shares: dict[str, float] = {}
     lengths: list[int] = []
+    by_target: dict[str, int] = {}
 
 
 class Repeats(_Record):

@@ -214,5 +214,7 @@ def _joined(choices: Sequence[Choice], keys: np.ndarray | None) -> Choice:
 
 def _not_empty(choice: Choice, n: int) -> Choice:
     if not len(choice.row_ids):
-        raise DataError(f"--tokens {n:,} is too few: not even the first row fits.", fix="Raise --tokens.")
+        raise DataError(
+            f"--tokens is too small: not even the first row fits into a budget of {n:,}.", fix="Raise --tokens."
+        )
     return choice

@@ -7,7 +7,7 @@ first, and the second takes its next best. By round robin of targets they take t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -115,7 +115,6 @@ def choose_by_target(
     """
     if given["rule"] == "round-robin" and not shares and all(one.best is None for one in targets):
         return _in_turn(targets, source_shares, n=n, lengths=lengths, **given)
-    names = [one.name for one in targets]
     ends = list(itertools.accumulate(target_numbers(shares, {one.name: one.weight for one in targets}, n)))
     free, spent, choices = given["usable"].copy(), 0, dict[str, Choice]()
     for one, start, end in zip(targets, [0, *ends[:-1]], ends, strict=True):
@@ -126,14 +125,26 @@ def choose_by_target(
         try:
             choice = choose_part(pay, end - spent, end - start)
         except DataError as error:
-            raise DataError(f"The target {one.name}: {error.problem}", allowed=error.allowed, fix=error.fix) from None
+            part = f"{end - start:,} of {'--n' if lengths is None else '--tokens'} {n:,}"
+            problem = f"The target {one.name}, whose part is {part}: {error.problem}"
+            raise DataError(problem, allowed=error.allowed, fix=error.fix) from None
         spent += len(choice.row_ids) if lengths is None else int(lengths[choice.row_ids].sum())
         free[choice.row_ids] = False
         choices[one.name] = choice
-    without = [name for name in names if name not in choices and shares.get(name) != 0]
-    few = (f"so few are asked for that nothing is left for {', '.join(without)}",) if without else ()
     joined = _joined(choices)
-    return replace(joined, notes=(*joined.notes, *few))
+    return replace(joined, notes=(*joined.notes, *_without([one.name for one in targets], shares, choices)))
+
+
+def _without(names: Sequence[str], shares: Mapping[str, float], choices: Mapping[str, Choice]) -> Iterator[str]:
+    """Why targets that were not given a share of 0 have nothing."""
+    nothing = [name for name in names if name not in choices and shares.get(name) != 0]
+    whole = sum(map(written, shares.values())) == 1  # then a larger choice has nothing for the others either
+    others = [name for name in nothing if whole and name not in shares]
+    few = [name for name in nothing if name not in others]
+    if others:
+        yield f"the shares of the other targets are 1 together, so nothing is left for {', '.join(others)}"
+    if few:
+        yield f"so few are asked for that nothing is left for {', '.join(few)}"
 
 
 def as_one(scores: np.ndarray) -> Best:

@@ -17,13 +17,14 @@ from tov.data.rows import Row
 from tov.data.sources import local_files
 from tov.engine.models import ModelSpec
 from tov.errors import TovError
-from tov.inputs.read import Indexed, read_target, usable_rows
+from tov.inputs.read import Indexed, read_target, targets_of, usable_rows
 from tov.methods.clusters import targets_now
 from tov.methods.registry import find_method
 from tov.runs.folder import Run
 from tov.runs.manifest import ChecksRecord, RowsFacts
-from tov.scores.table import usable_in
+from tov.scores.table import DEFAULT_TARGET, usable_in
 from tov.tasks import TASKS
+from tov.text.encode import Encoder
 
 Seen: TypeAlias = tuple[list[Row], RowsFacts]
 """Rows of a target that are looked at, and what they are like."""
@@ -31,7 +32,17 @@ Seen: TypeAlias = tuple[list[Row], RowsFacts]
 
 def see_target(target: Indexed, settings: PathSettings, labels: tuple[str, ...]) -> Seen:
     """What chosen rows will be looked at beside; read before the scan, while the files are as they were."""
-    return seen(target.pool, np.arange(len(target)), ModelSpec.of(settings, labels).encoder(), settings.seed)
+    encode = ModelSpec.of(settings, labels).encoder()
+    rows, like = _seen_of(target, encode, settings.seed)
+    each = targets_of(target)
+    if len(each) == 1:
+        return rows, like
+    by_target = {name: _seen_of(one, encode, settings.seed)[1].looked_at for name, one in each.items()}
+    return rows, like.model_copy(update={"by_target": by_target})
+
+
+def _seen_of(target: Indexed, encode: Encoder, seed: int) -> Seen:
+    return seen(target.pool, np.arange(len(target)), encode, seed)
 
 
 def note_target(run: Run, like: RowsFacts) -> None:
@@ -92,9 +103,15 @@ def look_at(
 
 
 def few(run: Run) -> list[str]:
-    """The warning that a run's target is small, as `tov plan` has it; none where the method draws rows at random."""
-    scoring, targets = run.manifest.scoring, run.manifest.targets.values()
+    """The warning that targets of a run are small, as `tov plan` has it; none where the method draws rows at random.
+
+    Clusters of one target count together: each is small by design, and the target that was given is what can have more rows.
+    """
+    scoring, targets = run.manifest.scoring, run.manifest.targets
     if not targets or (scoring and find_method(scoring.method).takes == "random"):
         return []
-    like = _facts(run)  # of all targets together, but for a run of an older version
-    return few_target(like.looked_at if like else sum(one.rows for one in targets))
+    like, of_each = _facts(run), {name: one.rows for name, one in targets.items()}
+    clusters = any(one.weight is not None for one in targets.values())
+    if len(targets) > 1 and not clusters:
+        return few_target((like and like.by_target) or of_each)  # a run of an older version has not counted each
+    return few_target({DEFAULT_TARGET: like.looked_at if like else sum(of_each.values())})

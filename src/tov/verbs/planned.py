@@ -84,8 +84,9 @@ class ReadForPlan:
     def seen(self) -> Before:
         """What mistakes are looked for in."""
         return Before(
-            self.rows, self.target, self.sampled, self.encoded, self.wanted, self.encode, self.limit, self.settings
-        )
+            self.rows, self.target, self.sampled, self.encoded, self.wanted, self.wanted_ids, self.encode, self.limit,
+            self.settings,
+        )  # fmt: skip
 
     @property
     def spec(self) -> ModelSpec:

@@ -98,7 +98,11 @@ class Result:
         notes = self.told
         if "scores" not in self.summary:
             return "\n".join([
-                f"path of {counted(self.summary['epochs'], 'epochs')} in {line(joined(self.place, 'path'))}", *notes,
+                *(
+                    f"path of {counted(self.summary['epochs'], 'epochs')} in {line(joined(self.place, folder.name))}"
+                    for folder in fitted_paths(self.run).values()
+                ),
+                *notes,
                 f"score a pool with it: tov score --from {argument(self.place)} --pool POOL --out OUT",
             ])  # fmt: skip
         facts = self.summary["scores"]
