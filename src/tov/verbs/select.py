@@ -66,6 +66,9 @@ from tov.verbs.result import Picked
 from tov.verbs.shown import Ranked
 
 
+DECIDED_BEFORE = "that was decided when the scores were made, but this choice from them is by "
+
+
 def select(
     *, model: str | None = None, pool: Inputs | None = None, target: Inputs | None = None, n: int | None = None,
     out: str | Path | None = None, from_run: str | os.PathLike[str] | None = None, **settings: Any,
@@ -290,9 +293,6 @@ def _gate_again(origin: Run, variant: Variant, settings: Mapping[str, Any]) -> d
     elif other:
         gate["here"] = DECIDED_BEFORE + f"{method} with " + ", ".join(f"{name} {settings.get(name)}" for name in other)
     return {"gate": gate, "notes": [gate_verdict(gate) if one == gate_verdict(before) else one for one in notes]}
-
-
-DECIDED_BEFORE = "that was decided when the scores were made, but this choice from them is by "
 
 
 def _choose_and_write(
