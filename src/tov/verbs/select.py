@@ -65,7 +65,6 @@ from tov.verbs.report import write_missing, write_page
 from tov.verbs.result import Picked
 from tov.verbs.shown import Ranked
 
-
 DECIDED_BEFORE = "that was decided when the scores were made, but this choice from them is by "
 
 
