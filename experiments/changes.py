@@ -1,7 +1,8 @@
 """Changes to ToV that are no options of it, by training: the same number of rows, chosen in another way.
 
     export DATA=DATA PREPARED=PREPARED
-    tov compare experiments/ner-quick.yaml --only NER-E1 NER-E4 --methods random,tov,tov/epochs=2 --seed 1000 --seeds 1 --out RUNS
+    tov compare experiments/ner-quick.yaml --only NER-E1 NER-E4 --methods random,tov,tov/epochs=2 \\
+        --seed 1000 --seeds 1 --out RUNS
     python experiments/changes.py experiments/ner-quick.yaml RUNS WORK OUT.jsonl --only NER-E1 NER-E4 --seed 1000
 
 RUNS holds the score tables of two epochs and the trainings on random rows and on those of ToV, which are read from there.
@@ -11,8 +12,8 @@ WORK takes the score tables that are made here.
     score-only     all by score
     in turns       half by score; these are the base set of another path, under whose scores the other half is taken
     clusters       the target in four clusters (--target-clusters 4), a direction each
-    spread         as tov, but a row is taken by score after a penalty for its likeness to those taken before it: percentile of the
-                   score less half the largest cosine, of embeddings half way up the first base state less their mean
+    spread         as tov, but a row is taken by score after a penalty for its likeness to those taken before it: percentile
+                   of the score less half the largest cosine, of embeddings half way up the first base state less their mean
     spread, score-only  the same, all by score
 
 Training and test are those of `tov compare`: seed, initial state, steps, test rows. A line a training: test log-loss in nats a

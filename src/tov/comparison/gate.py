@@ -37,7 +37,7 @@ from tov.methods.costs import clusters_asked
 from tov.methods.spec import Variant, dumped, parse_variant, settings_for
 from tov.metrics import own_metric
 from tov.model.consent import Expected
-from tov.progress import duration, tell
+from tov.progress import counted, duration, tell
 from tov.runs.folder import Run, work_on
 from tov.runs.manifest import FILE, read_manifest
 from tov.tasks import TASKS
@@ -265,7 +265,7 @@ def _verdict(
     by = f"{judged:,} held-out target rows, in {len(benches)} pilots of {sizes.n:,} rows out of {sizes.pool:,}"
     if judge != judge_of(benches[0].config):
         by += ", judged by log-loss because the metric did not differ in the first pilot"
-    none = f"none of {len(candidates)} candidates was reliably better than random rows on {by}"
+    none = f"none of {counted(len(candidates), 'candidates')} was reliably better than random rows on {by}"
     if sure:
         won = f"auto took {sure}: {_interval(gains[sure])} {unit} better than random rows on {by}"
     elif chosen:

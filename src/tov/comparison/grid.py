@@ -1,7 +1,8 @@
 """A grid of comparisons as a YAML file: settings for all, and `experiments`, each a name with settings of its own.
 
 `extends: OTHER.yaml` takes over another file's settings and experiments, so that a size of a grid is a file of a few lines.
-`${NAME}` is replaced by the environment variable NAME, for paths that differ from machine to machine.
+`${NAME}` is replaced by the environment variable NAME, for paths that differ from machine to machine. Experiments that `--only`
+leaves out need none of theirs.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
     Raises:
         ConfigError: no such file, broken YAML, an unset variable, no such experiment.
     """
-    settings = _read(path)
+    settings = _read(path, only)
     experiments = _experiments(settings, path)
     if not experiments:
         raise ConfigError(
@@ -123,12 +124,15 @@ def _check_names(names: Iterable[str], path: Path) -> None:
             )
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, only: tuple[str, ...], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     real = path.resolve() if "\0" not in str(path) else path
     if real in above:
         round_ = " extends ".join(file.name for file in (*above[above.index(real) :], real))
         raise ConfigError(f"{path} extends itself: {round_}.", fix="Remove one of the lines that begin with extends.")
-    settings = {name: _filled(value, path) for name, value in read_yaml(path).items()}
+    settings = {
+        name: _filled_of(only, value, path) if name == "experiments" and only else _filled(value, path)
+        for name, value in read_yaml(path).items()
+    }
     if "extends" not in settings:
         return settings
     other = settings.pop("extends")
@@ -138,10 +142,17 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
             allowed="extends: OTHER.yaml",
             fix="Correct the line that begins with extends.",
         )
-    base = _read(path.parent / other, (*above, real))
+    base = _read(path.parent / other, only, (*above, real))
     theirs, own = _experiments(base, path), _experiments(settings, path)
     both = {name: {**theirs.get(name, {}), **own.get(name, {})} for name in [*theirs, *own]}
     return {**base, **settings, "experiments": both}
+
+
+def _filled_of(only: tuple[str, ...], experiments: Any, path: Path) -> Any:
+    """The experiments, the named ones filled: the others' variables need not be set."""
+    if not isinstance(experiments, Mapping):
+        return experiments
+    return {name: _filled(block, path) if str(name) in only else block for name, block in experiments.items()}
 
 
 def _filled(value: Any, path: Path) -> Any:
