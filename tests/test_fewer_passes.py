@@ -1,4 +1,4 @@
-"""The numbers behind `experiments/fewer_passes.py`: which rows go on from epoch to epoch, and what a regression foretells."""
+"""The numbers behind `experiments/fewer_passes.py` and `changes.py`: which rows go on, what a regression foretells, what gives way."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from changes import spread
 from fewer_passes import (
     HALVING,
     Table,
@@ -104,3 +105,12 @@ def test_landmarks_know_a_score_that_is_a_line_in_the_embedding() -> None:
 
 def test_a_way_without_dropping_gives_nothing_up() -> None:
     assert Way("tov", np.zeros(3), 1.0).rule is None
+
+
+def test_a_row_like_one_that_was_taken_gives_way() -> None:
+    """The two best rows are alike: after the first of them another one is worth more; without likeness the order is the score's."""
+    score = np.array([4.0, 3.9, 3.0, 1.0])
+    table = Table(Path("none"), score, score[None], score, np.ones(4), np.ones(4), np.zeros(4, bool), np.ones(4, bool))
+    alike = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.2], [-1.0, -0.2]])
+    assert spread(table, alike, 2).tolist() == [0, 2]
+    assert spread(table, np.eye(4), 4).tolist() == [0, 1, 2, 3]

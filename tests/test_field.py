@@ -305,16 +305,18 @@ def test_columns_of_types_that_datasets_lacks_stand_in_no_ones_way(tmp_path: Pat
 
 
 @pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this version of datasets has no columns of several types")
-def test_json_columns_are_the_values_in_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [{"when": datasets.Value("date32")}, {}], ids=["beside a date", "alone"])
+def test_json_columns_are_the_values_in_them(others: dict[str, Any], tmp_path: Path) -> None:
     """`datasets.Json`, in which a null is one that somebody wrote."""
     call = {"function": {"name": "f", "arguments": {"x": None}}}
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [call]}]
-    feature = datasets.Features({"messages": datasets.List(datasets.Json()), "when": datasets.Value("date32")})
-    pool = open_pool(datasets.Dataset.from_dict({"messages": [turns], "when": [None]}, features=feature))
+    feature, empty = datasets.Features({"messages": datasets.List(datasets.Json()), **others}), dict.fromkeys(others)
+    values = {"messages": [turns], **{name: [None] for name in others}}
+    pool = open_pool(datasets.Dataset.from_dict(values, features=feature))
     (row,) = pool.rows(0, 1)
     assert row.messages[1]["tool_calls"][0]["function"] == call["function"]  # type: ignore[union-attr]
-    assert written(pool, tmp_path) == [{"messages": turns, "when": None}]
-    assert pq.read_schema(tmp_path / "selected.parquet").field("when").type == pa.date32()
+    assert written(pool, tmp_path) == [{"messages": turns, **empty}]
+    assert not others or pq.read_schema(tmp_path / "selected.parquet").field("when").type == pa.date32()
 
 
 def test_values_of_memory_that_json_lacks_are_written(tmp_path: Path) -> None:

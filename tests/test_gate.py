@@ -433,6 +433,7 @@ def test_rows_without_a_scored_token_take_no_place_in_a_pilot(tmp_path: Path, ti
     judged = sum(one["test_rows"] for one in records if one["variant"] == "random")
     assert done.manifest.gate["judged"] == judged == 8
     assert " on 8 held-out target rows" in done.manifest.gate["verdict"]
+    assert 16 <= done.manifest.gate["pool"] <= 20
 
 
 def test_the_decision_can_be_computed_again_from_the_pilots(picked: Any) -> None:

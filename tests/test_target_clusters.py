@@ -188,9 +188,16 @@ def test_what_is_merged_and_what_has_no_token_is_told_and_kept(files: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_target_of_one_kind_is_not_split(files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["tov", LESS])
+def test_a_target_of_one_kind_is_not_split(method: str, files: Path, tmp_path: Path) -> None:
     same = [{"prompt": "say it", "completion": "it"}] * 20
-    run = tov.select(**given_to(files, target=same, rule="round-robin"), out=tmp_path / "run")
+    given = given_to(files, target=same, rule="round-robin", method=method)
+    given = (
+        given
+        if method == "tov"
+        else {name: value for name, value in given.items() if name not in ("base_size", "epochs", "path_variant")}
+    )
+    run = tov.select(**given, out=tmp_path / "run")
     assert list(run.manifest.targets) == ["target"]
     assert any("the target is not split" in note for note in run.summary["notes"])
     assert "tov_target" not in run.dataset.column_names

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def _check_answers(config: Any) -> None:
     check_pattern(config.answer_pattern)
     if config.metric:
         own_metric(config.metric)
-    if getattr(config, "exact_match", 0):  # of a comparison, whose final trainings are judged by both
+    if isinstance(config, CompareConfig):  # whose other variants, or whose final trainings, may be judged by both
         return
     answers = judge_of(config) == METRIC and TASKS[config.task].generates
     if config.metric and TASKS[config.task].generates and not answers:
@@ -154,7 +154,7 @@ def decide(
     identity = {
         "settings": settings.of("pilots", "fit", "scan", "choice", "training"),
         "options": {one.name: dumped(one.options) for one in candidates},
-        "sizes": asdict(sizes), "folds": digest([fold.tolist() for fold in folds]),
+        "sizes": asdict(sizes), "part": "of rows with a scored token", "folds": digest([fold.tolist() for fold in folds]),
         "pool": {"fingerprint": rows.index.fingerprint, "excluded": rows.excluded_fingerprint},
         "target": target.index.fingerprint,
     }  # fmt: skip
@@ -167,6 +167,7 @@ def decide(
                 Bench(of_pilot(settings, config.seed + number * PILOT_SEEDS, one), one, labels, models, expected)
                 for number, one in enumerate(splits, 1)
             ]  # fmt: skip
+            sizes = replace(sizes, pool=min(len(split.rows) for split in splits))  # what there is of the part's rows
             records = _run_pilots(run, benches, [in_pilot(one, settings, sizes) for one in candidates])
             verdict = _verdict(records, candidates, benches, sizes)
             run.note(comparison={"gate": {**verdict, "cost": _cost(run, records)}})

@@ -27,6 +27,8 @@ PILOT_RATE = {False: 0.5, True: 1.0}
 """Learning rate of a pilot over that of the final training, by whether the model has a new head: language models rank alike at
 reduced rates in small runs (arXiv 2512.24503), but a new head has then not learned yet what the labels are."""
 LOSS, METRIC = "loss", "metric"
+AT_ONCE = 2048
+"""Rows that are made tokens of together."""
 
 
 def pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> CompareConfig:
@@ -93,7 +95,7 @@ def split_of(
     for start in range(0, len(usable), sizes.pool):  # more than one only where rows are left out
         block = usable[start : start + sizes.pool]
         block = block[~is_like(block)]
-        block = block[encode_drawn(rows, block, encode).scored_counts > 0][: sizes.pool - there]
+        block = _with_tokens(rows, block, encode)[: sizes.pool - there]
         parts, there = [*parts, block], there + len(block)
         if there == sizes.pool:
             break
@@ -104,6 +106,12 @@ def split_of(
             fix="Lower --pilot-rows, add rows to the pool, or name a method in place of auto.",
         )
     return Split(rows.subset(np.sort(np.concatenate(parts))), subset_of(target, others), test, ())
+
+
+def _with_tokens(rows: PoolRows, row_ids: np.ndarray, encode: Encoder) -> np.ndarray:
+    """Of these usable rows those that have a scored token; never many rows as tokens at once."""
+    pieces = np.array_split(row_ids, len(row_ids) // AT_ONCE + 1)
+    return np.concatenate([piece[encode_drawn(rows, piece, encode).scored_counts > 0] for piece in pieces])
 
 
 def of_pilot(settings: CompareConfig, seed: int, split: Split) -> CompareConfig:

@@ -195,9 +195,9 @@ def choose_rows(
         return choice, np.fmax.reduce(ranks)
     best = each[0].best
     if best is None and settings.rule == "round-robin":
-        if method.round_robin:
+        if method.round_robin and not clusters_asked(method, settings):
             raise no_turns()
-        best = as_one(each[0].scores)  # a target left alone
+        best = as_one(each[0].scores)  # a target left alone, or clusters that became one
     return choose_by_source(shares=of_sources, scores=each[0].scores, best=best, **given), each[0].scores
 
 

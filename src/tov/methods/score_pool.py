@@ -99,8 +99,9 @@ def score_pool(
             labels=labels, artifacts=artifacts or run.folder / "artifacts", models=models, engine=engine, quiet=quiet,
             sample=sample,
         )  # fmt: skip
-        targets = split_target(work, clusters_asked(variant.method, settings))
-        work = replace(work, alone=len(targets) == 1)
+        clusters = clusters_asked(variant.method, settings)
+        targets = split_target(work, clusters)
+        work = replace(work, alone=len(targets) == 1 and not clusters)
         scorers = {name: variant.method.prepare(work.of(name, one)) for name, one in targets.items()}
         run.note(targets=records_of(run, targets))
         made_from = [

@@ -58,7 +58,7 @@ class Work:
         quiet: no progress.
         noted: lines of the report so far.
         sample: the rows that are scored, where they are not the whole pool.
-        alone: whether the run has no other target.
+        alone: whether the run has no other target, and was not asked for clusters of it.
     """
 
     run: Run

@@ -50,7 +50,7 @@ def read_chosen(
     read = {name for layout in task.layouts for name in layout.columns if layout.converted}
     for source, places in _by_source(rows).items():
         cells = [_cells(rows[place], ours, task) for place in places]
-        stand = {name for name, read in task.read_from.items() if any(read in rows[place] for place in places)}
+        stand = {name for name, column in task.read_from.items() if any(column in rows[place] for place in places)}
         mapping = {mine: yours for mine, yours in columns.items() if mine not in stand}
         pool = _pool(cells, mapping, task)
         left = [name for names in pool.unseen().values() for name in names if name not in read]
