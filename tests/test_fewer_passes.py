@@ -1,4 +1,4 @@
-"""The numbers behind `experiments/fewer_passes.py` and `changes.py`: which rows go on, what a regression foretells, what gives way."""
+"""The numbers of `experiments/fewer_passes.py` and `changes.py`: which rows go on, what a regression foretells, what gives way."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_way_without_dropping_gives_nothing_up() -> None:
 
 
 def test_a_row_like_one_that_was_taken_gives_way() -> None:
-    """The two best rows are alike: after the first of them another one is worth more; without likeness the order is the score's."""
+    """The two best rows are alike: after the first another one is worth more; without likeness the order is the score's."""
     score = np.array([4.0, 3.9, 3.0, 1.0])
     table = Table(Path("none"), score, score[None], score, np.ones(4), np.ones(4), np.zeros(4, bool), np.ones(4, bool))
     alike = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.2], [-1.0, -0.2]])
