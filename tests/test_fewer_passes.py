@@ -1,4 +1,4 @@
-"""The numbers of `experiments/fewer_passes.py` and `changes.py`: rows that go on, what a regression foretells, what gives way."""
+"""The numbers of `experiments/fewer_passes.py` and `changes.py`: which rows go on, what a regression says, what gives way."""
 
 from __future__ import annotations
 
