@@ -444,6 +444,17 @@ def test_labels_read_otherwise_are_written_as_read(encoder: Path, tmp_path: Path
     assert len(again.dataset) == 4, "the label map must be remembered"
     with pytest.raises(DataError, match="only in the target: PER; only in the pool: person"):
         tov.select(model=str(encoder), pool=str(pool), target=str(target), out=tmp_path / "no", **settings)
+    amiss = {"othr": {"person": "PER"}}
+    with pytest.raises(DataError, match="--label-map has a part for othr, which is no source of the pool"):
+        tov.select(
+            model=str(encoder), pool=str(pool), target=str(target), label_map=amiss, out=tmp_path / "no", **settings
+        )
+    vain = {**amiss, "person": "PER"}
+    drawn = tov.select(
+        model=str(encoder), pool=str(pool), target=str(target), label_map=vain, out=tmp_path / "vain", method="random",
+        device="cpu", quiet=True, n=8,
+    )  # fmt: skip
+    assert "--label-map has a part for othr, but the sources are target, other" in drawn.summary["notes"]
     new = write_jsonl(tmp_path / "new.jsonl", [{"tokens": ["a"], "ner_tags": ["B-thing"]}])
     with pytest.raises(DataError, match="labels that the path was not fitted with: thing"):
         tov.score(picked, str(new), out=tmp_path / "s", quiet=True)

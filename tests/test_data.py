@@ -695,3 +695,77 @@ def test_selected_rows_can_be_the_next_target(tmp_path: Path) -> None:
     for name in ("selected.jsonl", "selected.parquet"):
         again = conversations(open_pool([str(tmp_path / name)]))
         assert [turns(row) for row in again] == [turns(row) for row in conversations(pool)[1:]], name
+
+
+# Forms of LLaMA-Factory and Axolotl
+
+TALK = [{"from": "human", "value": "q"}]
+RANKED: dict[str, dict[str, Any]] = {
+    "alpaca": {"instruction": "Translate", "input": "good day", "chosen": "bonjour", "rejected": "hallo"},
+    "history": {
+        "instruction": "Translate", "input": "good day", "chosen": "bonjour", "rejected": "hallo", "history": [["a", "b"]],
+    },
+    "sharegpt": {
+        "conversations": TALK, "chosen": {"from": "gpt", "value": "bonjour"}, "rejected": {"from": "gpt", "value": "hallo"},
+    },
+    "messages": {
+        "messages": [{"role": "user", "content": "q"}],
+        "chosen": {"role": "assistant", "content": "bonjour"}, "rejected": {"role": "assistant", "content": "hallo"},
+    },
+    "prompt": {
+        "prompt": TALK, "chosen": [{"from": "gpt", "value": "bonjour"}], "rejected": [{"from": "gpt", "value": "hallo"}],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", RANKED)
+def test_pairs_of_other_trainers_are_read_with_all_of_their_question(form: str) -> None:
+    row = conversations(open_pool([[RANKED[form]]]))[0]
+    assert row.answer == "bonjour"
+    assert row.rejected is not None
+    assert row.rejected.answer == "hallo"
+    asked = [message["content"] for message in row.prompt]
+    wanted = ["Translate\n\ngood day"] if "instruction" in RANKED[form] else ["q"]
+    assert asked == (["a", "b", *wanted] if form == "history" else wanted)
+    assert row.rejected.prompt == row.prompt
+
+
+@pytest.mark.parametrize("tag", [False, "false", True, None])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"conversations": [*TALK, {"from": "gpt", "value": "a"}]},
+        {"instruction": "q", "output": "a"},
+        {"prompt": "q", "completion": "a"},
+    ],
+)
+def test_an_answer_that_kto_tag_says_is_not_wanted_is_left_out(row: dict[str, Any], tag: Any) -> None:
+    pool = open_pool([[{**row, "kto_tag": tag}, row]])
+    index = index_rows(pool)
+    assert index.rejected == (str(tag).lower() == "false")
+    assert "kto_tag" not in pool.unseen().get("memory", [])
+
+
+def test_rows_of_another_layout_than_their_source_are_told_apart(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "q", "output": "a"},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    ]
+    said = (
+        r"mixed.jsonl, row 1: the list of turns is missing\.(.|\n)*read as messages(.|\n)*columns instruction, output"
+    )
+    with pytest.raises(DataError, match=said):
+        index_rows(open_pool([str(lines(tmp_path / "mixed.jsonl", rows))]))
+    null = [{"prompt": "q", "completion": None, "id": 1}, {"prompt": "q", "completion": "a", "id": 2}]
+    with pytest.raises(DataError) as failed:
+        index_rows(open_pool([str(lines(tmp_path / "null.jsonl", null))]))
+    assert "is read as" not in str(failed.value)
+
+
+@pytest.mark.parametrize(("file", "name"), [("v1.0.jsonl", "v1.0"), ("wiki.en.jsonl.gz", "wiki.en"), ("A.JSONL", "A")])
+def test_a_source_has_the_name_of_its_file_without_the_format(file: str, name: str, tmp_path: Path) -> None:
+    path = lines(tmp_path / "rows.jsonl", PAIRS)
+    other = tmp_path / file
+    other.write_bytes(gzip.compress(path.read_bytes()) if file.endswith(".gz") else path.read_bytes())
+    assert open_pool([str(other)]).sources[0].name == name

@@ -55,6 +55,10 @@ def test_unreadable_rows_are_listed_as_they_stand(given: dict[str, Any]) -> None
     assert [one["place"].rpartition("/")[2] for one in found] == ["pool.jsonl, row 4", "pool.jsonl, row 8"]
     assert all(one["reason"].startswith("unreadable: ") for one in found)
     assert run.summary["scores"]["left_out"] == {"unreadable": 2}
+    [first] = [
+        note for note in run.summary["notes"] if note.startswith("2 pool rows could not be read and were left out")
+    ]
+    assert f"the first is {found[0]['place']}: " in first
     assert "2 rows that could not be used are in quarantine.jsonl, with place and reason" in run.summary["notes"]
     assert "quarantine.jsonl" in open_run(run.folder).manifest.files
     scored = tov.score(run, given["pool"], out=given["out"].with_name("scored"), quiet=True)

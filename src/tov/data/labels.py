@@ -5,7 +5,7 @@ A label is whatever target and pool must agree on; must not know tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,10 @@ class LabelMap:
     def of(self, source: str) -> dict[str, str]:
         """The map of one source."""
         return {**self.everywhere, **self.by_source.get(source, {})}
+
+    def of_no_source(self, names: Iterable[str]) -> list[str]:
+        """The sources that the map has a part for and that are none of these."""
+        return sorted(self.by_source.keys() - {*names})
 
     @property
     def ours(self) -> set[str]:
@@ -156,6 +160,8 @@ def agreed_labels(
         odd = [f"  pool '{name}': {listed(labels)}" for name, labels in zip(names, pool, strict=True) if labels - ours]
         differences = [f"only in the target: {listed(lacking)}"] * bool(lacking)
         differences += [f"only in the pool: {listed(unknown)}"] * bool(unknown)
+        if others := label_map.of_no_source(names):
+            odd.append(f"  --label-map has a part for {', '.join(others)}, which is no source of the pool")
         one = min(unknown or lacking)
         raise DataError(
             "\n".join(

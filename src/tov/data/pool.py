@@ -321,7 +321,7 @@ def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> 
                 continue
             if isinstance(row, BadRow):
                 if on_bad_row == "error":
-                    raise _unusable(pool.where(row_id), row, role)
+                    raise _unusable(pool, row_id, row, role)
                 bad[row_id] = str(row)
                 continue
             content[row_id], prompt[row_id] = content_hash(row), prompt_hash(row)
@@ -334,12 +334,25 @@ def index_rows(pool: Pool, *, on_bad_row: str = "error", role: str = "pool") -> 
     return Index(content, prompt, bad, tuple(labels), repaired, frozenset(not_gold), len(not_gold), cut_spans)
 
 
-def _unusable(place: str, row: BadRow, role: str) -> DataError:
+def _unusable(pool: Pool, row_id: int, row: BadRow, role: str) -> DataError:
+    hint = f"{row.fix and ' '}{row.fix}{_of_another_layout(pool, row_id)}"
     if role == "pool":
-        fix = f"Correct the row.{row.fix and ' '}{row.fix} --on-bad-row skip counts and skips such rows."
+        fix = f"Correct the row.{hint} --on-bad-row skip counts and skips such rows."
     else:
-        fix = f"Correct or delete the row: every row of the {role} must be usable.{row.fix and ' '}{row.fix}"
-    return DataError(f"{place}: {row}.", fix=fix)
+        fix = f"Correct or delete the row: every row of the {role} must be usable.{hint}"
+    return DataError(f"{pool.where(row_id)}: {row}.", fix=fix)
+
+
+def _of_another_layout(pool: Pool, row_id: int) -> str:
+    """What to do with a row that has no column of its source's layout, which other rows have."""
+    layout = pool.layouts[int(pool.source_index(np.array([row_id]))[0])]
+    own = [name for name, value in pool.original(row_id).items() if value is not None]
+    if layout.converted or not own or any(name in renamed(own, pool.columns) for name in layout.columns):
+        return ""
+    return (
+        f" Its source is read as {layout.name} ({' + '.join(layout.columns)}), which other rows have: put rows with the columns "
+        f"{', '.join(own)} into a file of their own."
+    )
 
 
 def files_of(pool: Pool) -> list[Path]:

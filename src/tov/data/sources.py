@@ -59,6 +59,7 @@ _SPLITS = {
 """Split -> words in file names that mean it, as `datasets` has them."""
 _NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that `datasets`, the Hub and LlamaFactory put beside rows, to describe them."""
+_ENDS = re.compile(f"({'|'.join(map(re.escape, (*BUILDERS, *COMPRESSED)))})+$", re.IGNORECASE)
 _HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:-]+))?$")
 
 
@@ -152,7 +153,7 @@ def is_name(text: str) -> bool:
 
 
 def _stem(path: Path) -> str:
-    return path.name.split(".")[0] or path.name
+    return _ENDS.sub("", path.name) or path.name
 
 
 def _matches(location: str) -> list[Path]:

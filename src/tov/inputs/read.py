@@ -179,6 +179,11 @@ def reading_notes(**inputs: Indexed) -> list[str]:
     """What is said of how the named inputs were read: files left aside, what was changed or left out, a line a kind."""
     notes = [note for one in inputs.values() for source in one.pool.sources for note in source.notes]
     for name, index in ((name, one.index) for name, one in inputs.items()):
+        if index.bad:
+            first = min(index.bad)
+            where = inputs[name].pool.where(first)
+            lost = counted(len(index.bad), f"{name} rows")
+            notes.append(f"{lost} could not be read and were left out; the first is {where}: {index.bad[first]}")
         if index.repaired:
             notes.append(f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2")
         if index.cut_spans:
@@ -187,6 +192,15 @@ def reading_notes(**inputs: Indexed) -> list[str]:
             why = "(answer reject or ignore, label false)"
             notes.append(f"{index.rejected:,} {name} rows say that they are not right {why} and were left out")
     return notes
+
+
+def label_map_notes(settings: DataSettings, **inputs: Indexed) -> list[str]:
+    """Parts of the label map that are for none of the sources of these inputs, and so have no effect."""
+    names = [source.name for one in inputs.values() for source in one.pool.sources]
+    others = LabelMap.of_settings(settings.label_map or {}).of_no_source(names)
+    if not others:
+        return []
+    return [f"--label-map has a part for {', '.join(others)}, but the sources are {', '.join(dict.fromkeys(names))}"]
 
 
 def usable_rows(rows: Iterable[Row | BadRow]) -> list[Row]:

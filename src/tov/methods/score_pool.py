@@ -22,7 +22,7 @@ from tov.engine.fill import fill
 from tov.engine.models import Models, ModelSpec
 from tov.errors import NumericError, RunError
 from tov.files import digest
-from tov.inputs.read import Indexed, PoolRows, reading_notes, usable_rows
+from tov.inputs.read import Indexed, PoolRows, label_map_notes, reading_notes, usable_rows
 from tov.methods.base import NOISE_ROWS, Method, Scorer
 from tov.methods.clusters import records_of, split_target
 from tov.methods.costs import clusters_asked
@@ -114,6 +114,8 @@ def score_pool(
         for one in targets.values():  # what is said of one is of all: they were read together
             for note in reading_notes(target=one, pool=rows):
                 run.note_line(note)
+        for note in label_map_notes(settings, target=target, pool=rows):
+            run.note_line(note)
         run.note(cost=_cost(run))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tov.data.cells import BadRow, NotGold, as_text, check_gold
+from tov.data.labels import Reading
 from tov.data.rows import Convert, Layout, settled
 from tov.sinks import json_text
 from tov.tasks.base import Defaults, Part, Task
@@ -143,20 +144,30 @@ def _answered(row: Mapping[str, Any], prompt: Any, completion: Any, name: str) -
 
 
 def from_preference(row: Mapping[str, Any]) -> Conversation:
-    """A preference pair: `chosen` and `rejected`, with a `prompt` or behind the turns that both begin with.
+    """A preference pair: `chosen` and `rejected`, with a `prompt`, with Alpaca's columns, behind the turns that both begin
+    with, or a turn each behind `conversations` or `messages`.
 
     The chosen answer is scored; the rejected one only for a margin.
     """
     chosen, rejected = row["chosen"], row["rejected"]
+    prompt: Any = row.get("prompt")
+    if isinstance(chosen, Mapping) and isinstance(
+        rejected, Mapping
+    ):  # LLaMA-Factory's and Axolotl's: a turn behind the talk
+        chosen, rejected = [chosen], [rejected]
+        prompt = next((row[name] for name in ("prompt", *TALKS) if row.get(name) is not None), None)
     if not _are_turns(chosen) or not _are_turns(rejected):
-        if row.get("prompt") is None:
+        if prompt is None and row.get("instruction") is not None:
+            one, other = (_of_alpaca(row, row[name], name) for name in ("chosen", "rejected"))
+            return replace(one, rejected=other)
+        if prompt is None:
             raise BadRow(
                 "chosen and rejected are text, and there is no prompt that they answer",
                 "Name the prompt in a column `prompt`, or write both as lists of turns.",
             )
-        prompts = dict.fromkeys(("chosen", "rejected"), row["prompt"])
-    elif _are_turns(row.get("prompt")) and not _begins(chosen, row["prompt"]):
-        prompts = dict.fromkeys(("chosen", "rejected"), row["prompt"])
+        prompts = dict.fromkeys(("chosen", "rejected"), prompt)
+    elif _are_turns(prompt) and not _begins(chosen, prompt):
+        prompts = dict.fromkeys(("chosen", "rejected"), prompt)
     else:  # the prompt is what both begin with, whether a column repeats it or not
         shared = _shared(chosen, rejected)
         prompts = dict.fromkeys(("chosen", "rejected"), chosen[:shared])
@@ -190,17 +201,21 @@ def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
 def _are_turns(value: Any) -> bool:
     """Whether a value is a list of turns, rather than text or its parts."""
     return isinstance(value, list) and (
-        not value or any(isinstance(turn, Mapping) and "role" in turn for turn in value)
+        not value or any(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in value)
     )
 
 
 def from_alpaca(row: Mapping[str, Any]) -> Conversation:
     """`instruction`, `input`, `output`, and `history`, the turns before."""
+    return _of_alpaca(row, row["output"], "output")
+
+
+def _of_alpaca(row: Mapping[str, Any], answer: Any, name: str) -> Conversation:
     prompt, extra = as_text(row["instruction"], "instruction"), row.get("input")
     if extra:
         extra = as_text(extra, "input")
         prompt = f"{prompt}\n\n{extra}" if prompt else extra
-    return _pair(prompt, as_text(row["output"], "output"), row, tuple(history(row)))
+    return _pair(prompt, as_text(answer, name), row, tuple(history(row)))
 
 
 def from_text(row: Mapping[str, Any]) -> Conversation:
@@ -248,11 +263,17 @@ def _render(tokenizer: Any, row: Conversation) -> Rendered:
 
 
 def _unlabelled(convert: Callable[[Mapping[str, Any]], Conversation]) -> Convert:
-    return lambda row, _: convert(row)
+    def converted(row: Mapping[str, Any], _: Reading) -> Conversation:
+        if _unwanted(row.get("kto_tag")):  # LLaMA-Factory's
+            raise NotGold("its kto_tag is false, so its answer is not wanted")
+        return convert(row)
+
+    return converted
 
 
-BESIDE = ("system", "tools", "functions", "documents", "chat_template_kwargs")
+BESIDE = ("system", "tools", "functions", "documents", "chat_template_kwargs", "kto_tag")
 """Columns that are read beside the turns."""
+TALKS = ("conversations", "messages")
 
 
 class Instruction(Task[Conversation]):
@@ -262,7 +283,8 @@ class Instruction(Task[Conversation]):
     title = "instruction tuning"
     layouts = (
         Layout(
-            "preference", name, ("chosen", "rejected"), _unlabelled(from_preference), pairs=True, beside=("prompt", *BESIDE)
+            "preference", name, ("chosen", "rejected"), _unlabelled(from_preference), pairs=True,
+            beside=("prompt", "instruction", "input", "history", *TALKS, *BESIDE),
         ),
         Layout("messages", name, ("messages",), _unlabelled(from_messages), beside=BESIDE),
         Layout("sharegpt", name, ("conversations",), _unlabelled(from_sharegpt), beside=BESIDE),

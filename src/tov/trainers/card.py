@@ -31,7 +31,8 @@ datasets.load_dataset("YOUR-NAME/YOUR-DATASET", split="train")
 ```
 
 `tov_row_id` is a row's place in the pool, `tov_source` its source, `tov_score` what chose it (null where it has none) and
-`tov_reason` whether it was chosen by score or at random. All other columns are the sources' own."""
+`tov_reason` whether it was chosen by score or at random. `tov_label`, or `tov_tokens` and `tov_tags`, stand where labels were
+read otherwise than the sources have them (ids, a label map, spans). All other columns are the sources' own."""
 CATEGORIES = {"ner": "token-classification", "classification": "text-classification"}
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
 

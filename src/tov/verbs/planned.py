@@ -15,7 +15,7 @@ from tov.data.decontamination import left_out
 from tov.data.pool import Pool
 from tov.engine.models import ModelSpec, Opened
 from tov.inputs.draw import encode_scored, sample_rows
-from tov.inputs.read import Indexed, PoolRows, reading_notes, targets_of
+from tov.inputs.read import Indexed, PoolRows, label_map_notes, reading_notes, targets_of
 from tov.model.load import longest
 from tov.text.encode import IGNORED, Encoded, Encoder, left_out_note
 from tov.text.example import marked, parts
@@ -205,6 +205,7 @@ def said_of(read: ReadForPlan, troubles: list[str], clusters: int) -> dict[str, 
     """Warnings, each with what to do, and notes; the target is to be split into so many clusters, if any."""
     notes = [
         *_unseen(target=read.target.pool, pool=read.rows.pool), *reading_notes(target=read.target, pool=read.rows),
+        *label_map_notes(read.settings, target=read.target, pool=read.rows),
         *_of_template(read.rows, read.encoded, read.times),
         *([SPLIT.format(clusters)] if clusters else []),
     ]  # fmt: skip
