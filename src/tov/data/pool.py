@@ -350,8 +350,8 @@ def _of_another_layout(pool: Pool, row_id: int) -> str:
     if layout.converted or not own or any(name in renamed(own, pool.columns) for name in layout.columns):
         return ""
     return (
-        f" Its source is read as {layout.name} ({' + '.join(layout.columns)}), which other rows have: put rows with the columns "
-        f"{', '.join(own)} into a file of their own."
+        f" Its source is read as {layout.name} ({' + '.join(layout.columns)}), which other rows have: put rows with the "
+        f"columns {', '.join(own)} into a file of their own."
     )
 
 
