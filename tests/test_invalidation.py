@@ -183,7 +183,7 @@ GATE = [
     Row("pilot_train_rows", 8),
     Row("pilot_folds", 4),
     Row("judge", "metric"),
-    Row("answer_pattern", "x"),
+    Row("answer_pattern", "x", NO_EFFECT),  # answers are not generated there
     Row("metric", "statistics:correlation"),
     Row("group_by", "topic"),
 ]
