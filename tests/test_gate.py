@@ -472,11 +472,12 @@ def test_classifiers_are_judged_by_their_metric(tmp_path: Path) -> None:
     rows = make("ner", 60, 3)
     done = tov.select(
         model=str(tiny_encoder_folder(tmp_path)), pool=rows[:40], target=rows[40:], method="auto", out=tmp_path / "run",
-        **{**QUICK, "candidates": ["dsir", "uncertainty"], "lora_r": 2},
+        **{**QUICK, "candidates": ["dsir", "uncertainty"], "lora_r": 2, "pilot_train_rows": 1024},
     )  # fmt: skip
+    found = [one["metric"] for one in pilots_of(done.folder) if one["seed"] == 1_000_000]
+    assert len({*found}) > 1, "with so many steps tags are learnt, better by some rows than by others"
     assert done.manifest.gate["judge"] == "metric"
     assert done.manifest.gate["unit"] == "points"
-    assert all(one["metric"] is not None for one in pilots_of(done.folder))
 
 
 def test_sizes_of_pilots() -> None:
