@@ -17,8 +17,8 @@ WORK takes the score tables that are made here.
     spread, score-only  the same, all by score
 
 Training and test are those of `tov compare`: seed, initial state, steps, test rows. A line a training: test log-loss in nats a
-token, the metric, the gain over random rows in % of the log-loss, and `overlap`, the share of the rows by score that are also
-those of `tov` (or of score-only). OUT goes on where it was interrupted.
+token, the metric, the gain over random rows in % of the log-loss, and `overlap`, the share of all rows that are also those of
+`tov` (under `spread` half are the same random ones), or of score-only. OUT goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ import argparse
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pyarrow as pa
-from fewer_passes import Judge, Table, bench_of, embed_base, encoded, read_scores, tables_of
+from fewer_passes import Judge, Table, bench_of, choice_of, embed_base, encoded, read_scores, tables_of
 
 from tov.comparison.bench import Bench
 from tov.comparison.grid import read_grid
@@ -47,7 +49,6 @@ from tov.methods.tov import method as of_tov
 from tov.runs.folder import Run, work_on
 from tov.scores.store import read_table
 from tov.seeds import generator
-from tov.selection.choose import choose
 
 CLUSTERS, PENALTY = 4, 0.5
 
@@ -63,22 +64,13 @@ def scored(bench: Bench, folder: Path, text: str, n: int, base: np.ndarray | Non
 
     with work_on(folder, command="compare", identity={"variant": text}, settings={}) as run:
         if not run.finished:
-            drawn = mock.patch.object(of_tov, "draw_rows", given) if base is not None else mock.MagicMock()
-            with drawn:
+            with mock.patch.object(of_tov, "draw_rows", given) if base is not None else nullcontext():
                 score_pool(
                     run, bench.split.rows, bench.split.target, settings, variant, n=n, labels=bench.labels,
                     models=bench.models, quiet=True,
                 )  # fmt: skip
             run.finish()
     return run
-
-
-def by_score(table: Table, n: int, bins: int, seed: int) -> np.ndarray:
-    """(n,) row_ids of the best, as the rule score-only takes them."""
-    return choose(
-        scores=table.score, tokens=table.tokens, in_base=table.in_base, usable=table.usable, n=n, rule="score-only",
-        bins=bins, seed=seed,
-    ).row_ids  # fmt: skip
 
 
 def spread(table: Table, embedded: np.ndarray, n: int) -> np.ndarray:
@@ -109,33 +101,37 @@ def chosen(bench: Bench, experiment: Path, work: Path, n: int) -> dict[str, Call
     settings = settings_for(bench.config, parse_variant("tov"))
     assert settings.bins
     bins, table = settings.bins, tables_of(experiment, seed, settings.transform)[2]
-    default = choose(
-        scores=table.score, tokens=table.tokens, in_base=table.in_base, usable=table.usable, n=n, rule="score+random",
-        bins=bins, seed=seed,
-    )  # fmt: skip
+    default = choice_of(table, table.score, n, "score+random", bins, seed)
     random = default.row_ids[default.reasons == "random"]
 
+    def by_score(scores: Table, count: int) -> np.ndarray:
+        return choice_of(scores, scores.score, count, "score-only", bins, seed).row_ids
+
     def in_turns() -> np.ndarray:
-        first = by_score(table, half, bins, seed)
+        first = by_score(table, half)
         run = scored(bench, work / "in-turns", f"tov/epochs=2/base_size={half}", n, np.sort(first))
         again = read_scores(run.folder, settings.transform)
-        return np.concatenate([first, by_score(again, n - half, bins, seed)])
+        return np.concatenate([first, by_score(again, n - half)])
 
     def clusters() -> np.ndarray:
-        run = scored(bench, work / "clusters", f"tov/epochs=2/target_clusters={CLUSTERS}", n)
         variant = parse_variant(f"tov/epochs=2/target_clusters={CLUSTERS}")
+        run = scored(bench, work / "clusters", variant.name, n)
         columns: pa.Table = read_table(run.folder / "scores")
         return choose_rows(
             variant.method, settings_for(bench.config, variant), columns, run, targets=list(run.manifest.targets), n=n,
             seed=seed,
         )[0].row_ids  # fmt: skip
 
+    @cache
+    def embedded() -> np.ndarray:
+        return embed_base(bench, table)
+
     def spread_out(count: int) -> np.ndarray:
-        return spread(table, embed_base(bench, table), count)
+        return spread(table, embedded(), count)
 
     return {
         "tov": lambda: default.row_ids,
-        "score-only": lambda: by_score(table, n, bins, seed),
+        "score-only": lambda: by_score(table, n),
         "in turns": in_turns,
         "clusters": clusters,
         "spread": lambda: generator(seed, "spread").permutation(np.concatenate([spread_out(half), random])),
@@ -153,8 +149,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1000, help="a seed that RUNS has (default 1000)")
     args = parser.parse_args()
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    for name in read_grid(args.grid, tuple(args.only)).experiments:
-        bench, experiment = bench_of(read_grid(args.grid, (name,)), name, args.seed), args.runs / name
+    grid = read_grid(args.grid, tuple(args.only))
+    for name in grid.experiments:
+        bench, experiment = bench_of(grid, name, args.seed), args.runs / name
         n = max(bench.config.sizes)
         trials = [
             one
@@ -164,8 +161,10 @@ def main() -> None:
         judge = Judge(bench, n, {one["rows_fingerprint"]: one for one in trials if "rows_fingerprint" in one})
         lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
         done = {one["variant"] for one in lines if (one["experiment"], one["seed"]) == (name, args.seed)}
-        of_random = judge.loss_of(judge.random_rows())
         ways = chosen(bench, experiment, args.work / f"{name}-{args.seed}", n)
+        if done >= ways.keys():
+            continue
+        of_random = judge.loss_of(judge.random_rows())
         whole = {"tov": ways["tov"](), "score-only": ways["score-only"]()}
         for way, rows_of in ways.items():
             if way in done:

@@ -730,6 +730,17 @@ def test_pairs_of_other_trainers_are_read_with_all_of_their_question(form: str) 
     assert row.rejected.prompt == row.prompt
 
 
+@pytest.mark.parametrize("prompt", ["q", "", [], None])
+def test_a_pair_of_turns_stands_behind_the_first_turns_that_there_are(prompt: Any) -> None:
+    pair = {name: RANKED["messages"][name] for name in ("chosen", "rejected")}
+    talk = {"messages": [{"role": "user", "content": "told"}]}
+    for beside, asked in ((talk, "told"), ({"prompt": "only"}, "only")):
+        (row,) = conversations(open_pool([[{**pair, "prompt": prompt, **beside}]]))
+        assert [message["content"] for message in row.prompt] == [asked]
+    with pytest.raises(DataError, match=r"a turn each, and there are no turns before them(.|\n)*`conversations`"):
+        index_rows(open_pool([[{**pair, "prompt": None}]]))
+
+
 @pytest.mark.parametrize("tag", [False, "false", True, None])
 @pytest.mark.parametrize(
     "row",
@@ -752,15 +763,14 @@ def test_rows_of_another_layout_than_their_source_are_told_apart(tmp_path: Path)
         {"instruction": "q", "output": "a"},
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
     ]
-    said = (
-        r"mixed.jsonl, row 1: the list of turns is missing\.(.|\n)*read as messages(.|\n)*columns instruction, output"
-    )
+    said = r"mixed.jsonl, row 1: the list of turns is missing\.(.|\n)*columns of alpaca(.|\n)*read as messages"
     with pytest.raises(DataError, match=said):
         index_rows(open_pool([str(lines(tmp_path / "mixed.jsonl", rows))]))
-    null = [{"prompt": "q", "completion": None, "id": 1}, {"prompt": "q", "completion": "a", "id": 2}]
-    with pytest.raises(DataError) as failed:
-        index_rows(open_pool([str(lines(tmp_path / "null.jsonl", null))]))
-    assert "is read as" not in str(failed.value)
+    for empty in ({"prompt": "q", "completion": None, "id": 1}, {"prompt": None, "completion": None, "id": 1}):
+        null = [empty, {"prompt": "q", "completion": "a", "id": 2}]
+        with pytest.raises(DataError) as failed:
+            index_rows(open_pool([str(lines(tmp_path / "null.jsonl", null))]))
+        assert "is read as" not in str(failed.value)
 
 
 @pytest.mark.parametrize(("file", "name"), [("v1.0.jsonl", "v1.0"), ("wiki.en.jsonl.gz", "wiki.en"), ("A.JSONL", "A")])

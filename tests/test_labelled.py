@@ -292,7 +292,7 @@ def test_rows_that_an_annotator_rejected_are_left_out_and_counted(tmp_path: Path
     assert codes.tolist() == [USABLE, NOT_GOLD, NOT_GOLD, USABLE]
     assert left_out(codes, index) == "2 marked as not right"
     assert reading_notes(pool=Indexed(pool, index)) == [
-        "2 pool rows say that they are not right (answer reject or ignore, label false) and were left out"
+        "2 pool rows say that they are not right (answer reject or ignore, label or kto_tag false) and were left out"
     ]
     part = index.subset(np.array([2, 3]))
     assert part.not_gold == {0}

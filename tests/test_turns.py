@@ -328,6 +328,14 @@ def test_json_text_is_no_deeper_than_a_row(key: str) -> None:
         read(user("a"), said("b"), **{key: "[" * 5000})
 
 
+@pytest.mark.parametrize("key", NESTED)
+def test_json_text_may_be_a_value_by_itself(key: str) -> None:
+    assert read(user("a"), said("b"), **{key: "null"}) == PLAIN
+    for value in ("5", "true", '"x"'):
+        with pytest.raises(BadRow, match=key):
+            read(user("a"), said("b"), **{key: value})
+
+
 def test_json_text_of_turns_holds_whole_characters() -> None:
     assert from_messages({"messages": json.dumps([user("q"), said("\U0001f600")])}).answer == "\U0001f600"
     with pytest.raises(BadRow, match=r"list of turns .*half a character, the lone surrogate \\ud83d"):

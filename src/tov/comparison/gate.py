@@ -161,7 +161,7 @@ def decide(
     with work_on(folder, command="gate", identity=identity, settings=settings.shown()) as run:
         if not run.finished:
             models = models or Models()
-            encode = models.open(ModelSpec.of(settings, labels), expected).encode
+            encode = ModelSpec.of(settings, labels).encoder()
             splits = [split_of(rows, target, fold, sizes, settings, config.seed, encode) for fold in folds]
             benches = [
                 Bench(of_pilot(settings, config.seed + number * PILOT_SEEDS, one), one, labels, models, expected)

@@ -55,7 +55,7 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
     Raises:
         ConfigError: no such file, broken YAML, an unset variable, no such experiment.
     """
-    settings = _read(path, only)
+    settings = _read(path)
     experiments = _experiments(settings, path)
     if not experiments:
         raise ConfigError(
@@ -75,9 +75,11 @@ def read_grid(path: Path, only: tuple[str, ...] = ()) -> Grid:
                 fix="Correct the name after --only.",
             )
     chosen = {
-        name: with_text_keys(experiment, path) for name, experiment in experiments.items() if not only or name in only
+        name: with_text_keys(_filled(experiment, path), path)
+        for name, experiment in experiments.items()
+        if not only or name in only
     }
-    return Grid(settings, chosen)
+    return Grid(_filled(settings, path), chosen)
 
 
 def _experiments(settings: dict[str, Any], path: Path) -> dict[str, Mapping[str, Any]]:
@@ -124,35 +126,26 @@ def _check_names(names: Iterable[str], path: Path) -> None:
             )
 
 
-def _read(path: Path, only: tuple[str, ...], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file with all that it extends; variables stand as they are, but for the name of that file."""
     real = path.resolve() if "\0" not in str(path) else path
     if real in above:
         round_ = " extends ".join(file.name for file in (*above[above.index(real) :], real))
         raise ConfigError(f"{path} extends itself: {round_}.", fix="Remove one of the lines that begin with extends.")
-    settings = {
-        name: _filled_of(only, value, path) if name == "experiments" and only else _filled(value, path)
-        for name, value in read_yaml(path).items()
-    }
+    settings = dict(read_yaml(path))
     if "extends" not in settings:
         return settings
-    other = settings.pop("extends")
+    other = _filled(settings.pop("extends"), path)
     if not isinstance(other, str):
         raise ConfigError(
             f"{path}: extends is {kind_of(other)}, but must be a file's name.",
             allowed="extends: OTHER.yaml",
             fix="Correct the line that begins with extends.",
         )
-    base = _read(path.parent / other, only, (*above, real))
+    base = _read(path.parent / other, (*above, real))
     theirs, own = _experiments(base, path), _experiments(settings, path)
     both = {name: {**theirs.get(name, {}), **own.get(name, {})} for name in [*theirs, *own]}
     return {**base, **settings, "experiments": both}
-
-
-def _filled_of(only: tuple[str, ...], experiments: Any, path: Path) -> Any:
-    """The experiments, the named ones filled: the others' variables need not be set."""
-    if not isinstance(experiments, Mapping):
-        return experiments
-    return {name: _filled(block, path) if str(name) in only else block for name, block in experiments.items()}
 
 
 def _filled(value: Any, path: Path) -> Any:

@@ -38,8 +38,6 @@ def pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> CompareC
     given = {name: getattr(config, name) for name in config.model_fields_set | {"task", "seed"} if name in fields}
     rate = given.get("train_learning_rate") or task.defaults.train_learning_rate
     asks = judge_of(config) == METRIC and task.generates
-    if config.base_size:
-        given["base_size"] = _base_of(config.base_size, sizes)
     given |= {
         "sizes": (sizes.n,), "methods": (BASELINE,), "train_rows": sizes.passes, "num_train_epochs": None,
         "train_learning_rate": PILOT_RATE[task.new_head] * rate, "exact_match": target_rows if asks else 0, "out": "auto",
@@ -49,15 +47,13 @@ def pilot_settings(config: Any, sizes: PilotSizes, target_rows: int) -> CompareC
     return build(CompareConfig, given).for_task(config.task)
 
 
-def _base_of(base_size: int, sizes: PilotSizes) -> int:
-    """Of a base set that was given, or is a preset's, for the whole pool: it would leave little of a part to choose from."""
-    return max(1, min(base_size, sizes.pool // 4))
-
-
 def in_pilot(variant: Variant, settings: CompareConfig, sizes: PilotSizes) -> Variant:
-    """A candidate as pilots have it: with a base set of the part's size, and nothing in a store that outlives them."""
+    """A candidate as pilots have it: with a base set of the part's size, and nothing in a store that outlives them.
+
+    A base set that was given, or is a preset's, is of the whole pool, and of a part would leave little to choose from.
+    """
     if base_size := settings_for(settings, variant).base_size:
-        variant = replace(variant, changes={**variant.changes, "base_size": _base_of(base_size, sizes)})
+        variant = replace(variant, changes={**variant.changes, "base_size": max(1, min(base_size, sizes.pool // 4))})
     if variant.options and getattr(variant.options, "store", None):
         variant = replace(variant, options=variant.options.model_copy(update={"store": None}))
     return variant
@@ -69,14 +65,8 @@ def judge_of(config: Any) -> str:
 
 
 def split_of(
-    rows: PoolRows,
-    target: Indexed,
-    fold: np.ndarray,
-    sizes: PilotSizes,
-    settings: CompareConfig,
-    seed: int,
-    encode: Encoder,
-) -> Split:
+    rows: PoolRows, target: Indexed, fold: np.ndarray, sizes: PilotSizes, settings: CompareConfig, seed: int, encode: Encoder
+) -> Split:  # fmt: skip
     """A pilot's rows: the fold held out as the test, and of the others and of the pool those that are not like it. Pool rows
     without a scored token, which nobody chooses, take no place.
 
@@ -92,13 +82,11 @@ def split_of(
         )
     usable = generator(seed, "pilot pool").permutation(np.flatnonzero(rows.usable))
     is_like, parts, there = like_test(rows, test, settings), list[np.ndarray](), 0
-    for start in range(0, len(usable), sizes.pool):  # more than one only where rows are left out
-        block = usable[start : start + sizes.pool]
+    while there < sizes.pool and len(usable):
+        block, usable = np.split(usable, [min(AT_ONCE, sizes.pool - there)])
         block = block[~is_like(block)]
-        block = _with_tokens(rows, block, encode)[: sizes.pool - there]
-        parts, there = [*parts, block], there + len(block)
-        if there == sizes.pool:
-            break
+        parts.append(block[encode_drawn(rows, block, encode).scored_counts > 0])
+        there += len(parts[-1])
     if there < sizes.n:
         raise DataError(
             f"A pilot is to choose {sizes.n:,} rows, but only {there:,} of the pool have a scored token and are not like the "
@@ -106,12 +94,6 @@ def split_of(
             fix="Lower --pilot-rows, add rows to the pool, or name a method in place of auto.",
         )
     return Split(rows.subset(np.sort(np.concatenate(parts))), subset_of(target, others), test, ())
-
-
-def _with_tokens(rows: PoolRows, row_ids: np.ndarray, encode: Encoder) -> np.ndarray:
-    """Of these usable rows those that have a scored token; never many rows as tokens at once."""
-    pieces = np.array_split(row_ids, len(row_ids) // AT_ONCE + 1)
-    return np.concatenate([piece[encode_drawn(rows, piece, encode).scored_counts > 0] for piece in pieces])
 
 
 def of_pilot(settings: CompareConfig, seed: int, split: Split) -> CompareConfig:

@@ -21,6 +21,9 @@ class BadRow(ValueError):
         self.fix = fix
 
 
+NOT_GOLD = "(answer reject or ignore, label or kto_tag false)"
+
+
 class NotGold(BadRow):
     """A row that says itself that its labels are not right: it is left out and counted, and never an error."""
 

@@ -160,8 +160,6 @@ def agreed_labels(
         odd = [f"  pool '{name}': {listed(labels)}" for name, labels in zip(names, pool, strict=True) if labels - ours]
         differences = [f"only in the target: {listed(lacking)}"] * bool(lacking)
         differences += [f"only in the pool: {listed(unknown)}"] * bool(unknown)
-        if others := label_map.of_no_source(names):
-            odd.append(f"  --label-map has a part for {', '.join(others)}, which is no source of the pool")
         one = min(unknown or lacking)
         raise DataError(
             "\n".join(

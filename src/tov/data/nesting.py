@@ -14,7 +14,7 @@ MOST_NESTED = 100
 
 def nested_too_deeply(value: Any) -> bool:
     """Whether a value has more than `MOST_NESTED` levels."""
-    level, depth = [value], 0
+    level, depth = [value] if isinstance(value, (Mapping, list, tuple)) else [], 0
     while level:
         depth += 1
         if depth > MOST_NESTED:

@@ -38,12 +38,14 @@ class Pool:
         layouts: each source's columns; all of one task.
         readings: how each source's labels are read.
         columns: our column names -> the user's.
+        known: the layouts that a source could have had.
     """
 
     sources: tuple[Source, ...]
     layouts: tuple[Layout, ...]
     readings: tuple[Reading, ...]
     columns: Mapping[str, str] = field(default_factory=dict)
+    known: tuple[Layout, ...] = ()
 
     @property
     def task(self) -> str:
@@ -239,7 +241,7 @@ def open_pool(
         Reading(_names_of(source, layout.labels, columns), (label_map or LabelMap()).of(source.name), repair_bio)
         for source, layout in zip(sources, source_layouts, strict=True)
     )
-    return Pool(sources, tuple(source_layouts), readings, dict(columns))
+    return Pool(sources, tuple(source_layouts), readings, dict(columns), tuple(layouts))
 
 
 def _names_of(source: Source, column: str, columns: Mapping[str, str]) -> tuple[str, ...]:
@@ -344,14 +346,15 @@ def _unusable(pool: Pool, row_id: int, row: BadRow, role: str) -> DataError:
 
 
 def _of_another_layout(pool: Pool, row_id: int) -> str:
-    """What to do with a row that has no column of its source's layout, which other rows have."""
+    """What to do with a row that lacks all columns of its source's layout and has those of another."""
     layout = pool.layouts[int(pool.source_index(np.array([row_id]))[0])]
-    own = [name for name, value in pool.original(row_id).items() if value is not None]
-    if layout.converted or not own or any(name in renamed(own, pool.columns) for name in layout.columns):
+    own = renamed([name for name, value in pool.original(row_id).items() if value is not None], pool.columns)
+    other = layout_of([*own], pool.known, layout.task)
+    if other is None or own.keys() & set(layout.columns):
         return ""
     return (
-        f" Its source is read as {layout.name} ({' + '.join(layout.columns)}), which other rows have: put rows with the "
-        f"columns {', '.join(own)} into a file of their own."
+        f" It has the columns of {other.name} ({' + '.join(other.columns)}), but its source is read as {layout.name} "
+        f"({' + '.join(layout.columns)}), which other rows have: put the one kind of rows into a file of its own."
     )
 
 

@@ -19,14 +19,10 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from tov.data.arrow_files import load_arrow
-from tov.data.conll import SUFFIXES as CONLL_SUFFIXES
-from tov.data.conll import column_numbers, is_conll, load_conll
-from tov.data.csv_rows import load_csv
-from tov.data.json_rows import JsonTable
+from tov.data.conll import column_numbers, is_conll
+from tov.data.formats import BUILDERS, all_conll, load_files, stem_of, suffix_of
 from tov.data.saved import is_saved, load_saved, saved_splits
 from tov.data.tables import ArrowTable, ListTable, Table
-from tov.data.text_files import COMPRESSED
 from tov.errors import DataError, kind_of, of_system
 from tov.objects.stores import at_home, fetched, is_url
 from tov.system import check_readable, kind_of_file
@@ -47,11 +43,6 @@ class Named:
 
 Input: TypeAlias = str | Path | datasets.Dataset | Sequence[Mapping[str, Any]] | Named
 
-BUILDERS = {
-    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv",
-    ".arrow": "arrow", ".txt": "conll", **dict.fromkeys(CONLL_SUFFIXES, "conll"),
-}  # fmt: skip
-"""Suffix -> format. A .txt or .tsv file is looked into."""
 _SPLITS = {
     "train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -59,7 +50,6 @@ _SPLITS = {
 """Split -> words in file names that mean it, as `datasets` has them."""
 _NO_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that `datasets`, the Hub and LlamaFactory put beside rows, to describe them."""
-_ENDS = re.compile(f"({'|'.join(map(re.escape, (*BUILDERS, *COMPRESSED)))})+$", re.IGNORECASE)
 _HUB_ID = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.\[\]%:-]+))?$")
 
 
@@ -102,7 +92,7 @@ def open_sources(inputs: Sequence[Input], columns: Mapping[str, str] | None = No
         name, count = source.name, 2
         while name in taken:
             name, count = f"{source.name}-{count}", count + 1
-        numbered = {columns[ours] for ours in column_numbers(columns)} if _all_conll(source.files, columns) else ()
+        numbered = {columns[ours] for ours in column_numbers(columns)} if all_conll(source.files, columns) else ()
         named.append(replace(source, name=name, numbered=frozenset(numbered)))
     return tuple(named)
 
@@ -137,7 +127,7 @@ def _open(value: Input, columns: Mapping[str, str]) -> list[Source]:
     if is_url(text):
         return _from_store(None, text, columns)
     if glob.has_magic(text) and not at_home(text).exists():
-        return [_one_source(_stem(path), str(path), columns) for path in _matches(text)]
+        return [_one_source(stem_of(path), str(path), columns) for path in _matches(text)]
     return [_one_source(None, text, columns)]
 
 
@@ -150,10 +140,6 @@ def name_of(location: str) -> tuple[str, str] | None:
 def is_name(text: str) -> bool:
     """Whether a source, or a target, may be called so: letters, digits and `_.-`."""
     return bool(re.fullmatch(r"[\w.-]+", text))
-
-
-def _stem(path: Path) -> str:
-    return _ENDS.sub("", path.name) or path.name
 
 
 def _matches(location: str) -> list[Path]:
@@ -177,10 +163,10 @@ def _one_source(name: str | None, location: str, columns: Mapping[str, str]) -> 
     if path.is_dir():
         return _from_folder(name, path, columns)
     if path.exists():
-        return Source(name or _stem(path), location, _load_files([path], columns), (path,))
+        return Source(name or stem_of(path), location, load_files([path], columns), (path,))
     if glob.has_magic(location):
         paths = _matches(location)
-        return Source(name or "glob", location, _load_files(paths, columns), tuple(paths))
+        return Source(name or "glob", location, load_files(paths, columns), tuple(paths))
     split_folder, _, split = str(path).rpartition(":")
     if split_folder and Path(split_folder).is_dir():
         return _from_folder(name, Path(split_folder), columns, split)
@@ -230,7 +216,7 @@ def _from_store(name: str | None, url: str, columns: Mapping[str, str]) -> list[
     places = fetched(url)
     if name is None or places[0].is_dir():
         return [replace(_one_source(name, str(path), columns), location=url) for path in places]
-    return [Source(name, url, _load_files(places, columns), tuple(places))]
+    return [Source(name, url, load_files(places, columns), tuple(places))]
 
 
 def _near(path: Path) -> str:
@@ -260,15 +246,15 @@ def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split
         return Source(name or path.name, str(path), load_saved(path, str(path)))
     check_readable(path)
     for file in path.rglob("*"):
-        if _suffix(file) in BUILDERS and not _hidden(file, path):
+        if suffix_of(file) in BUILDERS and not _hidden(file, path):
             _check_file(file)
     files = sorted(
         file
         for file in path.rglob("*")
-        if _suffix(file) in BUILDERS and file.is_file() and not _hidden(file, path) and file.name not in _NO_ROWS
+        if suffix_of(file) in BUILDERS and file.is_file() and not _hidden(file, path) and file.name not in _NO_ROWS
     )
     # A README.txt beside rows is none of them.
-    files = [file for file in files if _suffix(file) != ".txt" or is_conll(file, columns)] or files
+    files = [file for file in files if suffix_of(file) != ".txt" or is_conll(file, columns)] or files
     if not files:
         raise DataError(
             f"The folder {path} holds no data file.",
@@ -277,7 +263,7 @@ def _from_folder(name: str | None, path: Path, columns: Mapping[str, str], split
         )
     files, notes = _of_split(files, path, split)
     location = f"{path}:{split}" if split else str(path)
-    return Source(name or path.name, location, _load_files(files, columns), tuple(files), tuple(notes))
+    return Source(name or path.name, location, load_files(files, columns), tuple(files), tuple(notes))
 
 
 def _hidden(file: Path, folder: Path) -> bool:
@@ -307,77 +293,6 @@ def _of_split(files: list[Path], folder: Path, split: str | None) -> tuple[list[
         f"{folder}: of the split {wanted} {len(found[wanted])} files are read, and not the others ({', '.join(others)})"
     )
     return found[wanted], [note] if others else []
-
-
-def _suffix(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _load_files(paths: list[Path], columns: Mapping[str, str]) -> Table:
-    for path in paths:
-        check_readable(path)
-    kinds = {_suffix(path) for path in paths}
-    builders = {BUILDERS.get(kind) for kind in kinds}
-    readable = f"{', '.join(BUILDERS)} (also .gz, .zst), one format a source"
-    if None in builders:
-        odd = next(path for path in paths if _suffix(path) not in BUILDERS)
-        raise DataError(
-            f"{odd} has a format that tov does not read: {_suffix(odd) or 'no suffix'}.",
-            allowed=readable,
-            fix="Convert the file, or name other files with a glob.",
-        )
-    if len(builders) != 1:
-        raise DataError(
-            f"The {len(paths)} files of one input have several formats: {', '.join(sorted(kinds))}.",
-            allowed=readable,
-            fix="Name the files of one format with a glob, and the others as another input.",
-        )
-    empty = next((path for path in paths if path.stat().st_size == 0), None)
-    if empty:
-        raise DataError(f"{empty} is empty (0 bytes).", fix="Name a file with at least one row.")
-    builder = builders.pop()
-    assert builder
-    try:
-        return _load(builder, paths, kinds, columns)
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:
-        if refused := of_system(error, f"{paths[0]} cannot be read", DataError):
-            raise refused from error
-        if "corresponds to no data" in str(error):
-            raise DataError(f"{paths[0]} has no rows.", fix="Name a file with at least one row.") from None
-        cause = error.__cause__ or error
-        raise DataError(
-            f"{paths[0]} cannot be read: {cause}", fix="Check that its content is what its suffix says."
-        ) from error
-
-
-def _load(builder: str, paths: list[Path], kinds: set[str], columns: Mapping[str, str]) -> Table:
-    if builder == "json":
-        return JsonTable(paths)
-    location = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-    if _all_conll(paths, columns):
-        return ArrowTable(load_conll(paths, columns), location)
-    if builder == "conll":
-        raise DataError(
-            f"{paths[0]} is a text file, but no CoNLL file with a word and its tag on each line.",
-            allowed=", ".join(suffix for suffix in BUILDERS if suffix not in CONLL_SUFFIXES and suffix != ".txt"),
-            fix='Write each row of text as a line of JSON: {"text": "the row"}',
-        )
-    if builder == "csv":
-        return ArrowTable(load_csv(paths, ["\t" if _suffix(path) == ".tsv" else "," for path in paths]), location)
-    return ArrowTable(load_arrow(builder, paths), location)
-
-
-def _all_conll(paths: Sequence[Path], columns: Mapping[str, str]) -> bool:
-    """Whether files are read as CoNLL files; .txt and .tsv files are looked into."""
-    kinds = {_suffix(path) for path in paths}
-    if kinds <= {".txt", ".tsv"}:
-        return bool(paths) and all(is_conll(path, columns) for path in paths)
-    return kinds <= {*CONLL_SUFFIXES, ".txt"}
 
 
 def _from_hub(name: str | None, location: str, hub: re.Match[str]) -> Source:

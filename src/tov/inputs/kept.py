@@ -121,8 +121,10 @@ def take_over(out: str, made_from: str | None, opened: Callable[[], Pool]) -> tu
         made_from: as of `key`, of now; the caller compares it again with that of after.
         opened: opens the pool.
     """
+    if made_from is None:
+        return None
     place = local(out, whole=True)
-    for folder in (place / NEW, place) if made_from else ():
+    for folder in (place / NEW, place):
         found = _read(folder, made_from)
         if found is None:
             continue

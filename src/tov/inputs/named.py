@@ -12,7 +12,7 @@ import numpy as np
 
 from tov.config.records import DataSettings, P, PathSettings
 from tov.config.settings import build
-from tov.data.cells import BadRow
+from tov.data.cells import NOT_GOLD, BadRow
 from tov.data.pool import Index, Pool, check_mapping
 from tov.data.rows import content_hash
 from tov.data.sources import Input, Named, is_name, local_files
@@ -99,8 +99,8 @@ def read_inputs(
     names, _ = target_of_row(target)
     if len(names) > 1 and (empty := set(names) - targets_of(target).keys()):
         raise DataError(
-            f"All rows of the target {min(empty)} say that they are not right (answer reject or ignore, label false).",
-            fix="Name rows with the answer accept, or leave that target out.",
+            f"All rows of the target {min(empty)} say that they are not right {NOT_GOLD}.",
+            fix="Name rows that are right, or leave that target out.",
         )
     config = config.for_task(target.task).model_copy(update={"model": located(config.model)})
     check_loading(Loading.of(config), config.device, new_head=TASKS[target.task].new_head)

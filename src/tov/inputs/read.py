@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tov.config.records import DataSettings
-from tov.data.cells import BadRow
+from tov.data.cells import NOT_GOLD, BadRow
 from tov.data.decontamination import DUPLICATE, IN_TARGET, USABLE, exclusions, left_out
 from tov.data.labels import LabelMap
 from tov.data.pool import Index, Pool, index_rows, open_pool
@@ -100,8 +100,8 @@ def read_target(inputs: Sequence[Input], settings: DataSettings, *, role: str = 
         gold = np.setdiff1d(np.arange(len(pool)), list(index.not_gold))
         if not len(gold):
             raise DataError(
-                f"All {len(pool):,} rows of the {role} say that they are not right (answer reject or ignore, label false).",
-                fix="Name rows with the answer accept, or delete the column `answer` if it does not say who accepted them.",
+                f"All {len(pool):,} rows of the {role} say that they are not right {NOT_GOLD}.",
+                fix="Name rows that are right, or delete the column that says so if it means something else.",
             )
         pool, index = pool.subset(gold), index.subset(gold)
     return Indexed(pool, index)
@@ -172,25 +172,29 @@ def labels_of(rows: PoolRows, target: Indexed, settings: DataSettings) -> tuple[
     """
     names = [source.name for source in rows.pool.sources]
     label_map = LabelMap.of_settings(settings.label_map or {})
-    return TASKS[rows.task].head_labels(target.index.labels, rows.index.labels, names, label_map)
+    try:
+        return TASKS[rows.task].head_labels(target.index.labels, rows.index.labels, names, label_map)
+    except DataError as error:
+        problem = "\n  ".join([error.problem, *label_map_notes(settings, target=target, pool=rows)])
+        raise DataError(problem, allowed=error.allowed, fix=error.fix) from None
 
 
 def reading_notes(**inputs: Indexed) -> list[str]:
     """What is said of how the named inputs were read: files left aside, what was changed or left out, a line a kind."""
     notes = [note for one in inputs.values() for source in one.pool.sources for note in source.notes]
-    for name, index in ((name, one.index) for name, one in inputs.items()):
+    for name, one in inputs.items():
+        index = one.index
         if index.bad:
-            first = min(index.bad)
-            where = inputs[name].pool.where(first)
-            lost = counted(len(index.bad), f"{name} rows")
-            notes.append(f"{lost} could not be read and were left out; the first is {where}: {index.bad[first]}")
+            lost, first = counted(len(index.bad), f"{name} rows"), min(index.bad)
+            notes.append(
+                f"{lost} could not be read and were left out; the first is {one.pool.where(first)}: {index.bad[first]}"
+            )
         if index.repaired:
             notes.append(f"--repair-bio made the tags of {index.repaired:,} {name} rows BIO2")
         if index.cut_spans:
             notes.append(f"{index.cut_spans:,} entities of {name} rows begin or end inside a word, which was cut there")
         if index.rejected:
-            why = "(answer reject or ignore, label false)"
-            notes.append(f"{index.rejected:,} {name} rows say that they are not right {why} and were left out")
+            notes.append(f"{index.rejected:,} {name} rows say that they are not right {NOT_GOLD} and were left out")
     return notes
 
 

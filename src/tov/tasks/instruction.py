@@ -129,7 +129,9 @@ def from_prompt_completion(row: Mapping[str, Any]) -> Conversation:
 
 
 def _unwanted(label: Any) -> bool:
-    """Whether a `label` says that a completion is not wanted: false, also as a CSV file has it. A number may be a class's."""
+    """Whether a `label` or `kto_tag` says that an answer is not wanted: false, also as a CSV file has it. A number may be a
+    class's.
+    """
     return str(label).strip().lower() == "false"
 
 
@@ -151,11 +153,8 @@ def from_preference(row: Mapping[str, Any]) -> Conversation:
     """
     chosen, rejected = row["chosen"], row["rejected"]
     prompt: Any = row.get("prompt")
-    if isinstance(chosen, Mapping) and isinstance(
-        rejected, Mapping
-    ):  # LLaMA-Factory's and Axolotl's: a turn behind the talk
-        chosen, rejected = [chosen], [rejected]
-        prompt = next((row[name] for name in ("prompt", *TALKS) if row.get(name) is not None), None)
+    if isinstance(chosen, Mapping) and isinstance(rejected, Mapping):  # as LLaMA-Factory and Axolotl have them
+        chosen, rejected, prompt = [chosen], [rejected], _turns_before(row)
     if not _are_turns(chosen) or not _are_turns(rejected):
         if prompt is None and row.get("instruction") is not None:
             one, other = (_of_alpaca(row, row[name], name) for name in ("chosen", "rejected"))
@@ -176,6 +175,19 @@ def from_preference(row: Mapping[str, Any]) -> Conversation:
         _answered(row, prompts[name], answer, name) for name, answer in (("chosen", chosen), ("rejected", rejected))
     )
     return replace(one, rejected=other)
+
+
+def _turns_before(row: Mapping[str, Any]) -> list[Any]:
+    """What stands before an answer that is a turn by itself."""
+    for name in ("prompt", *TALKS):
+        if row.get(name) and _are_turns(row[name]):
+            return list(row[name])
+    if isinstance(row.get("prompt"), str) and row["prompt"]:
+        return [{"role": "user", "content": row["prompt"]}]
+    raise BadRow(
+        "chosen and rejected are a turn each, and there are no turns before them",
+        f"Put these into a column {' or '.join(f'`{name}`' for name in ('prompt', *TALKS))}.",
+    )
 
 
 def _begins(turns: Sequence[Any], prompt: Sequence[Any]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from tov.data.sources import BUILDERS
+from tov.data.formats import BUILDERS
 from tov.progress import counted
 from tov.reports.summary import table, versions_line
 from tov.runs.manifest import Manifest
